@@ -1,0 +1,267 @@
+//! Records read from the store, kept for a while.
+//!
+//! Bounded; one load a token at a time; unknown tokens are remembered briefly, so that neither
+//! guessing nor a burst turns into a burst at the store. While the store is away, records that were
+//! good stay usable for a bounded time, and nothing else does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::warn;
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use tokio::sync::OnceCell;
+
+use super::record::TokenRecord;
+use crate::clock::Clock;
+use crate::store::{StoreError, TokenStore};
+
+/// How long a token that is not known, or whose record cannot be read, is taken for that.
+const NEGATIVE_TTL: Duration = Duration::from_secs(1);
+
+/// What the cache did for one look-up, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheOutcome {
+    /// Answered from memory.
+    Hit,
+    /// Asked the store.
+    Miss,
+    /// Answered from memory although too old, because the store is away.
+    Stale,
+}
+
+/// Bounds of the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheRules {
+    /// How long a record is used without asking again.
+    pub ttl: Duration,
+    /// Most records kept.
+    pub entries: usize,
+    /// How much longer while the store is away.
+    pub max_stale: Duration,
+}
+
+#[derive(Clone)]
+struct Entry {
+    /// `None`: the store has no record that can be used.
+    record: Option<Arc<TokenRecord>>,
+    loaded_at: Duration,
+}
+
+type Load = Arc<OnceCell<Result<Entry, StoreError>>>;
+
+/// The cache in front of a [`TokenStore`].
+pub struct RecordCache {
+    store: Arc<dyn TokenStore>,
+    clock: Arc<dyn Clock>,
+    rules: CacheRules,
+    entries: Cache<Arc<str>, Entry>,
+    loads: Mutex<HashMap<Arc<str>, Load>>,
+    on_lookup: fn(CacheOutcome),
+}
+
+impl RecordCache {
+    /// A cache over `store`; `on_lookup` is told what each look-up came to.
+    pub fn new(
+        store: Arc<dyn TokenStore>,
+        clock: Arc<dyn Clock>,
+        rules: CacheRules,
+        on_lookup: fn(CacheOutcome),
+    ) -> Self {
+        let entries = Cache::new(rules.entries);
+        Self { store, clock, rules, entries, loads: Mutex::default(), on_lookup }
+    }
+
+    /// The record of token `id`, or `None` when there is none that can be used.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store does not answer and no record is young enough to stand in.
+    pub async fn get(&self, id: &Arc<str>) -> Result<Option<Arc<TokenRecord>>, StoreError> {
+        let known = self.entries.get(id);
+        if let Some(entry) = &known
+            && self.age(entry) < self.lifetime(entry)
+        {
+            (self.on_lookup)(CacheOutcome::Hit);
+            return Ok(entry.record.clone());
+        }
+        match self.load(id).await {
+            Ok(entry) => {
+                (self.on_lookup)(CacheOutcome::Miss);
+                Ok(entry.record)
+            }
+            Err(error) => match known {
+                Some(entry @ Entry { record: Some(_), .. })
+                    if self.age(&entry) < self.rules.ttl + self.rules.max_stale =>
+                {
+                    (self.on_lookup)(CacheOutcome::Stale);
+                    Ok(entry.record)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn age(&self, entry: &Entry) -> Duration {
+        self.clock.monotonic().saturating_sub(entry.loaded_at)
+    }
+
+    fn lifetime(&self, entry: &Entry) -> Duration {
+        match entry.record {
+            Some(_) => self.rules.ttl,
+            None => NEGATIVE_TTL.min(self.rules.ttl),
+        }
+    }
+
+    /// Loads once for all who ask meanwhile. If the one who loads goes away, the next one does it.
+    async fn load(&self, id: &Arc<str>) -> Result<Entry, StoreError> {
+        let load = Arc::clone(self.loads.lock().entry(Arc::clone(id)).or_default());
+        let _forget = ForgetLoad { loads: &self.loads, id, load: &load };
+        load.get_or_init(|| self.ask_store(id)).await.clone()
+    }
+
+    async fn ask_store(&self, id: &Arc<str>) -> Result<Entry, StoreError> {
+        // What changes at the store from here on is not in the answer: age counts from the question.
+        let loaded_at = self.clock.monotonic();
+        let stored = self.store.record(id).await?;
+        let record = stored.and_then(|stored| match TokenRecord::read(id, &stored) {
+            Ok(record) => Some(Arc::new(record)),
+            Err(error) => {
+                warn!("token refused: record token:{id} cannot be read: {error}");
+                None
+            }
+        });
+        let entry = Entry { record, loaded_at };
+        self.entries.insert(Arc::clone(id), entry.clone());
+        Ok(entry)
+    }
+}
+
+/// Takes a load off the list when the last one interested in it has gone.
+struct ForgetLoad<'a> {
+    loads: &'a Mutex<HashMap<Arc<str>, Load>>,
+    id: &'a Arc<str>,
+    load: &'a Load,
+}
+
+impl Drop for ForgetLoad<'_> {
+    fn drop(&mut self) {
+        let mut loads = self.loads.lock();
+        let ours = loads.get(self.id).is_some_and(|listed| Arc::ptr_eq(listed, self.load));
+        // Two references: the list's and this one's. A finished load must not serve who comes later.
+        if ours && (self.load.initialized() || Arc::strong_count(self.load) <= 2) {
+            loads.remove(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::clock::{ManualClock, UnixTime};
+    use crate::store::StoredRecord;
+
+    #[derive(Default)]
+    struct Scripted {
+        asked: AtomicU64,
+        answer: Mutex<Option<Result<Option<StoredRecord>, StoreError>>>,
+    }
+
+    impl Scripted {
+        fn answers(&self, answer: Result<Option<&str>, StoreError>) {
+            let answer = answer.map(|text| text.map(|text| StoredRecord::Json(text.into())));
+            *self.answer.lock() = Some(answer);
+        }
+    }
+
+    #[async_trait]
+    impl TokenStore for Scripted {
+        async fn record(&self, _id: &str) -> Result<Option<StoredRecord>, StoreError> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            self.answer.lock().clone().unwrap()
+        }
+    }
+
+    fn cache() -> (Arc<Scripted>, Arc<ManualClock>, Arc<RecordCache>) {
+        let store = Arc::new(Scripted::default());
+        let clock = Arc::new(ManualClock::new(UnixTime::from_secs(1)));
+        let rules = CacheRules {
+            ttl: Duration::from_secs(10),
+            entries: 100,
+            max_stale: Duration::from_secs(5),
+        };
+        let cache = RecordCache::new(store.clone(), clock.clone(), rules, |_| {});
+        (store, clock, Arc::new(cache))
+    }
+
+    #[tokio::test]
+    async fn a_record_is_read_once_in_its_lifetime() {
+        let (store, clock, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let id: Arc<str> = "k".into();
+        for _ in 0..3 {
+            assert!(cache.get(&id).await.unwrap().is_some());
+        }
+        assert_eq!(store.asked.load(Ordering::SeqCst), 1);
+        clock.advance(Duration::from_secs(10));
+        store.answers(Ok(None));
+        assert!(cache.get(&id).await.unwrap().is_none());
+        assert_eq!(store.asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn unknown_and_unreadable_tokens_are_remembered_briefly() {
+        let (store, clock, cache) = cache();
+        let id: Arc<str> = "k".into();
+        for answer in [None, Some("[]"), Some(r#"{"rate_limit":0}"#)] {
+            store.answers(Ok(answer));
+            let before = store.asked.load(Ordering::SeqCst);
+            assert!(cache.get(&id).await.unwrap().is_none());
+            assert!(cache.get(&id).await.unwrap().is_none());
+            assert_eq!(store.asked.load(Ordering::SeqCst), before + 1);
+            clock.advance(NEGATIVE_TTL);
+        }
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_at_once_cost_one_load() {
+        let (store, _, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let tasks: Vec<_> = (0..50)
+            .map(|_| {
+                let cache = Arc::clone(&cache);
+                tokio::spawn(async move { cache.get(&"k".into()).await.unwrap().is_some() })
+            })
+            .collect();
+        for task in tasks {
+            assert!(task.await.unwrap());
+        }
+        assert_eq!(store.asked.load(Ordering::SeqCst), 1);
+        assert!(cache.loads.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_outage_leaves_known_records_for_a_bounded_time() {
+        let (store, clock, cache) = cache();
+        let (known, unknown, gone): (Arc<str>, Arc<str>, Arc<str>) =
+            ("k".into(), "u".into(), "g".into());
+        store.answers(Ok(Some("{}")));
+        cache.get(&known).await.unwrap();
+        store.answers(Ok(None));
+        cache.get(&gone).await.unwrap();
+        clock.advance(Duration::from_secs(10));
+        store.answers(Err(StoreError::Open));
+        assert!(cache.get(&known).await.unwrap().is_some());
+        assert!(cache.get(&unknown).await.is_err());
+        assert!(cache.get(&gone).await.is_err(), "unknown before the outage is unknown no longer");
+        clock.advance(Duration::from_secs(5));
+        assert!(cache.get(&known).await.is_err());
+        store.answers(Ok(Some("{}")));
+        assert!(cache.get(&known).await.unwrap().is_some());
+    }
+}

@@ -1,0 +1,288 @@
+//! What a token record says, and how it is read from either of its stored shapes.
+
+use std::sync::Arc;
+
+use chrono::DateTime;
+use http::HeaderValue;
+use serde_json::Value;
+
+use crate::clock::UnixTime;
+use crate::quota::rate::{MAX_QUOTA, limit_set};
+use crate::quota::{Limit, RateError};
+use crate::route::pattern::PathPatterns;
+use crate::store::StoredRecord;
+
+/// A token's record, read and checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRecord {
+    /// The token's public id.
+    pub id: Arc<str>,
+    /// Whose quota a request of this token uses: `token:<id>`.
+    pub subject: Arc<str>,
+    /// The token's own limits.
+    pub rate: Option<RateRule>,
+    /// When the token stops being valid.
+    pub expires_at: Option<UnixTime>,
+    /// The paths it may use; `None` for all.
+    pub allowed_routes: Option<PathPatterns>,
+    /// The plan whose limits apply where the record has none.
+    pub plan: Option<Arc<str>>,
+    /// The organization it belongs to.
+    pub organization_id: Option<Arc<str>>,
+    /// Whether the token is refused.
+    pub disabled: bool,
+    /// Identity as header fields, made once.
+    pub identity: IdentityFields,
+}
+
+/// Identity fields for the upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityFields {
+    /// `X-Token-ID`.
+    pub token_id: HeaderValue,
+    /// `X-Organization-ID`.
+    pub organization_id: Option<HeaderValue>,
+    /// `X-Plan-Tier`.
+    pub plan: Option<HeaderValue>,
+}
+
+/// Limits as a record or a claim states them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RateRule {
+    /// `rate_limit: N`: N requests in each window of the configured length.
+    Bare(u64),
+    /// `rate_limit: N/unit` or `limits: [...]`.
+    Limits(Arc<[Limit]>),
+}
+
+/// Which field of a record is wrong, and how.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct RecordError {
+    /// The field, or `record` for the whole.
+    pub field: &'static str,
+    /// What is wrong and what is allowed. Never holds a credential: records have none.
+    pub problem: String,
+}
+
+fn fault(field: &'static str, problem: impl Into<String>) -> RecordError {
+    RecordError { field, problem: problem.into() }
+}
+
+impl TokenRecord {
+    /// Reads the record stored for `id`. Fields that are not known are passed over.
+    ///
+    /// # Errors
+    /// [`RecordError`] names the first field that cannot be understood: a limit or an expiry that is
+    /// misread must not become one that is missing.
+    pub fn read(id: &Arc<str>, stored: &StoredRecord) -> Result<Self, RecordError> {
+        match stored {
+            StoredRecord::Json(text) => {
+                let value: Value = serde_json::from_str(text)
+                    .map_err(|error| fault("record", error.to_string()))?;
+                let Value::Object(members) = value else {
+                    return Err(fault("record", "must be a JSON object"));
+                };
+                Self::from_members(id, |name| members.get(name).cloned())
+            }
+            StoredRecord::Fields(fields) => Self::from_members(id, |name| {
+                let text = fields.get(name).filter(|text| !text.is_empty())?;
+                // A hash keeps text only: arrays, numbers and booleans stand in it as JSON.
+                Some(match name {
+                    "limits" | "allowed_routes" | "rate_limit" | "disabled" | "expires_at" => {
+                        serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
+                    }
+                    _ => Value::String(text.clone()),
+                })
+            }),
+        }
+    }
+
+    fn from_members(
+        id: &Arc<str>,
+        member: impl Fn(&str) -> Option<Value>,
+    ) -> Result<Self, RecordError> {
+        let member = |name: &str| member(name).filter(|value| !value.is_null());
+        if let Some(own) = text("api_key", member("api_key"))?
+            && *own != **id
+        {
+            return Err(fault("api_key", "differs from the key it is stored under"));
+        }
+        let rate = match member("limits") {
+            Some(limits) => Some(limits_rule("limits", limits)?),
+            None => member("rate_limit").map(|value| rate_rule("rate_limit", value)).transpose()?,
+        };
+        let disabled = match member("disabled") {
+            None => false,
+            Some(Value::Bool(disabled)) => disabled,
+            Some(Value::Number(number)) if number.as_u64() == Some(0) => false,
+            Some(Value::Number(number)) if number.as_u64() == Some(1) => true,
+            Some(_) => return Err(fault("disabled", "must be true or false")),
+        };
+        let plan = text("plan", member("plan"))?;
+        let organization_id = text("organization_id", member("organization_id"))?;
+        Ok(Self {
+            identity: IdentityFields {
+                token_id: field_value("api_key", id)?,
+                organization_id: organization_id
+                    .as_deref()
+                    .map(|value| field_value("organization_id", value))
+                    .transpose()?,
+                plan: plan.as_deref().map(|value| field_value("plan", value)).transpose()?,
+            },
+            subject: format!("token:{id}").into(),
+            id: Arc::clone(id),
+            rate,
+            expires_at: member("expires_at").map(|value| time("expires_at", value)).transpose()?,
+            allowed_routes: member("allowed_routes")
+                .map(|value| patterns("allowed_routes", value))
+                .transpose()?,
+            plan,
+            organization_id,
+            disabled,
+        })
+    }
+}
+
+fn text(field: &'static str, value: Option<Value>) -> Result<Option<Arc<str>>, RecordError> {
+    match value {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.into())),
+        Some(_) => Err(fault(field, "must be text")),
+    }
+}
+
+fn field_value(field: &'static str, text: &str) -> Result<HeaderValue, RecordError> {
+    let visible = text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    HeaderValue::from_str(text)
+        .ok()
+        .filter(|_| visible)
+        .ok_or_else(|| fault(field, "must be printable ASCII"))
+}
+
+/// Reads `N`, `"N"` or `"N/unit"`.
+pub(super) fn rate_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError> {
+    let quota = match &value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) if text.contains('/') => {
+            let limit = Limit::parse(text).map_err(|error| fault(field, error.to_string()))?;
+            return Ok(RateRule::Limits([limit].into()));
+        }
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    match quota {
+        Some(quota) if (1..=MAX_QUOTA).contains(&quota) => Ok(RateRule::Bare(quota)),
+        _ => Err(fault(field, RateError::Quota(value.to_string()).to_string())),
+    }
+}
+
+fn limits_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError> {
+    let Value::Array(items) = value else {
+        return Err(fault(field, "must be an array of limits such as \"100/minute\""));
+    };
+    let limits: Vec<Limit> = items
+        .iter()
+        .map(|item| match item {
+            Value::String(text) => {
+                Limit::parse(text).map_err(|error| fault(field, error.to_string()))
+            }
+            other => Err(fault(field, RateError::Form(other.to_string()).to_string())),
+        })
+        .collect::<Result<_, _>>()?;
+    let limits = limit_set(limits).map_err(|error| fault(field, error.to_string()))?;
+    Ok(RateRule::Limits(limits))
+}
+
+/// Reads an RFC 3339 time, or whole seconds since the epoch.
+pub(super) fn time(field: &'static str, value: Value) -> Result<UnixTime, RecordError> {
+    let parsed = match &value {
+        Value::Number(number) => number.as_u64().map(UnixTime::from_secs),
+        Value::String(text) => DateTime::parse_from_rfc3339(text)
+            .ok()
+            .and_then(|time| u64::try_from(time.timestamp_micros()).ok())
+            .map(UnixTime::from_micros),
+        _ => None,
+    };
+    parsed.ok_or_else(|| {
+        fault(field, "must be an RFC 3339 time such as 2030-01-31T12:00:00Z, or seconds since 1970")
+    })
+}
+
+/// Reads an array of path patterns.
+pub(super) fn patterns(field: &'static str, value: Value) -> Result<PathPatterns, RecordError> {
+    serde_json::from_value(value)
+        .map(PathPatterns::new)
+        .map_err(|_| fault(field, "must be an array of paths such as [\"/api/*\"]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(text: &str) -> Result<TokenRecord, RecordError> {
+        TokenRecord::read(&"k".into(), &StoredRecord::Json(text.into()))
+    }
+
+    fn hash(fields: &[(&str, &str)]) -> Result<TokenRecord, RecordError> {
+        let fields = fields.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        TokenRecord::read(&"k".into(), &StoredRecord::Fields(fields.collect()))
+    }
+
+    #[test]
+    fn both_shapes_say_the_same() {
+        let from_json = json(
+            r#"{"api_key":"k","limits":["5/minute","9/day"],"expires_at":"2030-01-01T00:00:00Z",
+                "allowed_routes":["/a/*"],"plan":"basic","organization_id":"org","disabled":false,"x":1}"#,
+        );
+        let from_hash = hash(&[
+            ("api_key", "k"),
+            ("limits", r#"["5/minute","9/day"]"#),
+            ("expires_at", "2030-01-01T00:00:00Z"),
+            ("allowed_routes", r#"["/a/*"]"#),
+            ("plan", "basic"),
+            ("organization_id", "org"),
+            ("disabled", "false"),
+            ("x", "1"),
+        ]);
+        assert_eq!(from_json, from_hash);
+        let record = from_json.unwrap();
+        assert_eq!(record.expires_at, Some(UnixTime::from_secs(1_893_456_000)));
+        assert!(record.allowed_routes.unwrap().permit("/a/b"));
+    }
+
+    #[test]
+    fn rates_have_three_spellings() {
+        assert_eq!(json(r#"{"rate_limit":7}"#).unwrap().rate, Some(RateRule::Bare(7)));
+        assert_eq!(hash(&[("rate_limit", "7")]).unwrap().rate, Some(RateRule::Bare(7)));
+        let Some(RateRule::Limits(limits)) = hash(&[("rate_limit", "7/hour")]).unwrap().rate else {
+            panic!("a rate with a unit is a limit");
+        };
+        assert_eq!((limits[0].quota, limits[0].window.as_secs()), (7, 3_600));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_an_error_that_names_the_field() {
+        for (text, field) in [
+            ("[]", "record"),
+            ("{", "record"),
+            (r#"{"api_key":"other"}"#, "api_key"),
+            (r#"{"rate_limit":0}"#, "rate_limit"),
+            (r#"{"rate_limit":-1}"#, "rate_limit"),
+            (r#"{"rate_limit":1.5}"#, "rate_limit"),
+            (r#"{"rate_limit":"5/fortnight"}"#, "rate_limit"),
+            (r#"{"limits":["1000000000000000000/second"]}"#, "limits"),
+            (r#"{"limits":["1/minute","2/minute"]}"#, "limits"),
+            (r#"{"limits":"1/minute"}"#, "limits"),
+            (r#"{"expires_at":"tomorrow"}"#, "expires_at"),
+            (r#"{"expires_at":-5}"#, "expires_at"),
+            (r#"{"allowed_routes":"/a"}"#, "allowed_routes"),
+            (r#"{"allowed_routes":[1]}"#, "allowed_routes"),
+            (r#"{"plan":3}"#, "plan"),
+            ("{\"organization_id\":\"a\\r\\nb\"}", "organization_id"),
+            (r#"{"disabled":"perhaps"}"#, "disabled"),
+        ] {
+            assert_eq!(json(text).unwrap_err().field, field, "{text}");
+        }
+    }
+}

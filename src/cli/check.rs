@@ -1,0 +1,199 @@
+//! `tollgate check`: what a configuration amounts to, in the words of the configuration file.
+//!
+//! It reads values that are valid already; finding faults is the business of `config::file`.
+
+use std::sync::Arc;
+
+use url::Url;
+
+use super::token::limits_text;
+use super::{ConfigArguments, Failure};
+use crate::config::{Config, Endpoint, JwtAlgorithm, JwtKey, OnStoreFailure, Route, RouteAuth};
+use crate::gateway::StartError;
+use crate::policy::Policy;
+use crate::secret::Secret;
+use crate::store::redis::RedisStore;
+
+/// Loads and compiles the configuration; gives back its summary.
+///
+/// # Errors
+/// [`Failure::Configuration`] with one line per fault: whatever `run` would refuse.
+pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
+    let config = arguments.load()?;
+    let name =
+        arguments.file.as_ref().map_or("the environment".into(), |file| file.display().to_string());
+    compiled(&config).map_err(|error| Failure::Configuration(format!("{name}: {error}")))?;
+    Ok(format!("{name} is valid\n\n{}", summary(&config)))
+}
+
+/// Puts together what `run` makes of the configuration before it touches the network.
+fn compiled(config: &Config) -> Result<(), StartError> {
+    Policy::compile(config, None)?;
+    if let Some(redis) = &config.redis {
+        RedisStore::new(&redis.url, redis.timeout, Arc::new(|_, _, _| {}))?;
+    }
+    Ok(())
+}
+
+/// Listeners, store, tokens, plans, upstreams and routes, in aligned columns.
+fn summary(config: &Config) -> String {
+    let mut rows = Vec::new();
+    for listener in &config.listeners {
+        rows.push(["listener".into(), listener.address.to_string(), String::new()]);
+    }
+    if let Some(metrics) = config.metrics {
+        rows.push(["metrics".into(), format!("{metrics}"), String::new()]);
+    }
+    rows.push(store(config));
+    rows.push(["tokens".into(), String::new(), tokens(config)]);
+    rows.push(["default".into(), String::new(), limits_text(&config.limits.default)]);
+    for (name, limits) in &config.plans {
+        rows.push(["plan".into(), name.clone(), limits_text(limits)]);
+    }
+    for (name, upstream) in &config.upstreams {
+        let endpoints: Vec<String> = upstream.endpoints.iter().map(endpoint).collect();
+        rows.push(["upstream".into(), name.clone(), endpoints.join(", ")]);
+    }
+    for route in &config.routes {
+        rows.push([
+            "route".into(),
+            pattern(route),
+            format!("-> {}, {}", route.upstream, auth(route.auth)),
+        ]);
+    }
+    aligned(&rows)
+}
+
+/// The store's row.
+fn store(config: &Config) -> [String; 3] {
+    let away = match config.limits.on_store_failure {
+        OnStoreFailure::Local => "local",
+        OnStoreFailure::Allow => "allow",
+        OnStoreFailure::Deny => "deny",
+    };
+    match &config.redis {
+        None => ["store".into(), "embedded".into(), String::new()],
+        Some(redis) => {
+            let timeout = humantime::format_duration(redis.timeout);
+            [
+                "store".into(),
+                place(&redis.url),
+                format!("timeout {timeout}, on_store_failure {away}"),
+            ]
+        }
+    }
+}
+
+/// Where a Redis is: its URL without user, password and parameters.
+pub fn place(url: &Secret) -> String {
+    let Ok(url) = Url::parse(url.expose()) else {
+        return Secret::new("").to_string();
+    };
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!(
+        "{}://{}{port}{}",
+        url.scheme(),
+        url.host_str().unwrap_or_default(),
+        url.path().trim_end_matches('/')
+    )
+}
+
+/// The keys that verify tokens, and the records the configuration keeps.
+fn tokens(config: &Config) -> String {
+    let key = |key: &JwtKey| {
+        let kid = key.kid.as_ref().map(|kid| format!(" ({kid})")).unwrap_or_default();
+        format!("{}{kid}", algorithm(key.algorithm))
+    };
+    let keys: Vec<String> = config.auth.jwt.keys.iter().map(key).collect();
+    let keys = if keys.is_empty() {
+        "no JWT keys".to_owned()
+    } else {
+        format!("JWT keys: {}", keys.join(", "))
+    };
+    format!("{keys}; records in auth.tokens: {}", config.auth.tokens.len())
+}
+
+fn algorithm(algorithm: JwtAlgorithm) -> &'static str {
+    match algorithm {
+        JwtAlgorithm::Hs256 => "HS256",
+        JwtAlgorithm::Hs384 => "HS384",
+        JwtAlgorithm::Hs512 => "HS512",
+    }
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    let url = endpoint.url.as_str().trim_end_matches('/');
+    match endpoint.weight {
+        1 => url.to_owned(),
+        weight => format!("{url} (weight {weight})"),
+    }
+}
+
+/// What a route matches: methods, host and prefix.
+fn pattern(route: &Route) -> String {
+    let methods = if route.methods.is_empty() { "*".into() } else { route.methods.join(",") };
+    format!("{methods} {}{}", route.host.as_deref().unwrap_or_default(), route.prefix)
+}
+
+fn auth(auth: RouteAuth) -> &'static str {
+    match auth {
+        RouteAuth::Required => "auth required",
+        RouteAuth::None => "auth none",
+    }
+}
+
+/// Rows as lines, each column as wide as its widest cell.
+fn aligned(rows: &[[String; 3]]) -> String {
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (first, second) = (width(0), width(1));
+    let line = |[a, b, c]: &[String; 3]| {
+        format!("{}\n", format!("{a:first$}  {b:second$}  {c}").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redis_is_named_without_its_password() {
+        for (url, shown) in [
+            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
+            ("redis://127.0.0.1:6379/3", "redis://127.0.0.1:6379/3"),
+            (
+                "rediss://user:hunter2@cache.example/0?password=hunter2#hunter2",
+                "rediss://cache.example/0",
+            ),
+            ("redis://:hunter2@[::1]:6379", "redis://[::1]:6379"),
+            ("redis://:p/hunter2@cache", "***"),
+            ("hunter2", "***"),
+        ] {
+            assert_eq!(place(&Secret::new(url)), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_the_loader_lets_pass_and_run_refuses_is_refused() {
+        let environment = std::iter::empty::<(String, String)>().collect();
+        let read = |text: &str| crate::config::parse(text, "t.yaml", &environment).unwrap();
+        let refused = |config: &Config| compiled(config).unwrap_err().to_string();
+
+        let user_alone = refused(&read("redis: { url: \"redis://user@127.0.0.1\" }"));
+        assert!(user_alone.starts_with("redis.url: "), "{user_alone}");
+
+        let mut config = read("");
+        compiled(&config).unwrap();
+        let json = r#"{"rate_limit":0}"#.into();
+        config.auth.tokens.push(crate::config::StaticToken { api_key: "a".into(), json });
+        let no_rate = refused(&config);
+        assert!(no_rate.starts_with("auth.tokens: token a: rate_limit: "), "{no_rate}");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["a", "bbb", "c"], ["aaa", "b", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(aligned(&rows), "a    bbb  c\naaa  b\n");
+    }
+}

@@ -1,0 +1,59 @@
+//! `tollgate run`: the gateway.
+
+use log::error;
+
+use super::{Failure, RunArguments};
+use crate::config::{Log, LogColor, LogFormat};
+use crate::gateway::reload::PendingReload;
+use crate::gateway::{Gateway, StartError};
+use crate::telemetry::log_output::{self, Form, LogGuard};
+
+/// Runs the gateway until a signal ends it.
+///
+/// # Errors
+/// [`Failure::Configuration`] when the configuration cannot take effect, [`Failure::Unavailable`]
+/// when an address cannot be listened on.
+pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
+    // First of all: an early SIGHUP must not end the process.
+    let pending = catch_hangup()?;
+    let config = arguments.config.load()?;
+    let _log = start_log(&config.log)?;
+    let source = arguments.config.clone();
+    let load = Box::new(move || source.load().map_err(|failure| failure.to_string()));
+    let result =
+        Gateway::prepare(config, arguments.upgrade).and_then(|gateway| gateway.run(load, pending));
+    result.map_err(|error| {
+        error!("{error}");
+        failure(error)
+    })
+}
+
+/// Catches SIGHUP until the gateway acts on it.
+pub(super) fn catch_hangup() -> Result<PendingReload, Failure> {
+    PendingReload::catch().map_err(|error| Failure::Internal(format!("catching SIGHUP: {error}")))
+}
+
+/// Installs the log.
+pub(super) fn start_log(log: &Log) -> Result<LogGuard, Failure> {
+    let form = match log.format {
+        LogFormat::Json => Form::Json,
+        LogFormat::Console => Form::Console {
+            color: match log.color {
+                LogColor::Auto => log_output::color_by_default(),
+                LogColor::Always => true,
+                LogColor::Never => false,
+            },
+        },
+    };
+    log_output::install(form, log.level)
+        .map_err(|error| Failure::Internal(format!("starting the log: {error}")))
+}
+
+/// What a failed start means for the exit code.
+pub(super) fn failure(error: StartError) -> Failure {
+    match error {
+        StartError::Policy(_) | StartError::Redis(_) => Failure::Configuration(error.to_string()),
+        StartError::Bind(_) => Failure::Unavailable(error.to_string()),
+        StartError::System(_) => Failure::Internal(error.to_string()),
+    }
+}

@@ -1,0 +1,573 @@
+//! `tollgate token create`: a new record, and the JWT that is its credential.
+//!
+//! The record goes to Redis; where a configuration has none, the entry to paste into it is printed.
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat};
+use clap::{Args, ValueEnum};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{StoreArguments, example, limit_text, limits_text, plain, pretty};
+use crate::auth::record::TokenRecord;
+use crate::cli::{Failure, hidden};
+use crate::clock::{Clock as _, SystemClock, UnixTime};
+use crate::config::{Config, Jwt, JwtAlgorithm, JwtKey};
+use crate::quota::Limit;
+use crate::quota::rate::{MAX_QUOTA, limit_set};
+use crate::route::path::CanonicalPath;
+use crate::secret::Secret;
+use crate::store::StoredRecord;
+
+/// The variable that holds the signing secret where no configuration does.
+const SECRET_VARIABLE: &str = "TOLLGATE_JWT_SECRET";
+
+/// The shortest secret HS256 may have, in bytes (RFC 7518 section 3.2).
+const MIN_SECRET_BYTES: usize = 32;
+
+/// The longest life of a token: ten years.
+const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Arguments of `tollgate token create`.
+#[derive(Args, Debug)]
+pub struct CreateArguments {
+    /// N/second, N/minute, N/hour or N/day, repeatable; or N alone, over the gateway's default window
+    #[arg(long = "limit", value_name = "LIMIT", value_parser = limit)]
+    limits: Vec<LimitArgument>,
+    /// The plan that gives the limits, where the token has none of its own
+    #[arg(long)]
+    plan: Option<String>,
+    /// The organization it belongs to
+    #[arg(long, value_name = "ID")]
+    organization: Option<String>,
+    /// What people call it
+    #[arg(long)]
+    name: Option<String>,
+    /// The only paths it may ask for, separated by commas; a trailing * matches the rest
+    #[arg(long, value_name = "PATH", value_delimiter = ',', value_parser = route)]
+    routes: Vec<String>,
+    /// How long it lives: 30m, 24h, 90days
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
+    ttl: Duration,
+    /// What kind of credential it is
+    #[arg(long, value_enum, default_value_t = Kind::Jwt)]
+    kind: Kind,
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The HS256 secret to sign with, instead of the configuration's; better in TOLLGATE_JWT_SECRET
+    #[arg(long, value_parser = hidden)]
+    secret: Option<Secret>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Kinds of credentials that can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A signed JWT that names the record
+    Jwt,
+}
+
+/// What `--limit` takes.
+#[derive(Clone, Debug)]
+enum LimitArgument {
+    /// A number: over the window that the gateway is configured with.
+    Bare(u64),
+    /// A rate with its own window.
+    Rate(Limit),
+}
+
+/// Makes the token and stores its record.
+///
+/// # Errors
+/// [`Failure::Usage`] when the arguments do not go together, [`Failure::Unavailable`] when Redis
+/// does not take the record.
+pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
+    let records = arguments.store.open()?;
+    let config = records.config.as_ref();
+    known_plan(arguments.plan.as_deref(), config)?;
+    let jwt = signing(arguments.secret.as_ref(), config)?;
+    let now = SystemClock::default().now();
+    let record = Record::new(arguments, Uuid::now_v7().to_string(), now)?;
+    record.must_be_readable()?;
+    let credential = sign(&jwt, &record.api_key, now, expiry(now, arguments.ttl))?;
+    if let Some(admin) = &records.admin {
+        admin.put(&record.api_key, &record.fields()?, expiry(now, arguments.ttl))?;
+    }
+    let created = Created {
+        curl: example::curl(&credential, config, &record.allowed_routes),
+        storage_key: format!("token:{}", record.api_key),
+        stored_in: records.admin.as_ref().map(|admin| admin.place().to_owned()),
+        credential,
+        record,
+    };
+    if arguments.json { created.to_json() } else { created.to_text(config) }
+}
+
+/// A JWT (RFC 7519) that names `api_key`, signed with the first key of `jwt` and valid for it.
+///
+/// # Errors
+/// [`Failure::Usage`] when `jwt` has no key, [`Failure::Internal`] when signing fails.
+pub fn sign(
+    jwt: &Jwt,
+    api_key: &str,
+    issued: UnixTime,
+    expires: UnixTime,
+) -> Result<Secret, Failure> {
+    let Some(key) = jwt.keys.first() else {
+        return Err(Failure::Usage(
+            "auth.jwt.keys is empty: a token needs a key to be signed with".into(),
+        ));
+    };
+    let mut header = Header::new(match key.algorithm {
+        JwtAlgorithm::Hs256 => Algorithm::HS256,
+        JwtAlgorithm::Hs384 => Algorithm::HS384,
+        JwtAlgorithm::Hs512 => Algorithm::HS512,
+    });
+    header.kid = key.kid.clone();
+    let claims = Claims {
+        api_key,
+        iat: issued.as_secs(),
+        exp: expires.as_secs(),
+        iss: jwt.issuer.as_deref(),
+        aud: jwt.audience.as_deref(),
+    };
+    jsonwebtoken::encode(
+        &header,
+        &claims,
+        &EncodingKey::from_secret(key.secret.expose().as_bytes()),
+    )
+    .map(Secret::new)
+    .map_err(|error| Failure::Internal(format!("signing the token: {error}")))
+}
+
+/// The claims of a token (contract section 5; RFC 7519 section 4.1).
+#[derive(Serialize)]
+struct Claims<'a> {
+    api_key: &'a str,
+    iat: u64,
+    exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
+}
+
+/// A new record, in the form that configurations and stores hold.
+#[derive(Debug, Serialize)]
+struct Record {
+    api_key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limit: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<String>,
+    expires_at: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allowed_routes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    organization_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+}
+
+impl Record {
+    fn new(arguments: &CreateArguments, api_key: String, now: UnixTime) -> Result<Self, Failure> {
+        let (rate_limit, limits) = record_limits(&arguments.limits)?;
+        Ok(Self {
+            api_key,
+            rate_limit,
+            limits,
+            expires_at: rfc3339(expiry(now, arguments.ttl)),
+            allowed_routes: arguments.routes.clone(),
+            plan: arguments.plan.clone(),
+            organization_id: arguments.organization.clone(),
+            name: arguments.name.clone(),
+        })
+    }
+
+    /// The record as a JSON object.
+    fn object(&self) -> Result<Map<String, Value>, Failure> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(fields)) => Ok(fields),
+            _ => Err(Failure::Internal("the record is not an object".into())),
+        }
+    }
+
+    /// Refuses what a gateway would not understand, such as names that fit no header field.
+    fn must_be_readable(&self) -> Result<(), Failure> {
+        let stored = StoredRecord::Fields(self.fields()?.into_iter().collect());
+        TokenRecord::read(&self.api_key.as_str().into(), &stored)
+            .map(drop)
+            .map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// The fields of the hash: texts as they are, everything else as JSON.
+    fn fields(&self) -> Result<Vec<(String, String)>, Failure> {
+        let text = |value| match value {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        Ok(self.object()?.into_iter().map(|(name, value)| (name, text(value))).collect())
+    }
+}
+
+/// A token that was made, and where its record is now.
+struct Created {
+    record: Record,
+    credential: Secret,
+    storage_key: String,
+    /// `None` when the record was not stored, because the configuration has no Redis.
+    stored_in: Option<String>,
+    curl: String,
+}
+
+impl Created {
+    fn to_json(&self) -> Result<String, Failure> {
+        let mut object = self.record.object()?;
+        object.insert("storage_key".into(), self.storage_key.as_str().into());
+        object.insert("stored".into(), self.stored_in.is_some().into());
+        object.insert("credential".into(), self.credential.expose().into());
+        object.insert("curl".into(), self.curl.as_str().into());
+        // Programs want the same keys every time: an empty list says "no list" (contract section 3).
+        object.entry("allowed_routes").or_insert_with(|| Value::Array(Vec::new()));
+        pretty(&Value::Object(object))
+    }
+
+    fn to_text(&self, config: Option<&Config>) -> Result<String, Failure> {
+        let record = &self.record;
+        let stored = match &self.stored_in {
+            Some(place) => format!("{} in {place}", self.storage_key),
+            None => format!("{}, not stored: this configuration has no redis", self.storage_key),
+        };
+        let routes = if record.allowed_routes.is_empty() {
+            "all".into()
+        } else {
+            record.allowed_routes.join(", ")
+        };
+        let mut text = format!(
+            "api_key      {}\nstorage key  {stored}\ncredential   {}\n             (shown only now)\nexpires      {}\nlimits       {}\nroutes       {routes}\n",
+            record.api_key,
+            self.credential.expose(),
+            record.expires_at,
+            applying(record, config),
+        );
+        if self.stored_in.is_none() {
+            let entry = serde_yaml::to_string(&[record])
+                .map_err(|error| Failure::Internal(format!("writing YAML: {error}")))?;
+            let entry: String = entry.lines().map(|line| format!("    {line}\n")).collect();
+            text += "\nThe token works once this is in the configuration and the gateway has reloaded it (SIGHUP):\n\n";
+            text += "auth:\n  tokens:\n";
+            text += &entry;
+        }
+        Ok(format!("{text}\n{}\n", self.curl))
+    }
+}
+
+/// Which limits will apply: the record's own, else its plan's, else the default.
+fn applying(record: &Record, config: Option<&Config>) -> String {
+    match (record.rate_limit, record.limits.as_slice(), &record.plan, config) {
+        (Some(quota), _, _, Some(config)) => {
+            format!("{quota} every {}", humantime::format_duration(config.limits.window))
+        }
+        (Some(quota), _, _, None) => format!("{quota} every limits.window"),
+        (None, [_, ..], _, _) => record.limits.join(", "),
+        (None, [], Some(plan), config) => {
+            let of_plan = config.and_then(|config| config.plans.get(plan));
+            let limits =
+                of_plan.map(|limits| format!(": {}", limits_text(limits))).unwrap_or_default();
+            format!("plan {}{limits}", plain(&plan.as_str().into()))
+        }
+        (None, [], None, Some(config)) => {
+            format!("default: {}", limits_text(&config.limits.default))
+        }
+        (None, [], None, None) => "limits.default".into(),
+    }
+}
+
+/// The keys and claims to sign with: `--secret`, else the configuration, else the environment.
+fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<Jwt, Failure> {
+    let configured = config.map(|config| config.auth.jwt.clone());
+    let secret = match (secret, &configured) {
+        (None, Some(jwt)) if !jwt.keys.is_empty() => return Ok(jwt.clone()),
+        (Some(secret), _) => secret.clone(),
+        (None, _) => std::env::var(SECRET_VARIABLE).map(Secret::new).map_err(|_| {
+            let message = format!("no key to sign with: give -c FILE with auth.jwt.keys, --secret, or {SECRET_VARIABLE}");
+            Failure::Usage(message)
+        })?,
+    };
+    if secret.expose().len() < MIN_SECRET_BYTES {
+        let message = format!(
+            "the secret is shorter than {MIN_SECRET_BYTES} bytes: make one with tollgate secret"
+        );
+        return Err(Failure::Usage(message));
+    }
+    let key = JwtKey { algorithm: JwtAlgorithm::Hs256, secret, kid: None };
+    let (issuer, audience) = configured.map(|jwt| (jwt.issuer, jwt.audience)).unwrap_or_default();
+    Ok(Jwt { keys: vec![key], issuer, audience, leeway: Duration::ZERO })
+}
+
+/// Refuses a plan that the configuration, if there is one, does not have.
+fn known_plan(plan: Option<&str>, config: Option<&Config>) -> Result<(), Failure> {
+    let (Some(plan), Some(config)) = (plan, config) else {
+        return Ok(());
+    };
+    if config.plans.contains_key(plan) {
+        return Ok(());
+    }
+    let known: Vec<&str> = config.plans.keys().map(String::as_str).collect();
+    let known = if known.is_empty() {
+        "it has none".to_owned()
+    } else {
+        format!("it has {}", known.join(", "))
+    };
+    Err(Failure::Usage(format!("the configuration has no plan `{plan}`: {known}")))
+}
+
+/// The record's `rate_limit` or `limits`.
+fn record_limits(arguments: &[LimitArgument]) -> Result<(Option<u64>, Vec<String>), Failure> {
+    if let [LimitArgument::Bare(quota)] = arguments {
+        return Ok((Some(*quota), Vec::new()));
+    }
+    let rates: Option<Vec<Limit>> = arguments
+        .iter()
+        .map(|argument| match argument {
+            LimitArgument::Bare(_) => None,
+            LimitArgument::Rate(limit) => Some(limit.clone()),
+        })
+        .collect();
+    let Some(rates) = rates else {
+        return Err(Failure::Usage(
+            "--limit with a bare number stands alone: write N/second, N/minute, N/hour or N/day"
+                .into(),
+        ));
+    };
+    let rates = limit_set(rates).map_err(|error| Failure::Usage(format!("--limit: {error}")))?;
+    Ok((None, rates.iter().map(limit_text).collect()))
+}
+
+/// When a token made at `now` expires: whole seconds, as `exp` has them.
+fn expiry(now: UnixTime, ttl: Duration) -> UnixTime {
+    UnixTime::from_secs(now.as_secs().saturating_add(ttl.as_secs()))
+}
+
+/// A time as RFC 3339 writes it, in UTC and whole seconds.
+fn rfc3339(time: UnixTime) -> String {
+    let time =
+        i64::try_from(time.as_secs()).ok().and_then(|secs| DateTime::from_timestamp(secs, 0));
+    time.unwrap_or(DateTime::<chrono::Utc>::MAX_UTC).to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+fn limit(text: &str) -> Result<LimitArgument, String> {
+    match text.parse() {
+        Ok(quota) if (1..=MAX_QUOTA).contains(&quota) => Ok(LimitArgument::Bare(quota)),
+        Ok(_) => Err(format!("write a whole number from 1 to {MAX_QUOTA}")),
+        Err(_) => Limit::parse(text).map(LimitArgument::Rate).map_err(|error| error.to_string()),
+    }
+}
+
+fn route(text: &str) -> Result<String, String> {
+    let literal = text.strip_suffix('*').unwrap_or(text);
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    // Permitted routes are compared with canonical paths: nothing else would ever match.
+    match CanonicalPath::parse(literal) {
+        Ok(path) if path.as_str() != literal => {
+            Err(format!("write it as requests arrive: {}", path.as_str()))
+        }
+        Ok(_) if literal.contains(['*', '?', '#']) => {
+            Err("a * is allowed at the end only, and ? and # never".into())
+        }
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; a * is allowed at the end, and alone for all paths")),
+    }
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write 30m, 24h or 90days"))?;
+    if ttl < Duration::from_secs(1) || ttl > MAX_TTL {
+        return Err("write a time from 1s to 10years".into());
+    }
+    Ok(ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use clap::Parser;
+    use jsonwebtoken::{DecodingKey, Validation};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: CreateArguments,
+    }
+
+    fn arguments(words: &[&str]) -> CreateArguments {
+        Line::try_parse_from([&["create"], words].concat()).unwrap().arguments
+    }
+
+    const NOW: UnixTime = UnixTime::from_millis(1_700_000_000_999);
+
+    fn record(words: &[&str]) -> Result<Record, Failure> {
+        Record::new(&arguments(words), "k1".into(), NOW)
+    }
+
+    fn jwt(kid: Option<&str>, issuer: Option<&str>) -> Jwt {
+        let secret = Secret::new("0123456789abcdef0123456789abcdef");
+        let key = JwtKey { algorithm: JwtAlgorithm::Hs256, secret, kid: kid.map(str::to_owned) };
+        Jwt {
+            keys: vec![key],
+            issuer: issuer.map(str::to_owned),
+            audience: None,
+            leeway: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_record_is_a_hash_of_texts() {
+        let words = [
+            "--limit", "5/second", "--limit", "100/day", "--routes", "/a,/b/*", "--plan", "basic",
+            "--name", "ci",
+        ];
+        assert_eq!(
+            record(&words).unwrap().fields().unwrap(),
+            [
+                ("allowed_routes", r#"["/a","/b/*"]"#),
+                ("api_key", "k1"),
+                ("expires_at", "2023-11-15T22:13:20Z"),
+                ("limits", r#"["5/second","100/day"]"#),
+                ("name", "ci"),
+                ("plan", "basic"),
+            ]
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        );
+        let bare = record(&["--limit", "100", "--ttl", "1s", "--organization", "o"]).unwrap();
+        let bare = bare.fields().unwrap();
+        assert!(bare.contains(&("rate_limit".into(), "100".into())));
+        assert!(bare.contains(&("expires_at".into(), "2023-11-14T22:13:21Z".into())));
+        assert!(bare.contains(&("organization_id".into(), "o".into())));
+    }
+
+    #[test]
+    fn limits_that_do_not_go_together_are_refused() {
+        for words in [
+            ["--limit", "100", "--limit", "5/second"],
+            ["--limit", "100", "--limit", "200"],
+            ["--limit", "5/second", "--limit", "6/second"],
+        ] {
+            assert!(matches!(record(&words), Err(Failure::Usage(_))), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_gateway_could_read_is_refused() {
+        assert!(
+            record(&["--organization", "acme", "--limit", "5"]).unwrap().must_be_readable().is_ok()
+        );
+        for words in [["--organization", "caf\u{e9}"], ["--plan", "a\nb"]] {
+            assert!(
+                matches!(record(&words).unwrap().must_be_readable(), Err(Failure::Usage(_))),
+                "{words:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn arguments_are_checked_where_they_are_read() {
+        for (text, ok) in [
+            ("/", true),
+            ("/a/*", true),
+            ("*", true),
+            ("a", false),
+            ("/a*b", false),
+            ("/ a", false),
+            ("/a//b", false),
+            ("/a/../b", false),
+            ("", false),
+        ] {
+            assert_eq!(route(text).is_ok(), ok, "{text:?}");
+        }
+        for (text, ok) in [
+            ("1s", true),
+            ("90days", true),
+            ("0s", false),
+            ("500ms", false),
+            ("100years", false),
+            ("1", false),
+        ] {
+            assert_eq!(ttl(text).is_ok(), ok, "{text:?}");
+        }
+        for (text, ok) in
+            [("1", true), ("0", false), ("-1", false), ("1/minute", true), ("1/week", false)]
+        {
+            assert_eq!(limit(text).is_ok(), ok, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_credential_verifies_and_says_what_the_configuration_asks_for() {
+        let jwt = jwt(Some("2026"), Some("me"));
+        let now = SystemClock::default().now();
+        let credential = sign(&jwt, "k1", now, expiry(now, Duration::from_secs(60))).unwrap();
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&["me"]);
+        let key = DecodingKey::from_secret(jwt.keys[0].secret.expose().as_bytes());
+        let token = jsonwebtoken::decode::<Value>(credential.expose(), &key, &validation).unwrap();
+        assert_eq!(token.header.kid.as_deref(), Some("2026"));
+        assert_eq!(token.claims["api_key"], "k1");
+        assert_eq!(token.claims["exp"], now.as_secs() + 60);
+        assert_eq!(token.claims["iat"], now.as_secs());
+    }
+
+    #[test]
+    fn claims_nobody_asked_for_are_absent() {
+        let credential = sign(&jwt(None, None), "k1", NOW, NOW).unwrap();
+        let part =
+            |n| URL_SAFE_NO_PAD.decode(credential.expose().split('.').nth(n).unwrap()).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&part(0)).unwrap(),
+            serde_json::json!({"alg":"HS256","typ":"JWT"})
+        );
+        assert_eq!(
+            serde_json::from_slice::<Value>(&part(1)).unwrap(),
+            serde_json::json!({"api_key":"k1","exp":1_700_000_000,"iat":1_700_000_000})
+        );
+    }
+
+    #[test]
+    fn a_short_secret_is_refused() {
+        assert!(matches!(signing(Some(&Secret::new("short")), None), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn without_redis_the_entry_to_paste_is_printed() {
+        let record = record(&["--limit", "5/minute", "--routes", "/a/*"]).unwrap();
+        let text = Created {
+            record,
+            credential: Secret::new("a.b.c"),
+            storage_key: "token:k1".into(),
+            stored_in: None,
+            curl: "curl".into(),
+        }
+        .to_text(None)
+        .unwrap();
+        assert!(text.contains("storage key  token:k1, not stored"), "{text}");
+        let entry = text.split_once("\n\nauth:\n").unwrap().1.rsplit_once("\n\ncurl\n").unwrap().0;
+        let entry: Value = serde_yaml::from_str(entry).unwrap();
+        assert_eq!(
+            entry["tokens"],
+            serde_json::json!([{"api_key":"k1","limits":["5/minute"],"expires_at":"2023-11-15T22:13:20Z","allowed_routes":["/a/*"]}])
+        );
+    }
+}

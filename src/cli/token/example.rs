@@ -1,0 +1,147 @@
+//! The curl line that tries a token: an address, a path and a method that the gateway serves.
+
+use crate::config::{Config, Route, RouteAuth};
+use crate::secret::Secret;
+
+/// Where a gateway listens when nothing says otherwise.
+const DEFAULT_BASE: &str = "http://127.0.0.1:8080";
+
+/// A line for a shell that sends one request with `credential` to a path that `allowed` permits,
+/// an empty list permitting every path.
+pub fn curl(credential: &Secret, config: Option<&Config>, allowed: &[String]) -> String {
+    let routes = config.map(|config| config.routes.as_slice()).unwrap_or_default();
+    let (path, route) = target(routes, allowed);
+    let mut words = vec!["curl".to_owned(), "-i".into()];
+    if let Some(method) = route.and_then(unusual_method) {
+        words.extend(["-X".into(), quoted(method)]);
+    }
+    if let Some(host) = route.and_then(|route| route.host.as_ref()) {
+        words.extend(["-H".into(), quoted(&format!("Host: {host}"))]);
+    }
+    words.extend(["-H".into(), quoted(&format!("Authorization: Bearer {}", credential.expose()))]);
+    words.push(quoted(&format!("{}{path}", base(config))));
+    words.join(" ")
+}
+
+/// A path to try, and the route that serves it when there is one.
+fn target<'a>(routes: &'a [Route], allowed: &[String]) -> (String, Option<&'a Route>) {
+    let pattern = allowed.first().map_or("*", String::as_str);
+    let literal = pattern.strip_suffix('*').unwrap_or(pattern);
+    if literal.len() < pattern.len() {
+        let mut within = routes.iter().filter(|route| route.prefix.starts_with(literal));
+        let first = within
+            .clone()
+            .find(|route| route.auth == RouteAuth::Required)
+            .or_else(|| within.next());
+        if let Some(route) = first {
+            return (route.prefix.clone(), Some(route));
+        }
+    }
+    let serving = routes
+        .iter()
+        .filter(|route| covers(&route.prefix, literal))
+        .max_by_key(|route| route.prefix.len());
+    let path = if literal.is_empty() { "/" } else { literal };
+    (path.to_owned(), serving)
+}
+
+/// Whether `prefix` matches `path` by whole segments.
+fn covers(prefix: &str, path: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/');
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The method to ask with, where GET will not do.
+fn unusual_method(route: &Route) -> Option<&str> {
+    if route.methods.iter().any(|method| method == "GET") {
+        return None;
+    }
+    route.methods.first().map(String::as_str)
+}
+
+/// The first listener, as a client on this machine reaches it.
+fn base(config: Option<&Config>) -> String {
+    let Some(mut address) =
+        config.and_then(|config| config.listeners.first()).map(|listener| listener.address)
+    else {
+        return DEFAULT_BASE.into();
+    };
+    if address.ip().is_unspecified() {
+        let loopback: std::net::IpAddr = match address {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        };
+        address.set_ip(loopback);
+    }
+    format!("http://{address}")
+}
+
+/// `text` as one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HeaderRules;
+
+    fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth: RouteAuth) -> Route {
+        Route {
+            prefix: prefix.into(),
+            host: host.map(str::to_owned),
+            methods: methods.iter().map(|&method| method.to_owned()).collect(),
+            upstream: "u".into(),
+            auth,
+            strip_prefix: false,
+            forward_credential: true,
+            request_headers: HeaderRules::default(),
+            response_headers: HeaderRules::default(),
+        }
+    }
+
+    #[test]
+    fn the_path_is_one_that_is_permitted_and_served() {
+        let routes = [
+            route("/open", &[], None, RouteAuth::None),
+            route("/api/v1/users", &[], None, RouteAuth::Required),
+            route("/api/v1/users/deep", &[], None, RouteAuth::Required),
+        ];
+        for (allowed, path, served_by) in [
+            (None, "/api/v1/users", Some("/api/v1/users")),
+            (Some("*"), "/api/v1/users", Some("/api/v1/users")),
+            (Some("/api/*"), "/api/v1/users", Some("/api/v1/users")),
+            (Some("/api/v1/users"), "/api/v1/users", Some("/api/v1/users")),
+            (Some("/api/v1/users/*"), "/api/v1/users/deep", Some("/api/v1/users/deep")),
+            (Some("/api/v1/users/7/*"), "/api/v1/users/7/", Some("/api/v1/users")),
+            (Some("/open*"), "/open", Some("/open")),
+            (Some("/elsewhere"), "/elsewhere", None),
+        ] {
+            let allowed: Vec<String> = allowed.into_iter().map(str::to_owned).collect();
+            let (got, route) = target(&routes, &allowed);
+            assert_eq!(
+                (got.as_str(), route.map(|route| route.prefix.as_str())),
+                (path, served_by),
+                "{allowed:?}"
+            );
+        }
+        assert_eq!(target(&[], &[]).0, "/");
+    }
+
+    #[test]
+    fn the_line_survives_a_shell_and_speaks_to_the_default_address() {
+        let line = curl(&Secret::new("a.b.c"), None, &["/it's".into()]);
+        assert_eq!(
+            line,
+            r"curl -i -H 'Authorization: Bearer a.b.c' 'http://127.0.0.1:8080/it'\''s'"
+        );
+    }
+
+    #[test]
+    fn method_follows_the_route() {
+        let post = route("/p", &["POST", "PUT"], Some("h"), RouteAuth::Required);
+        assert_eq!(unusual_method(&post), Some("POST"));
+        assert_eq!(unusual_method(&route("/p", &["POST", "GET"], None, RouteAuth::Required)), None);
+        assert_eq!(unusual_method(&route("/p", &[], None, RouteAuth::Required)), None);
+    }
+}

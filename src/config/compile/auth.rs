@@ -1,0 +1,213 @@
+//! Keys and static tokens. Secrets come and go here without being looked at, but for their length.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::super::fault::Report;
+use super::super::file;
+use super::super::key_path::KeyPath;
+use super::super::{Auth, Jwt, JwtAlgorithm, JwtKey, StaticToken, TokenCache};
+use super::{deadline, each, limit_list, need};
+use crate::quota::Limit;
+use crate::secret::Secret;
+
+/// Plans by name; a plan with a fault has no limits.
+type Plans = [(String, Option<Arc<[Limit]>>)];
+
+/// Largest secret file, in bytes.
+const MAX_SECRET_FILE: u64 = 64 << 10;
+
+pub(super) fn compile(written: file::Auth, plans: &Plans, report: &mut Report) -> Auth {
+    let at = KeyPath::top("auth");
+    let cache = written.cache.unwrap_or_default();
+    Auth {
+        jwt: jwt(written.jwt.unwrap_or_default(), &at.key("jwt"), report),
+        tokens: tokens(written.tokens, plans, &at.key("tokens"), report),
+        cache: TokenCache {
+            ttl: deadline(cache.ttl, 10),
+            entries: super::count(cache.entries.map(|n| n.0.0), 100_000),
+            max_stale: cache.max_stale.map_or(Duration::from_secs(5 * 60), |span| span.0.0),
+        },
+    }
+}
+
+fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {
+    let at = at.key("keys");
+    let mut keys = Vec::new();
+    let mut kids = BTreeSet::new();
+    for (i, key) in written.keys.unwrap_or_default().into_iter().enumerate() {
+        let at = at.index(i);
+        let Some(key) = key else {
+            report.fault(&at, "is empty; write { algorithm, secret }");
+            continue;
+        };
+        let kid = key.kid.map(|kid| kid.0);
+        if !kids.insert(kid.clone()) {
+            let message = match kid {
+                Some(_) => "is the kid of another key; write each kid once",
+                None => "is missing; write a kid: only one key may go without",
+            };
+            report.fault(&at.key("kid"), message);
+        }
+        let algorithm = need(key.algorithm, &at.key("algorithm"), report);
+        let secret = secret(key.secret.map(|s| s.0), key.secret_file.map(|f| f.0), &at, report);
+        if let (Some(algorithm), Some((secret, source))) = (algorithm, secret) {
+            check_length(algorithm, &secret, &at.key(source), report);
+            keys.push(JwtKey { algorithm, secret, kid });
+        }
+    }
+    Jwt {
+        keys,
+        issuer: written.issuer.map(|text| text.0),
+        audience: written.audience.map(|text| text.0),
+        leeway: written.leeway.map_or(Duration::ZERO, |span| span.0.0),
+    }
+}
+
+/// The secret and the key it was written under.
+fn secret(
+    inline: Option<Secret>,
+    file: Option<String>,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<(Secret, &'static str)> {
+    match (inline, file) {
+        (Some(secret), None) => Some((secret, "secret")),
+        (None, Some(path)) => match read_secret(&path) {
+            Ok(secret) => Some((secret, "secret_file")),
+            Err(error) => {
+                let message =
+                    format!("cannot be read: {error}; write the path of a file with the secret");
+                report.fault(&at.key("secret_file"), message);
+                None
+            }
+        },
+        (Some(_), Some(_)) => {
+            report.fault(&at.key("secret_file"), "stands beside secret; write one of the two");
+            None
+        }
+        (None, None) => {
+            // Both are silent when either was reported already.
+            if !report.is_broken(&at.key("secret_file")) {
+                report.fault(&at.key("secret"), "is missing; write secret or secret_file");
+            }
+            None
+        }
+    }
+}
+
+/// The contents of a file without the line end that editors and `echo` leave.
+fn read_secret(path: &str) -> std::io::Result<Secret> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_SECRET_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_SECRET_FILE {
+        return Err(std::io::Error::other(format!("more than {MAX_SECRET_FILE} bytes")));
+    }
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Secret::new(line.strip_suffix('\r').unwrap_or(line)))
+}
+
+/// An HMAC key must be as long as the hash it is used with (RFC 7518 section 3.2).
+fn check_length(algorithm: JwtAlgorithm, secret: &Secret, at: &KeyPath, report: &mut Report) {
+    let (name, least) = match algorithm {
+        JwtAlgorithm::Hs256 => ("HS256", 32),
+        JwtAlgorithm::Hs384 => ("HS384", 48),
+        JwtAlgorithm::Hs512 => ("HS512", 64),
+    };
+    let length = secret.expose().len();
+    if length < least {
+        let message = format!(
+            "is {length} bytes long; {name} needs at least {least}, and `tollgate secret` makes one that fits"
+        );
+        report.fault(at, message);
+    }
+}
+
+fn tokens(
+    written: file::List<file::Token>,
+    plans: &Plans,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Vec<StaticToken> {
+    let mut tokens = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (i, token) in written.unwrap_or_default().into_iter().enumerate() {
+        let at = at.index(i);
+        let Some(token) = token else {
+            report.fault(&at, "is empty; write a record with an api_key");
+            continue;
+        };
+        let Some(token) = record(token, plans, &at, report) else {
+            continue;
+        };
+        if !seen.insert(token.api_key.clone()) {
+            report.fault(
+                &at.key("api_key"),
+                "is the api_key of another token; write each api_key once",
+            );
+        }
+        tokens.push(token);
+    }
+    tokens
+}
+
+/// One record as the JSON object a store would hold: absent fields are absent.
+fn record(
+    written: file::Token,
+    plans: &Plans,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<StaticToken> {
+    let api_key = need(written.api_key, &at.key("api_key"), report).map(|id| id.0);
+    let mut object = Map::new();
+    let mut put = |name: &str, value: Option<Value>| {
+        object.extend(value.map(|value| (name.to_owned(), value)));
+    };
+    if written.rate_limit.is_some() && written.limits.is_some() {
+        report.fault(&at.key("limits"), "stands beside rate_limit; write one of the two");
+    }
+    let limits = written.limits.map(|limits| {
+        let limits = limit_list(Some(limits), &at.key("limits"), report).unwrap_or_default();
+        limits.iter().map(|limit| format!("{}/{}", limit.quota, limit.name)).collect::<Vec<_>>()
+    });
+    let routes = written.allowed_routes.map(|routes| {
+        let routes = each(Some(routes), &at.key("allowed_routes"), report);
+        routes.into_iter().map(|route| route.0).collect::<Vec<_>>()
+    });
+    let plan = written.plan.map(|plan| plan.0.0);
+    if let Some(plan) = &plan
+        && !plans.iter().any(|(name, _)| name == plan)
+    {
+        report.fault(&at.key("plan"), unknown("plan", plan, plans.iter().map(|(name, _)| name)));
+    }
+    put("api_key", api_key.as_deref().map(Value::from));
+    put("rate_limit", written.rate_limit.map(|limit| json!(limit.0.0)));
+    put("limits", limits.map(Value::from));
+    put("expires_at", written.expires_at.map(|time| json!(time.0.0)));
+    put("allowed_routes", routes.map(Value::from));
+    put("plan", plan.map(Value::from));
+    put("organization_id", written.organization_id.map(|id| json!(id.0.0)));
+    put("name", written.name.map(|text| json!(text.0)));
+    put("disabled", written.disabled.map(|disabled| json!(disabled.0)));
+    Some(StaticToken { api_key: api_key?, json: Value::Object(object).to_string() })
+}
+
+/// The message for a reference to something that does not exist.
+pub(super) fn unknown<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a String>,
+) -> String {
+    let known: Vec<_> = known.map(String::as_str).collect();
+    match known.as_slice() {
+        [] => format!("names the {what} `{name}`, but there are none; write it under {what}s"),
+        known => format!(
+            "names the {what} `{name}`, which does not exist; write one of {}",
+            known.join(", ")
+        ),
+    }
+}

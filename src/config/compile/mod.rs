@@ -1,0 +1,218 @@
+//! From what was written to what is valid: defaults, and the checks that need more than one value.
+//!
+//! Each function reports every fault it finds under the key's path and gives `None` where it found
+//! one it cannot go on from. Nothing here reads YAML or the environment.
+
+mod auth;
+mod routing;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::quota::rate::{Limit, limit_set};
+
+use super::fault::Report;
+use super::file::{self, File, List, Map, Maybe};
+use super::key_path::KeyPath;
+use super::scalar::{Leaf, Name, Scalar};
+use super::{
+    ClientTimeouts, Config, LimitSync, Limits, Listener, Log, LogColor, LogFormat, OnStoreFailure,
+    RateHeaders, Redis, Server,
+};
+
+/// The valid configuration, unless something was reported on the way.
+pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
+    let listeners = listeners(file.listeners, report);
+    let metrics = metrics(file.metrics.unwrap_or_default(), &listeners, report);
+    let plans = named(file.plans, &KeyPath::top("plans"), report, plan);
+    let auth = auth::compile(file.auth.unwrap_or_default(), &plans, report);
+    let upstreams = named(file.upstreams, &KeyPath::top("upstreams"), report, routing::upstream);
+    let routes = routing::routes(file.routes, &upstreams, !auth.jwt.keys.is_empty(), report);
+    let present = |(name, value): (String, Option<_>)| Some((name, value?));
+    Some(Config {
+        server: server(file.server.unwrap_or_default()),
+        listeners,
+        metrics,
+        log: log(file.log.unwrap_or_default()),
+        timeouts: client_timeouts(file.timeouts.unwrap_or_default()),
+        max_body: file.max_body.map_or(10 << 20, |size| size.0.0),
+        max_connections: count(file.max_connections.map(|n| n.0.0), 10_000),
+        trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
+        redis: file.redis.and_then(|redis| self::redis(redis, report)),
+        auth,
+        plans: plans.into_iter().filter_map(present).collect(),
+        limits: limits(file.limits.unwrap_or_default(), report),
+        upstreams: upstreams.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        routes,
+    })
+}
+
+fn server(written: file::Server) -> Server {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Server {
+        threads: match count(written.threads.map(|n| n.0.0), 0) {
+            0 => cores(),
+            threads => threads,
+        },
+        grace_period_seconds: written.grace_period_seconds.map_or(5, |n| n.0.0),
+        graceful_shutdown_timeout_seconds: written
+            .graceful_shutdown_timeout_seconds
+            .map_or(10, |n| n.0.0),
+        upstream_keepalive_pool_size: count(
+            written.upstream_keepalive_pool_size.map(|n| n.0.0),
+            128,
+        ),
+        upgrade_sock: written
+            .upgrade_sock
+            .map_or_else(|| "/tmp/tollgate_upgrade.sock".into(), |path| path.0.0),
+    }
+}
+
+fn listeners(written: List<file::Listener>, report: &mut Report) -> Vec<Listener> {
+    let at = KeyPath::top("listeners");
+    let Some(written) = written else {
+        return vec![Listener { address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)) }];
+    };
+    if written.is_empty() {
+        report
+            .fault(&at, "is empty; write at least one listener, such as { address: 0.0.0.0:8080 }");
+    }
+    let mut seen = BTreeSet::new();
+    let mut listeners = Vec::new();
+    for (i, listener) in written.into_iter().enumerate() {
+        let at = at.index(i).key("address");
+        let Some(address) = need(listener.and_then(|listener| listener.address), &at, report)
+        else {
+            continue;
+        };
+        if address.port() != 0 && !seen.insert(address) {
+            report.fault(&at, "is the address of another listener; write each address once");
+        }
+        listeners.push(Listener { address });
+    }
+    listeners
+}
+
+fn metrics(
+    written: file::Metrics,
+    listeners: &[Listener],
+    report: &mut Report,
+) -> Option<SocketAddr> {
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090));
+    let address = written.address.map_or(Some(default), |address| address.0.0)?;
+    if address.port() != 0 && listeners.iter().any(|listener| listener.address == address) {
+        let at = KeyPath::top("metrics").key("address");
+        report.fault(&at, "is the address of a listener; write an address of its own, or none");
+    }
+    Some(address)
+}
+
+fn log(written: file::Log) -> Log {
+    Log {
+        level: or(written.level, log::LevelFilter::Info),
+        format: or(written.format, LogFormat::Json),
+        color: or(written.color, LogColor::Auto),
+        access: or(written.access, true),
+    }
+}
+
+fn client_timeouts(written: file::ClientTimeouts) -> ClientTimeouts {
+    ClientTimeouts {
+        header: deadline(written.header, 5),
+        read: deadline(written.read, 30),
+        write: deadline(written.write, 30),
+        idle: deadline(written.idle, 60),
+    }
+}
+
+fn redis(written: file::Redis, report: &mut Report) -> Option<Redis> {
+    let url = need(written.url, &KeyPath::top("redis").key("url"), report)?;
+    Some(Redis {
+        url: url.0,
+        timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0),
+    })
+}
+
+fn plan(written: file::Plan, at: &KeyPath, report: &mut Report) -> Option<Arc<[Limit]>> {
+    let at = at.key("limits");
+    if written.limits.is_none() {
+        report.fault(
+            &at,
+            "is missing; write a list of limits such as [ 100/minute ], or [] for none",
+        );
+    }
+    limit_list(written.limits, &at, report)
+}
+
+fn limits(written: file::Limits, report: &mut Report) -> Limits {
+    let at = KeyPath::top("limits").key("default");
+    let default = match written.default {
+        None => Limit::per(100, Duration::from_secs(60)).into_iter().collect(),
+        written => limit_list(written, &at, report).unwrap_or_default(),
+    };
+    Limits {
+        default,
+        window: written.window.map_or(Duration::from_secs(60), |window| window.0.0),
+        sync: or(written.sync, LimitSync::Leased),
+        on_store_failure: or(written.on_store_failure, OnStoreFailure::Local),
+        headers: or(written.headers, RateHeaders::Both),
+    }
+}
+
+/// Limits that can be decided together.
+fn limit_list(
+    written: List<Leaf<Limit>>,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Arc<[Limit]>> {
+    limit_set(each(written, at, report)).map_err(|error| report.fault(at, error)).ok()
+}
+
+/// A mapping from names to things. A thing with a fault keeps its name, so that references to it hold.
+fn named<W, T>(
+    written: Map<W>,
+    at: &KeyPath,
+    report: &mut Report,
+    compile: impl Fn(W, &KeyPath, &mut Report) -> Option<T>,
+) -> Vec<(String, Option<T>)> {
+    let mut things = Vec::new();
+    for (name, thing) in written.unwrap_or_default() {
+        let at = at.key(&name);
+        if let Err(message) = Name::read(&name) {
+            report.fault(&at, message);
+        }
+        if thing.is_none() {
+            report.fault(&at, "is empty; write a mapping");
+        }
+        things.push((name, thing.and_then(|thing| compile(thing, &at, report))));
+    }
+    things
+}
+
+/// The elements of a list; an empty one is a fault.
+fn each<T: Scalar>(written: List<Leaf<T>>, at: &KeyPath, report: &mut Report) -> Vec<T> {
+    let written = written.unwrap_or_default().into_iter().enumerate();
+    written.filter_map(|(i, leaf)| need(leaf, &at.index(i), report)).collect()
+}
+
+/// A value that must be there.
+fn need<T: Scalar>(written: Maybe<T>, at: &KeyPath, report: &mut Report) -> Option<T> {
+    if written.is_none() {
+        report.fault(at, super::scalar::instead::<T>("is missing"));
+    }
+    written.map(|leaf| leaf.0)
+}
+
+fn or<T>(written: Maybe<T>, default: T) -> T {
+    written.map_or(default, |leaf| leaf.0)
+}
+
+fn deadline(written: Maybe<file::Deadline>, default_seconds: u64) -> Duration {
+    written.map_or(Duration::from_secs(default_seconds), |span| span.0.0)
+}
+
+fn count(written: Option<u64>, default: usize) -> usize {
+    written.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}

@@ -1,0 +1,289 @@
+//! The configuration as people write it: one struct a section, field by field like the YAML.
+//!
+//! Everything may be absent, and a list element or map entry may be empty: what must be there is
+//! `compile`'s business, so that one fault does not hide the next.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use http::HeaderValue;
+use ipnet::IpNet;
+use log::LevelFilter;
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+
+use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
+use super::matching::{Host, Method, PermittedRoute, Prefix};
+use super::scalar::{
+    DAY, Leaf, Name, Printable, Scalar, Size, SocketPath, Span, Timestamp, Whole, Window,
+};
+use super::words::Algorithm;
+use super::{JwtAlgorithm, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
+use crate::quota::Limit;
+use crate::quota::rate::MAX_QUOTA;
+use crate::secret::Secret;
+
+/// A scalar that may be absent.
+pub type Maybe<T> = Option<Leaf<T>>;
+
+/// A list that may be absent, of elements that may be empty.
+pub type List<T> = Option<Vec<Option<T>>>;
+
+/// A mapping that may be absent, of entries that may be empty.
+pub type Map<T> = Option<BTreeMap<String, Option<T>>>;
+
+/// A deadline: never zero, at most a day.
+pub type Deadline = Span<1, DAY>;
+
+/// The sections.
+pub const TOP_KEYS: [&str; 14] = [
+    "server",
+    "listeners",
+    "metrics",
+    "log",
+    "timeouts",
+    "max_body",
+    "max_connections",
+    "trusted_proxies",
+    "redis",
+    "auth",
+    "plans",
+    "limits",
+    "upstreams",
+    "routes",
+];
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub server: Option<Server>,
+    pub listeners: List<Listener>,
+    pub metrics: Option<Metrics>,
+    pub log: Option<Log>,
+    pub timeouts: Option<ClientTimeouts>,
+    pub max_body: Maybe<Size>,
+    pub max_connections: Maybe<Whole<1, 10_000_000>>,
+    pub trusted_proxies: List<Leaf<IpNet>>,
+    pub redis: Option<Redis>,
+    pub auth: Option<Auth>,
+    pub plans: Map<Plan>,
+    pub limits: Option<Limits>,
+    pub upstreams: Map<Upstream>,
+    pub routes: List<Route>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub threads: Maybe<Whole<0, 1024>>,
+    pub grace_period_seconds: Maybe<Whole<0, 86_400>>,
+    pub graceful_shutdown_timeout_seconds: Maybe<Whole<0, 86_400>>,
+    pub upstream_keepalive_pool_size: Maybe<Whole<1, 1_000_000>>,
+    pub upgrade_sock: Maybe<SocketPath>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    pub address: Maybe<SocketAddr>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    pub address: Maybe<MetricsAddress>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub level: Maybe<LevelFilter>,
+    pub format: Maybe<LogFormat>,
+    pub color: Maybe<LogColor>,
+    pub access: Maybe<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientTimeouts {
+    pub header: Maybe<Deadline>,
+    pub read: Maybe<Deadline>,
+    pub write: Maybe<Deadline>,
+    pub idle: Maybe<Deadline>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    pub url: Maybe<RedisUrl>,
+    pub timeout: Maybe<Span<1, 60_000>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    pub jwt: Option<Jwt>,
+    pub tokens: List<Token>,
+    pub cache: Option<TokenCache>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jwt {
+    pub keys: List<JwtKey>,
+    pub issuer: Maybe<String>,
+    pub audience: Maybe<String>,
+    pub leeway: Maybe<Span<0, 600_000>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtKey {
+    pub algorithm: Maybe<JwtAlgorithm>,
+    pub secret: Maybe<Secret>,
+    pub secret_file: Maybe<String>,
+    pub kid: Maybe<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    pub api_key: Maybe<Printable>,
+    pub rate_limit: Maybe<Whole<1, MAX_QUOTA>>,
+    pub limits: List<Leaf<Limit>>,
+    pub expires_at: Maybe<Timestamp>,
+    pub allowed_routes: List<Leaf<PermittedRoute>>,
+    pub plan: Maybe<Name>,
+    pub organization_id: Maybe<Printable>,
+    pub name: Maybe<String>,
+    pub disabled: Maybe<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenCache {
+    pub ttl: Maybe<Deadline>,
+    pub entries: Maybe<Whole<1, 10_000_000>>,
+    pub max_stale: Maybe<Span<0, DAY>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    pub limits: List<Leaf<Limit>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    pub default: List<Leaf<Limit>>,
+    pub window: Maybe<Window>,
+    pub on_store_failure: Maybe<OnStoreFailure>,
+    pub headers: Maybe<RateHeaders>,
+    pub sync: Maybe<LimitSync>,
+    /// Nothing to compile: there is one value, and it is checked where it is read.
+    #[serde(rename = "algorithm")]
+    pub _algorithm: Maybe<Algorithm>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    pub endpoints: List<Endpoint>,
+    pub timeouts: Option<UpstreamTimeouts>,
+    pub retries: Maybe<Whole<0, 15>>,
+}
+
+/// A URL, or a mapping.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, remote = "Self")]
+pub struct Endpoint {
+    pub url: Maybe<EndpointUrl>,
+    pub weight: Maybe<Whole<1, 100>>,
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EndpointVisitor;
+
+        impl<'de> Visitor<'de> for EndpointVisitor {
+            type Value = Endpoint;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}, or {{ url, weight }}", EndpointUrl::allowed())
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Endpoint, E> {
+                let url = EndpointUrl::read(text).map_err(E::custom)?;
+                Ok(Endpoint { url: Some(Leaf(url)), weight: None })
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Endpoint, M::Error> {
+                Endpoint::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_any(EndpointVisitor)
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTimeouts {
+    pub connect: Maybe<Deadline>,
+    pub read: Maybe<Deadline>,
+    pub write: Maybe<Deadline>,
+    pub idle: Maybe<Deadline>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    pub prefix: Maybe<Prefix>,
+    pub host: Maybe<Host>,
+    pub methods: List<Leaf<Method>>,
+    pub upstream: Maybe<Name>,
+    pub auth: Maybe<RouteAuth>,
+    pub strip_prefix: Maybe<bool>,
+    pub forward_credential: Maybe<bool>,
+    pub headers: Option<RouteHeaders>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteHeaders {
+    pub request: Option<HeaderRules>,
+    pub response: Option<HeaderRules>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderRules {
+    pub set: Map<Leaf<HeaderValue>>,
+    pub remove: List<Leaf<String>>,
+}
+
+impl Scalar for HeaderValue {
+    fn allowed() -> String {
+        "printable ASCII text (quote numbers)".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        HeaderValue::from_str(text)
+            .map_err(|_| super::scalar::instead::<Self>("is not the value of a header field"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sections_are_those_of_the_struct() {
+        let error = serde_yaml::from_str::<File>("unknown: 1").err().unwrap().to_string();
+        let known: Vec<_> = error.split('`').skip(3).step_by(2).collect();
+        assert_eq!(known, TOP_KEYS);
+    }
+}

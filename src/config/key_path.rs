@@ -1,0 +1,111 @@
+//! The name of one place in the configuration: `routes[0].headers.request.set`.
+//!
+//! It knows neither YAML text nor what the keys mean.
+
+use std::fmt;
+
+use serde_yaml::Value;
+
+/// One step from a node to its child. Indexes sort by number, before keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// An element of a list.
+    Index(usize),
+    /// An entry of a mapping.
+    Key(String),
+}
+
+/// The way from the top of the configuration to one node; empty for the whole of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyPath(Vec<Step>);
+
+impl KeyPath {
+    /// The whole configuration.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// The path to a key at the top.
+    pub fn top(key: &str) -> Self {
+        Self::root().key(key)
+    }
+
+    /// The entry `key` of the mapping at this path.
+    pub fn key(&self, key: &str) -> Self {
+        self.step(Step::Key(key.to_owned()))
+    }
+
+    /// The element `index` of the list at this path.
+    pub fn index(&self, index: usize) -> Self {
+        self.step(Step::Index(index))
+    }
+
+    /// The child of this path that `step` leads to.
+    pub fn step(&self, step: Step) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step);
+        Self(steps)
+    }
+
+    /// Whether this is `other` or lies beneath it.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.starts_with(&other.0)
+    }
+
+    /// This path, then each of its ancestors, the root last.
+    pub fn and_ancestors(&self) -> impl Iterator<Item = Self> + '_ {
+        (0..=self.0.len()).rev().map(|length| Self(self.0[..length].to_vec()))
+    }
+
+    /// Whether this is the whole configuration.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The node this path leads to.
+    pub fn find<'a>(&self, root: &'a mut Value) -> Option<&'a mut Value> {
+        self.0.iter().try_fold(root, |node, step| match (step, node) {
+            (Step::Index(index), Value::Sequence(list)) => list.get_mut(*index),
+            (Step::Key(key), Value::Mapping(map)) => map.get_mut(key.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The steps from the root on.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+}
+
+impl FromIterator<Step> for KeyPath {
+    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
+        Self(steps.into_iter().collect())
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) if i == 0 => f.write_str(key)?,
+                Step::Key(key) => write!(f, ".{key}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_reads_as_people_write_it() {
+        let path = KeyPath::top("routes").index(2).key("headers").key("set");
+        assert_eq!(path.to_string(), "routes[2].headers.set");
+        assert!(path.is_within(&KeyPath::top("routes").index(2)));
+        assert!(!path.is_within(&KeyPath::top("routes").index(1)));
+        assert!(path.is_within(&KeyPath::root()));
+    }
+}

@@ -1,0 +1,328 @@
+//! The configuration as valid values. What people write is in `file`; nothing here can be wrong.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use log::LevelFilter;
+use url::Url;
+
+use crate::quota::Limit;
+use crate::secret::Secret;
+
+mod address;
+mod compile;
+mod environment;
+mod fault;
+mod file;
+mod key_path;
+mod load;
+mod location;
+mod matching;
+mod scalar;
+mod structure;
+mod words;
+
+pub use environment::Environment;
+pub use fault::Faults;
+pub use load::{load, parse};
+
+/// Everything the configuration file and the environment say, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The process: threads and shutdown.
+    pub server: Server,
+    /// Where clients connect; at least one.
+    pub listeners: Vec<Listener>,
+    /// Where Prometheus scrapes; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// What is logged and how.
+    pub log: Log,
+    /// Deadlines towards the client.
+    pub timeouts: ClientTimeouts,
+    /// Largest request body, in bytes.
+    pub max_body: u64,
+    /// Client connections open at the same time.
+    pub max_connections: usize,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The shared store; `None` for the embedded one.
+    pub redis: Option<Redis>,
+    /// How tokens are checked.
+    pub auth: Auth,
+    /// Named sets of limits that records refer to.
+    pub plans: BTreeMap<String, Arc<[Limit]>>,
+    /// How limits behave.
+    pub limits: Limits,
+    /// Where requests go, by name.
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// Which requests go where; every `upstream` of theirs exists.
+    pub routes: Vec<Route>,
+}
+
+/// Pingora's `ServerConf` keys that concern a gateway in the foreground, by their own names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Worker threads; never 0 here (0 in the file is one per core).
+    pub threads: usize,
+    /// Seconds from SIGTERM on in which `/ready` says no and requests are still accepted.
+    pub grace_period_seconds: u64,
+    /// Seconds that requests in flight may take after that.
+    pub graceful_shutdown_timeout_seconds: u64,
+    /// Idle upstream connections kept, per worker thread pool.
+    pub upstream_keepalive_pool_size: usize,
+    /// The socket over which a successor takes the listeners.
+    pub upgrade_sock: String,
+}
+
+/// One address clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// `host:port`; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+/// What is logged and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe level that is written.
+    pub level: LevelFilter,
+    /// One JSON object a line, or text for people.
+    pub format: LogFormat,
+    /// Whether console text is coloured.
+    pub color: LogColor,
+    /// Whether each request gets a line.
+    pub access: bool,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Text for people.
+    Console,
+}
+
+/// When console text is coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogColor {
+    /// When the output is a terminal and `NO_COLOR` is unset.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Deadlines towards the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientTimeouts {
+    /// From the first byte of a request to the end of its header.
+    pub header: Duration,
+    /// Between two reads of a request body.
+    pub read: Duration,
+    /// For one write of an answer.
+    pub write: Duration,
+    /// Between two requests on a connection.
+    pub idle: Duration,
+}
+
+/// The shared store.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// `redis://` or `rediss://`, with user, password and database; secret because of the password.
+    pub url: Secret,
+    /// Deadline of one operation.
+    pub timeout: Duration,
+}
+
+/// How tokens are checked.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// How a JWT is verified.
+    pub jwt: Jwt,
+    /// Records kept in the configuration; looked up before any store.
+    pub tokens: Vec<StaticToken>,
+    /// The record cache.
+    pub cache: TokenCache,
+}
+
+/// How a JWT is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Jwt {
+    /// The keys, of which `kid` selects; one key without a `kid` fits every token.
+    pub keys: Vec<JwtKey>,
+    /// The `iss` a token must have.
+    pub issuer: Option<String>,
+    /// The `aud` a token must name.
+    pub audience: Option<String>,
+    /// Clock difference that is forgiven on `exp` and `nbf`.
+    pub leeway: Duration,
+}
+
+/// One verification key. The key fixes the algorithm; the token never does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwtKey {
+    /// The algorithm.
+    pub algorithm: JwtAlgorithm,
+    /// The shared secret, at least as long as the algorithm's hash (RFC 7518 section 3.2).
+    pub secret: Secret,
+    /// The key's id.
+    pub kid: Option<String>,
+}
+
+/// Algorithms a key may fix (RFC 7518 section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JwtAlgorithm {
+    /// HMAC with SHA-256.
+    Hs256,
+    /// HMAC with SHA-384.
+    Hs384,
+    /// HMAC with SHA-512.
+    Hs512,
+}
+
+/// A record kept in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticToken {
+    /// The token's id.
+    pub api_key: String,
+    /// The record as the JSON object a store would hold.
+    pub json: String,
+}
+
+/// The record cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenCache {
+    /// How long a record is used without asking the store again.
+    pub ttl: Duration,
+    /// Most records kept.
+    pub entries: usize,
+    /// How long past `ttl` a record is still used while the store is away.
+    pub max_stale: Duration,
+}
+
+/// How limits behave.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The limits of a token whose record and plan name none; empty for none.
+    pub default: Arc<[Limit]>,
+    /// The window of a bare `rate_limit: N` in a record, in whole seconds.
+    pub window: Duration,
+    /// Who decides: the store each time, or this process from shares paid for ahead.
+    pub sync: LimitSync,
+    /// What happens while the store is away.
+    pub on_store_failure: OnStoreFailure,
+    /// Which rate fields answers carry.
+    pub headers: RateHeaders,
+}
+
+/// Who decides about limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitSync {
+    /// The store, each time.
+    Exact,
+    /// This process, from small shares paid for ahead.
+    Leased,
+}
+
+/// What happens to known tokens while the store is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStoreFailure {
+    /// This process counts by itself.
+    Local,
+    /// Everything is admitted.
+    Allow,
+    /// Everything is answered with 503.
+    Deny,
+}
+
+/// Which rate fields answers carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateHeaders {
+    /// `RateLimit-Policy` and `RateLimit`.
+    Standard,
+    /// `X-RateLimit-*`.
+    Legacy,
+    /// Standard and legacy.
+    Both,
+    /// Neither.
+    None,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// The servers; at least one.
+    pub endpoints: Vec<Endpoint>,
+    /// Deadlines towards them.
+    pub timeouts: UpstreamTimeouts,
+    /// How many other attempts a request may take.
+    pub retries: usize,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http://host:port` or `https://host:port`, without path, query or user.
+    pub url: Url,
+    /// Its share of the requests, relative to its siblings; 1 to 100.
+    pub weight: u32,
+}
+
+/// Deadlines towards an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamTimeouts {
+    /// To establish a connection.
+    pub connect: Duration,
+    /// Between two reads.
+    pub read: Duration,
+    /// For one write.
+    pub write: Duration,
+    /// How long an unused connection is kept.
+    pub idle: Duration,
+}
+
+/// Which requests go where.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The canonical path prefix, matched by whole segments; starts with `/`.
+    pub prefix: String,
+    /// The only host it serves, lower case, without port; `None` for any.
+    pub host: Option<String>,
+    /// The only methods it serves, upper case; empty for any.
+    pub methods: Vec<String>,
+    /// The upstream's name; it exists.
+    pub upstream: String,
+    /// Whether a token is needed.
+    pub auth: RouteAuth,
+    /// Whether `prefix` is cut off before forwarding.
+    pub strip_prefix: bool,
+    /// Whether the client's credential reaches the upstream.
+    pub forward_credential: bool,
+    /// Changes to the request's fields.
+    pub request_headers: HeaderRules,
+    /// Changes to the answer's fields.
+    pub response_headers: HeaderRules,
+}
+
+/// Whether a route needs a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteAuth {
+    /// A valid token.
+    Required,
+    /// Nothing.
+    None,
+}
+
+/// Changes to header fields: first `remove`, then `set`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderRules {
+    /// Fields that replace those of the same name.
+    pub set: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Fields that go.
+    pub remove: Vec<http::HeaderName>,
+}

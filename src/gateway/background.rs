@@ -1,0 +1,135 @@
+//! Work beside the requests: reloads, the store's probe, names, and forgetting what is idle.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use log::error;
+use pingora_core::server::ShutdownWatch;
+use pingora_core::services::background::{BackgroundService, GenBackgroundService};
+use tokio::time::sleep;
+
+use super::reload::Reload;
+use crate::limit::ledger::Ledger;
+use crate::policy::Policy;
+use crate::store::redis::RedisStore;
+use crate::telemetry::metrics::METRICS;
+use crate::upstream::resolve::resolve;
+
+/// How often idle subjects are forgotten.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// How often leases that lie unused are looked for.
+const LEASES: Duration = Duration::from_millis(50);
+
+/// How often names are looked up again.
+const RESOLVE: Duration = Duration::from_secs(30);
+
+/// How often gauges are brought up to date.
+const GAUGES: Duration = Duration::from_millis(250);
+
+/// How long a task that died waits before it starts again.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// Everything that goes on in the background.
+pub struct Background {
+    reload: Arc<Reload>,
+    redis: Option<Arc<RedisStore>>,
+    ledger: Arc<Ledger>,
+    policy: Arc<ArcSwap<Policy>>,
+}
+
+impl Background {
+    /// As a service with a thread of its own.
+    pub fn service(
+        reload: Reload,
+        redis: Option<Arc<RedisStore>>,
+        ledger: Arc<Ledger>,
+        policy: Arc<ArcSwap<Policy>>,
+    ) -> GenBackgroundService<Self> {
+        let background = Self { reload: Arc::new(reload), redis, ledger, policy };
+        let mut service = GenBackgroundService::new("background".into(), Arc::new(background));
+        service.threads = Some(1);
+        service
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Background {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let reload = Arc::clone(&self.reload);
+        keep_running("reload", move || {
+            let reload = Arc::clone(&reload);
+            async move { reload.run().await }
+        });
+        if let Some(redis) = self.redis.clone() {
+            let probed = Arc::clone(&redis);
+            keep_running("store probe", move || {
+                let redis = Arc::clone(&probed);
+                async move { redis.run_probe().await }
+            });
+            keep_running("gauges", move || {
+                let redis = Arc::clone(&redis);
+                async move {
+                    loop {
+                        METRICS.store_available.set(i64::from(redis.available()));
+                        sleep(GAUGES).await;
+                    }
+                }
+            });
+        } else {
+            METRICS.store_available.set(1);
+        }
+        let leases = Arc::clone(&self.ledger);
+        keep_running("leases", move || {
+            let ledger = Arc::clone(&leases);
+            async move {
+                loop {
+                    sleep(LEASES).await;
+                    ledger.expire_leases();
+                }
+            }
+        });
+        let ledger = Arc::clone(&self.ledger);
+        keep_running("ledger sweep", move || {
+            let ledger = Arc::clone(&ledger);
+            async move {
+                loop {
+                    sleep(SWEEP).await;
+                    ledger.sweep();
+                    let subjects = i64::try_from(ledger.subjects()).unwrap_or(i64::MAX);
+                    METRICS.limit_subjects.set(subjects);
+                }
+            }
+        });
+        let policy = Arc::clone(&self.policy);
+        keep_running("names", move || {
+            let policy = Arc::clone(&policy);
+            async move {
+                loop {
+                    sleep(RESOLVE).await;
+                    resolve(policy.load_full().upstreams()).await;
+                }
+            }
+        });
+        let _ = shutdown.wait_for(|down| *down).await;
+    }
+}
+
+/// Spawns a task that should never end, and starts it again when it does, whatever ended it.
+fn keep_running<F>(name: &'static str, task: impl Fn() -> F + Send + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    tokio::spawn(async move {
+        loop {
+            match tokio::spawn(task()).await {
+                Ok(()) => error!("background task ended, starting it again: {name}"),
+                Err(died) => error!("background task died, starting it again: {name}: {died}"),
+            }
+            sleep(RESTART).await;
+        }
+    });
+}

@@ -1,0 +1,234 @@
+//! Puts the gateway together: state, services, signals; and runs it until it has drained.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use log::info;
+use pingora_core::apps::http_app::HttpServer;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{RunArgs, Server};
+use pingora_core::services::listening::Service;
+use pingora_proxy::http_proxy;
+
+use crate::admission::Admission;
+use crate::auth::Authenticator;
+use crate::auth::cache::{CacheOutcome, CacheRules, RecordCache};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::limit::ledger::{FailurePolicy, Ledger};
+use crate::policy::{Policy, PolicyError};
+use crate::proxy::connection::Connections;
+use crate::proxy::{Proxy, Readiness};
+use crate::store::memory::MemoryQuota;
+use crate::store::redis::{RedisStore, RedisUrlError};
+use crate::store::{QuotaStore, TokenStore};
+use crate::telemetry::metrics::METRICS;
+use crate::upstream::resolve::resolve;
+
+pub mod background;
+pub mod echo;
+pub mod listeners;
+pub mod reload;
+pub mod shutdown;
+
+use background::Background;
+use echo::Echo;
+use listeners::{BindError, Bound, BoundSocket, Listening};
+use reload::{PendingReload, Reload};
+use shutdown::{Drain, Signals};
+
+/// Subjects whose windows and grants are kept in memory, at most.
+const MAX_SUBJECTS: usize = 1_000_000;
+
+/// Reads the configuration afresh; the error is text for people.
+pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration cannot be put into effect.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// `redis.url` names no server.
+    #[error("redis.url: {0}")]
+    Redis(#[from] RedisUrlError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The machine refuses something that every start needs.
+    #[error("{0}")]
+    System(String),
+}
+
+/// A gateway about to run.
+pub struct Gateway {
+    config: Config,
+    policy: Arc<ArcSwap<Policy>>,
+    upgrade: bool,
+    bound: Bound,
+    echo: Option<BoundSocket>,
+}
+
+impl Gateway {
+    /// Compiles `config` and binds its addresses, unless a predecessor will hand them over
+    /// (`upgrade`).
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind then.
+    pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
+        let policy = Policy::compile(&config, None)?;
+        resolve_now(&policy)?;
+        let bound = if upgrade { Bound::default() } else { Bound::bind(&config)? };
+        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        Ok(Self { config, policy, upgrade, bound, echo: None })
+    }
+
+    /// Runs the echo on `socket`, beside the gateway.
+    pub fn with_echo(mut self, socket: BoundSocket) -> Self {
+        self.echo = Some(socket);
+        self
+    }
+
+    /// The bound address of the first listener, when it is known already.
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        self.bound.first()
+    }
+
+    /// Runs until a signal has ended it and what was in flight is done.
+    ///
+    /// # Errors
+    /// [`StartError`] when it cannot begin to.
+    pub fn run(self, load: Load, pending: PendingReload) -> Result<(), StartError> {
+        let Self { config, policy, upgrade, bound, echo } = self;
+        METRICS.set_build_info(env!("CARGO_PKG_VERSION"), env!("TOLLGATE_COMMIT"));
+        METRICS.config_generation.set(1);
+        METRICS.config_last_reload_success.set(1);
+
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let redis = redis_store(&config)?;
+        let quota: Arc<dyn QuotaStore> = match &redis {
+            Some(redis) => Arc::clone(redis) as _,
+            None => Arc::new(MemoryQuota::new(Arc::clone(&clock), MAX_SUBJECTS)),
+        };
+        let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
+        let admission = Admission::new(
+            Authenticator::new(record_cache(&config, redis.as_ref(), &clock)),
+            Arc::clone(&ledger),
+            clock,
+            gateways(redis.clone()),
+        );
+        let readiness = Arc::new(Readiness {
+            draining: AtomicBool::new(false),
+            store_serves: store_serves(redis.clone()),
+        });
+        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
+
+        let conf = server_conf(&config);
+        let opt = Opt { upgrade, ..Opt::default() };
+        let mut server = Server::new_with_opt_and_conf(opt, conf);
+        server.bootstrap();
+
+        let drain = Drain::new(readiness, Arc::clone(&ledger), &config);
+        let connections =
+            Connections::new(http_proxy(&server.configuration, proxy), Arc::clone(&policy));
+        let mut service = Service::new("gateway".into(), connections);
+        service.threads = Some(config.server.threads);
+        let addresses = config.listeners.iter().map(|listener| listener.address);
+        server.add_service(
+            Listening::new(service, addresses, bound.listeners, "listening", drain.listeners())
+                .on_start(redis.clone()),
+        );
+        if let Some(address) = config.metrics {
+            let mut service = pingora_prometheus::prometheus_http_service();
+            service.threads = Some(1);
+            let close = drain.never();
+            let metrics = Listening::new(service, [address], bound.metrics, "metrics", close);
+            server.add_service(metrics);
+        }
+        if let Some(echo) = echo {
+            let mut service = Service::new("echo".into(), HttpServer::new_app(Echo));
+            service.threads = Some(1);
+            let address = echo.configured();
+            let close = drain.never();
+            server.add_service(Listening::new(service, [address], vec![echo], "echo", close));
+        }
+        let reload = Reload::new(load, pending, config, Arc::clone(&policy));
+        server.add_service(Background::service(reload, redis, ledger, policy));
+        info!("tollgate {} starts", env!("CARGO_PKG_VERSION"));
+        server.run(RunArgs { shutdown_signal: Box::new(Signals::new(drain)) });
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// Names must not make the first requests fail, so they are looked up before the first one comes.
+fn resolve_now(policy: &Policy) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::System(format!("no event loop: {error}")))?;
+    runtime.block_on(resolve(policy.upstreams()));
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    ServerConf {
+        threads: 1,
+        // The grace period is spent by `shutdown::Drain`, which ends it as soon as nothing is in
+        // flight; Pingora's own serves the hand-over to a successor.
+        grace_period_seconds: Some(config.server.graceful_shutdown_timeout_seconds),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
+        upgrade_sock: config.server.upgrade_sock.clone(),
+        ..ServerConf::default()
+    }
+}
+
+fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError> {
+    let Some(redis) = &config.redis else { return Ok(None) };
+    let on_operation = Arc::new(|operation, outcome, elapsed| {
+        METRICS.store_operation(operation, outcome, elapsed);
+    });
+    RedisStore::new(&redis.url, redis.timeout, on_operation).map(|store| Some(Arc::new(store)))
+}
+
+fn record_cache(
+    config: &Config,
+    redis: Option<&Arc<RedisStore>>,
+    clock: &Arc<dyn Clock>,
+) -> Option<RecordCache> {
+    let store = Arc::clone(redis?) as Arc<dyn TokenStore>;
+    let rules = CacheRules {
+        ttl: config.auth.cache.ttl,
+        entries: config.auth.cache.entries,
+        max_stale: config.auth.cache.max_stale,
+    };
+    Some(RecordCache::new(store, Arc::clone(clock), rules, |outcome| {
+        let outcome = match outcome {
+            CacheOutcome::Hit => "hit",
+            CacheOutcome::Miss => "miss",
+            CacheOutcome::Stale => "stale",
+        };
+        METRICS.token_cache.with_label_values(&[outcome]).inc();
+    }))
+}
+
+fn gateways(redis: Option<Arc<RedisStore>>) -> impl Fn() -> u32 + Send + Sync {
+    move || redis.as_ref().map_or(1, |redis| redis.gateways())
+}
+
+/// Ready means: the store answers, or it has answered once and its failure policy lets requests pass
+/// without it. Before its first answer no token can be known.
+fn store_serves(redis: Option<Arc<RedisStore>>) -> Box<dyn Fn(&Policy) -> bool + Send + Sync> {
+    Box::new(move |policy| {
+        let Some(redis) = &redis else { return true };
+        let lets_through = policy.on_store_failure != FailurePolicy::Deny;
+        redis.available() || (redis.has_answered() && lets_through)
+    })
+}
+
+/// How long anything that should be quick may take at the end of the process.
+pub(crate) const SHORT: Duration = Duration::from_millis(20);

@@ -1,0 +1,120 @@
+//! SIGHUP: load the file, compile it, swap the policy; or keep the old one and say why.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use log::{error, info, warn};
+use signal_hook::consts::SIGHUP;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Load;
+use crate::config::Config;
+use crate::policy::Policy;
+use crate::telemetry::metrics::METRICS;
+use crate::upstream::resolve::resolve;
+
+/// A SIGHUP that came before anyone could act on it. Unhandled, it would end the process.
+#[derive(Clone, Debug, Default)]
+pub struct PendingReload(Arc<AtomicBool>);
+
+impl PendingReload {
+    /// Catches SIGHUP from now on.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn catch() -> std::io::Result<Self> {
+        let pending = Self::default();
+        signal_hook::flag::register(SIGHUP, Arc::clone(&pending.0))?;
+        Ok(pending)
+    }
+}
+
+/// Reloads when told to.
+pub struct Reload {
+    load: Load,
+    pending: PendingReload,
+    /// What the process was started with: some keys keep their first value.
+    started_with: Config,
+    policy: Arc<ArcSwap<Policy>>,
+}
+
+impl Reload {
+    /// Reloads with `load` and swaps `policy`.
+    pub fn new(
+        load: Load,
+        pending: PendingReload,
+        started_with: Config,
+        policy: Arc<ArcSwap<Policy>>,
+    ) -> Self {
+        Self { load, pending, started_with, policy }
+    }
+
+    /// Reloads at each SIGHUP; never returns, unless the system refuses to listen for it.
+    pub async fn run(&self) {
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => hangups,
+            Err(error) => {
+                error!("SIGHUP cannot be listened for, the configuration stays: {error}");
+                return;
+            }
+        };
+        // One signal may set both: the flag is taken first, so at worst a reload happens twice.
+        loop {
+            if self.pending.0.swap(false, Ordering::SeqCst) {
+                self.reload().await;
+            }
+            hangups.recv().await;
+            self.pending.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    async fn reload(&self) {
+        match self.next_policy().await {
+            Ok(policy) => {
+                let generation = policy.generation;
+                self.policy.store(Arc::new(policy));
+                METRICS.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+                METRICS.config_last_reload_success.set(1);
+                info!("configuration reloaded, generation {generation}");
+            }
+            Err(reason) => {
+                METRICS.config_last_reload_success.set(0);
+                for line in reason.lines() {
+                    error!("configuration not reloaded, the old one stays: {line}");
+                }
+            }
+        }
+    }
+
+    async fn next_policy(&self) -> Result<Policy, String> {
+        let config = (self.load)()?;
+        let policy = Policy::compile(&config, Some(&self.policy.load()))
+            .map_err(|error| error.to_string())?;
+        resolve(policy.upstreams()).await;
+        log::set_max_level(config.log.level);
+        let kept = needs_restart(&self.started_with, &config);
+        if !kept.is_empty() {
+            warn!("these keys need a restart to take effect: {}", kept.join(", "));
+        }
+        Ok(policy)
+    }
+}
+
+/// The keys that differ and are only read at the start.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let redis =
+        |config: &Config| config.redis.as_ref().map(|redis| (redis.url.clone(), redis.timeout));
+    let format = |config: &Config| (config.log.format, config.log.color);
+    [
+        ("server", old.server != new.server),
+        ("listeners", old.listeners != new.listeners),
+        ("metrics", old.metrics != new.metrics),
+        ("log.format", format(old) != format(new)),
+        ("redis", redis(old) != redis(new)),
+        ("auth.cache", old.auth.cache != new.auth.cache),
+    ]
+    .into_iter()
+    .filter_map(|(key, differs)| differs.then_some(key))
+    .collect()
+}

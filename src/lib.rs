@@ -1,0 +1,102 @@
+//! Tollgate: an API gateway on Pingora that checks every request's token and counts it exactly.
+//!
+//! This page is the map. What users see is in the README; every key is in `conf/tollgate.yaml`.
+//!
+//! # The rooms, in reading order
+//!
+//! From what knows nothing to what knows everything. A room imports only rooms above it in this list.
+//!
+//! | room | what it is for | where to begin |
+//! | --- | --- | --- |
+//! | [`clock`], [`secret`] | time as an argument; values that cannot be printed | [`clock::Clock`] |
+//! | [`quota`] | what a limit is and how a window counts: pure | [`quota::Limit`] |
+//! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
+//! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
+//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
+//! | [`auth`] | credential, signature, record, principal | [`auth::Authenticator`] |
+//! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
+//! | [`upstream`] | endpoints, whose turn it is, names to addresses | [`upstream::pool`] |
+//! | [`config`] | file and environment to valid values, or to every fault with its place | [`config::Config`] |
+//! | [`policy`] | a configuration compiled for the rooms above | [`policy::Policy`] |
+//! | [`admission`] | the order of decisions, and the permit | [`admission::Admission::admit`] |
+//! | [`proxy`] | bytes to requests, Pingora's hooks, errors to answers | [`proxy::Proxy`] |
+//! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
+//! | [`cli`] | one file a command | [`cli::main`] |
+//!
+//! Two lines that are easy to miss. The arithmetic of windows is in [`quota`], *below* the stores, because the
+//! memory store computes it and the script beside the Redis store must compute the same; the [`limit::ledger`] is
+//! *above* them, because it decides with whatever a store hands out. And a store's breaker and deadlines live with
+//! the Redis client, so the ledger and the record cache see one kind of failure: [`store::StoreError`].
+//!
+//! # One request
+//!
+//! ```text
+//! proxy::connection     one deadline for the whole head, checked byte by byte     400 408 431
+//!   proxy::head, chunks   then Pingora gets a stream that holds this one request
+//! proxy::Proxy
+//!   new_ctx             the policy of the moment, pinned until the log line
+//!   request_filter      CanonicalPath::parse                                      400
+//!                       /health, /ready: answered here                            200 503
+//!     admission           RouteTable::find                                        404 405
+//!                         Authenticator::authenticate (no await when cached)      400 401 503
+//!                         Principal::may                                          403
+//!                         Ledger::admit (a flight to the store, or a ride on one) 429 503
+//!                         the announced body size                                 413
+//!                       => Permit
+//!   upstream_peer       the permit's route, the next endpoint                     503
+//!   upstream_request_filter   canonical path, identity, forwarding, header rules
+//!   request_body_filter       bytes counted as they pass                          413
+//!     fail_to_connect, error_while_proxy   another endpoint, when that is safe
+//!   response_filter     rate fields, request id, header rules
+//!   fail_to_proxy       a Rejection to problem+json                               502 504
+//!   logging             metrics and one line
+//! ```
+//!
+//! # What outlives what
+//!
+//! A reload makes a new [`policy::Policy`] and swaps it in one step; requests under way keep theirs. Counters, cached
+//! records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`], and never notice.
+//! What a new policy can take from the old one unchanged, it takes: verified tokens, resolved upstreams.
+//!
+//! Three kinds of runtimes: Pingora's workers serve requests and carry the connection to Redis, one thread serves
+//! metrics, one thread does [`gateway::background`]. A task there that ends or dies is started again.
+//!
+//! # Invariants
+//!
+//! Most are about what is absent.
+//!
+//! - **No upstream without a permit.** `upstream_peer` needs an [`admission::Permit`]; only
+//!   [`admission::Admission::admit`] makes one. A forgotten check is no open door.
+//! - **No counting in a hook that repeats.** Quota is taken in `request_filter`. Pingora's retry loop begins after it.
+//! - **No second reading of a request.** [`proxy::head`] and [`proxy::chunks`] refuse whatever two servers might frame
+//!   differently, before Pingora sees it; [`route::path`] leaves one spelling, which is matched, checked and sent.
+//! - **No status code outside [`proxy::problem`].** Other rooms say [`admission::Rejection`]. The exceptions answer for
+//!   themselves: `/health`, `/ready`, the demo's echo.
+//! - **No store failure that looks like a client's mistake.** A [`store::StoreError`] becomes 503 or the failure policy,
+//!   never 401, 403 or 429.
+//! - **No Pingora in the rooms that decide.** Only [`gateway`], [`proxy`] and [`upstream`] name it, and [`telemetry`] its
+//!   Prometheus registry. Only `store::redis` names the Redis client. Only [`config`] reads YAML.
+//! - **No policy below [`policy`].** It knows the rooms it compiles for; they know neither it nor [`config`], so each can be
+//!   tested with values.
+//! - **No waiting without a deadline, no growth without a bound** on the way of a request; and no `unwrap`, `expect` or
+//!   `panic!` outside tests, which clippy holds; registering the metrics is the one exception.
+//! - **No secret that prints.** [`secret::Secret`] and [`auth::credential::Credential`] say `***`; an
+//!   [`config::Environment`] cannot be printed at all. The access log has no query, for queries hold credentials.
+//! - **No label of a metric that a client chooses.** Routes and upstreams come from the file, methods from a list.
+//! - **No state in statics**, the metrics aside.
+
+pub mod admission;
+pub mod auth;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod gateway;
+pub mod limit;
+pub mod policy;
+pub mod proxy;
+pub mod quota;
+pub mod route;
+pub mod secret;
+pub mod store;
+pub mod telemetry;
+pub mod upstream;

@@ -1,0 +1,92 @@
+//! How large a lease is: pure arithmetic on what was measured, with time passed in.
+//!
+//! A lease is quota taken ahead of demand. It covers what the measured rate needs for a few tens of
+//! milliseconds, never more than a small share of what is left, so that near the limit it shrinks to
+//! nothing and every decision is the store's.
+
+use std::time::Duration;
+
+/// How much demand a lease covers.
+pub const HORIZON: Duration = Duration::from_millis(50);
+
+/// How long a lease may lie unused before it goes back.
+pub const LIFE: Duration = Duration::from_millis(200);
+
+/// A gateway takes at most this part of what is left, divided by the gateways.
+const SHARE: u64 = 8;
+
+/// Largest lease, whatever the demand.
+const MAX_LEASE: u64 = 1_000_000;
+
+/// Shortest time over which demand is measured.
+const SAMPLE: Duration = Duration::from_millis(20);
+
+/// The rate of one subject's requests, measured as they come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand {
+    /// Requests a second, smoothed.
+    rate: f64,
+    count: u32,
+    since: Duration,
+}
+
+impl Demand {
+    /// Notes one request at `now`, by a monotonic clock.
+    pub fn note(&mut self, now: Duration) {
+        self.count = self.count.saturating_add(1);
+        let elapsed = now.saturating_sub(self.since);
+        if elapsed < SAMPLE {
+            return;
+        }
+        let sample = f64::from(self.count) / elapsed.as_secs_f64();
+        // After a pause the past says nothing; within a burst it steadies.
+        let weight = if elapsed >= HORIZON * 4 { 1.0 } else { 0.5 };
+        self.rate += (sample - self.rate) * weight;
+        (self.count, self.since) = (0, now);
+    }
+
+    /// Requests expected in the next [`HORIZON`].
+    pub fn ahead(&self) -> u64 {
+        (self.rate * HORIZON.as_secs_f64()) as u64
+    }
+}
+
+/// How much to take ahead when `left` is known to be left and `gateways` share it.
+pub fn size(demand: &Demand, left: u64, gateways: u32) -> u64 {
+    let share = left / SHARE / u64::from(gateways.max(1));
+    demand.ahead().min(share).min(MAX_LEASE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steady(per_second: u32) -> Demand {
+        let mut demand = Demand::default();
+        for request in 0..per_second {
+            demand.note(Duration::from_secs(1) + Duration::from_secs(1) * request / per_second);
+        }
+        demand
+    }
+
+    #[test]
+    fn a_lease_covers_the_horizon_of_a_steady_demand() {
+        let size = size(&steady(10_000), 1_000_000, 1);
+        assert!((400..=600).contains(&size), "{size}");
+    }
+
+    #[test]
+    fn rare_requests_lease_nothing() {
+        assert_eq!(size(&steady(10), 1_000_000, 1), 0);
+        assert_eq!(size(&Demand::default(), 1_000_000, 1), 0);
+    }
+
+    #[test]
+    fn a_lease_is_a_small_share_of_what_is_left() {
+        let demand = steady(10_000);
+        assert_eq!(size(&demand, 800, 1), 100);
+        assert_eq!(size(&demand, 800, 4), 25);
+        assert_eq!(size(&demand, 31, 4), 0);
+        assert_eq!(size(&demand, 0, 1), 0);
+    }
+}

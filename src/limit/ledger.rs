@@ -1,0 +1,786 @@
+//! Decides requests, subject by subject, from what this process holds.
+//!
+//! Every admission spends what an account holds. When it holds nothing, one flight asks the store for
+//! as many as are waiting, and who comes later rides the next flight. In leased mode a flight also
+//! takes what the next moments will need, and the next one leaves before that is used up, so that no
+//! request waits; what lies unused goes back. When the store grants nothing, its answer says until
+//! when, and the subject is refused from memory. Refusals consume nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::account::Account;
+pub use super::decision::{Decision, LimitState};
+use crate::clock::Clock;
+use crate::quota::Limit;
+use crate::store::{Adjustment, QuotaStore, StoreError};
+use crate::telemetry::metrics::METRICS;
+
+/// Parts of the subject map that lock apart from each other.
+const SHARDS: usize = 64;
+
+/// Most requests that wait for one subject's flights; more are told that the store is behind.
+const MAX_WAITING: usize = 10_000;
+
+/// How long a refusal is believed in leased mode, where others may give back what they do not use.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// How often a grant may come too late before the store counts as failing.
+const MAX_LATE_GRANTS: usize = 3;
+
+/// How many adjustments go to the store at once when everything is surrendered.
+const SURRENDER_AT_ONCE: usize = 256;
+
+/// What happens to requests while the store does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailurePolicy {
+    /// This process counts by itself, up to its share of the limit.
+    Local,
+    /// Everything is admitted, uncounted.
+    Allow,
+    /// Nothing is admitted.
+    Deny,
+}
+
+/// Who decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// The store, each time.
+    Exact,
+    /// This process, from small shares paid for ahead.
+    Leased,
+}
+
+/// Under which terms a request is decided, besides its limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Who decides.
+    pub sync: Sync,
+    /// What happens while the store is away.
+    pub on_failure: FailurePolicy,
+    /// How many processes share the limits.
+    pub gateways: u32,
+}
+
+/// What became of one who waited for a flight.
+type Outcome = Result<Decision, StoreError>;
+
+#[derive(Default)]
+struct State {
+    account: Account,
+    in_flight: bool,
+    waiting: VecDeque<oneshot::Sender<Outcome>>,
+}
+
+struct Entry {
+    subject: Arc<str>,
+    limits: Arc<[Limit]>,
+    state: Mutex<State>,
+}
+
+/// The ledger of one process.
+pub struct Ledger {
+    shards: Vec<Mutex<HashMap<Arc<str>, Arc<Entry>>>>,
+    hasher: RandomState,
+    store: Arc<dyn QuotaStore>,
+    clock: Arc<dyn Clock>,
+    max_subjects: usize,
+    subjects: AtomicUsize,
+    /// Leases by when to look whether they lie unused.
+    leases: Mutex<VecDeque<(Duration, Weak<Entry>)>>,
+}
+
+impl Ledger {
+    /// A ledger over `store` that keeps at most `max_subjects` subjects in memory.
+    pub fn new(store: Arc<dyn QuotaStore>, clock: Arc<dyn Clock>, max_subjects: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            store,
+            clock,
+            max_subjects,
+            subjects: AtomicUsize::new(0),
+            leases: Mutex::default(),
+        }
+    }
+
+    /// Decides one request of `subject` under `limits`, and counts it if it is admitted.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store did not answer and the policy is to deny.
+    pub async fn admit(
+        self: &Arc<Self>,
+        subject: &Arc<str>,
+        limits: &Arc<[Limit]>,
+        terms: Terms,
+    ) -> Result<Decision, StoreError> {
+        if limits.is_empty() {
+            return Ok(Decision::unknown(limits));
+        }
+        let entry = self.entry(subject, limits);
+        match self.decide(&entry, terms).await {
+            Ok(decision) => Ok(decision),
+            Err(error) => match terms.on_failure {
+                FailurePolicy::Deny => Err(error),
+                FailurePolicy::Allow => Ok(Decision::unknown(limits)),
+                FailurePolicy::Local => {
+                    let (now, wall) = (self.clock.monotonic(), self.clock.now());
+                    let mut state = entry.state.lock();
+                    Ok(state.account.spend_locally(limits, now, wall, terms.gateways))
+                }
+            },
+        }
+    }
+
+    /// Gives back leases that lie unused. Called several times a second.
+    pub fn expire_leases(self: &Arc<Self>) {
+        let now = self.clock.monotonic();
+        let mut due: SmallVec<[Weak<Entry>; 16]> = SmallVec::new();
+        {
+            let mut leases = self.leases.lock();
+            while leases.front().is_some_and(|(at, _)| *at <= now) {
+                due.extend(leases.pop_front().map(|(_, entry)| entry));
+            }
+        }
+        for entry in due.iter().filter_map(Weak::upgrade) {
+            let idle = entry.state.lock().account.take_idle(now);
+            self.send_back(&entry, idle);
+        }
+    }
+
+    /// Gives everything back that is held, before the process ends.
+    pub async fn surrender(&self) {
+        let mut held = Vec::new();
+        for shard in &self.shards {
+            for entry in shard.lock().values() {
+                if let Some(adjustment) = entry.state.lock().account.take_all() {
+                    held.push((Arc::clone(entry), adjustment));
+                }
+            }
+        }
+        for some in held.chunks(SURRENDER_AT_ONCE) {
+            join_all(some.iter().map(|(entry, adjustment)| self.adjust(entry, adjustment))).await;
+        }
+    }
+
+    /// Forgets subjects about which there is nothing to remember. Called now and then.
+    pub fn sweep(self: &Arc<Self>) {
+        let now = self.clock.monotonic();
+        let mut held = 0;
+        let mut idle = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let before = shard.len();
+            shard.retain(|_, entry| {
+                let mut state = entry.state.lock();
+                // What someone who left did not use is no lease, and has waited long enough.
+                if let Some(adjustment) = state.account.take_idle(now) {
+                    idle.push((Arc::clone(entry), adjustment));
+                }
+                held += state.account.held();
+                state.in_flight
+                    || !state.waiting.is_empty()
+                    || !state.account.is_idle(now)
+                    || Arc::strong_count(entry) > 1
+            });
+            self.subjects.fetch_sub(before - shard.len(), Ordering::Relaxed);
+        }
+        for (entry, adjustment) in idle {
+            self.send_back(&entry, Some(adjustment));
+        }
+        METRICS.limit_held.set(i64::try_from(held).unwrap_or(i64::MAX));
+    }
+
+    /// Subjects in memory.
+    pub fn subjects(&self) -> usize {
+        self.subjects.load(Ordering::Relaxed)
+    }
+
+    /// Requests held over all subjects.
+    pub fn held(&self) -> u64 {
+        let of_shard = |shard: &Mutex<HashMap<Arc<str>, Arc<Entry>>>| -> u64 {
+            shard.lock().values().map(|entry| entry.state.lock().account.held()).sum()
+        };
+        self.shards.iter().map(of_shard).sum()
+    }
+
+    fn entry(self: &Arc<Self>, subject: &Arc<str>, limits: &Arc<[Limit]>) -> Arc<Entry> {
+        let at = self.hasher.hash_one(&**subject) as usize % SHARDS;
+        let mut shard = self.shards[at].lock();
+        let known = shard.get(subject);
+        if let Some(entry) = known
+            && (Arc::ptr_eq(&entry.limits, limits) || entry.limits == *limits)
+        {
+            return Arc::clone(entry);
+        }
+        let replaced = known.cloned();
+        let entry = Arc::new(Entry {
+            subject: Arc::clone(subject),
+            limits: Arc::clone(limits),
+            state: Mutex::new(State::default()),
+        });
+        // At the bound a subject is decided without being remembered: exact all the same, only dearer.
+        let room = replaced.is_some() || self.subjects() < self.max_subjects;
+        if room && shard.insert(Arc::clone(subject), Arc::clone(&entry)).is_none() {
+            self.subjects.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(shard);
+        if let Some(replaced) = replaced {
+            let held = replaced.state.lock().account.take_all();
+            self.send_back(&replaced, held);
+        }
+        entry
+    }
+
+    async fn decide(self: &Arc<Self>, entry: &Arc<Entry>, terms: Terms) -> Outcome {
+        let receiver = match self.seat(entry, terms)? {
+            Seat::Decided(decision) => return Ok(decision),
+            Seat::Waits(receiver) => receiver,
+        };
+        let mut ride = Ride { entry, receiver };
+        let lost = |_| Err(StoreError::Failed("the flight was lost".into()));
+        (&mut ride.receiver).await.unwrap_or_else(lost)
+    }
+
+    /// Decides from what is held, or takes a seat in the next flight; lets one depart where it is due.
+    fn seat(self: &Arc<Self>, entry: &Arc<Entry>, terms: Terms) -> Result<Seat, StoreError> {
+        let leased = terms.sync == Sync::Leased;
+        let now = self.clock.monotonic();
+        let mut state = entry.state.lock();
+        if leased {
+            state.account.note_demand(now);
+        }
+        let worthless = state.account.take_worthless(now);
+        let seat = match state.account.decide(&entry.limits, now) {
+            Some(decision) => Seat::Decided(decision),
+            None if state.waiting.len() >= MAX_WAITING => {
+                return Err(StoreError::Failed("too many requests wait for it".into()));
+            }
+            None => {
+                let (sender, receiver) = oneshot::channel();
+                state.waiting.push_back(sender);
+                Seat::Waits(receiver)
+            }
+        };
+        let is_due = || match seat {
+            Seat::Waits(_) => true,
+            Seat::Decided(_) => {
+                leased && state.account.runs_low(&entry.limits, now, terms.gateways)
+            }
+        };
+        let departs = !state.in_flight && is_due();
+        state.in_flight |= departs;
+        drop(state);
+        self.send_back(entry, worthless);
+        if departs {
+            // A task of its own: what was asked for must not be lost when the one who asked leaves.
+            let (ledger, entry) = (Arc::clone(self), Arc::clone(entry));
+            tokio::spawn(Flight { ledger, entry, terms, landed: false }.run());
+        }
+        Ok(seat)
+    }
+
+    /// Gives back in the background: nobody waits for it, and losing it only wastes quota.
+    fn send_back(self: &Arc<Self>, entry: &Arc<Entry>, adjustment: Option<Adjustment>) {
+        let Some(adjustment) = adjustment else { return };
+        let (ledger, entry) = (Arc::clone(self), Arc::clone(entry));
+        tokio::spawn(async move {
+            // Losing it only wastes what is left of a window.
+            let _ = ledger.adjust(&entry, &adjustment).await;
+        });
+    }
+
+    async fn adjust(&self, entry: &Entry, adjustment: &Adjustment) -> Result<(), StoreError> {
+        let returned = adjustment.windows.iter().map(|(_, by)| -by).max().unwrap_or(0);
+        let id = fastrand::u64(1..1 << 53);
+        self.store.adjust(&entry.subject, &entry.limits, adjustment, id).await?;
+        METRICS.limit_returned.inc_by(u64::try_from(returned).unwrap_or(0));
+        Ok(())
+    }
+}
+
+/// Where a request finds its decision.
+enum Seat {
+    Decided(Decision),
+    Waits(oneshot::Receiver<Outcome>),
+}
+
+/// Asks the store for one subject, until nobody waits.
+struct Flight {
+    ledger: Arc<Ledger>,
+    entry: Arc<Entry>,
+    terms: Terms,
+    /// Whether it ended as it should; by then the next one may have departed.
+    landed: bool,
+}
+
+impl Flight {
+    async fn run(mut self) {
+        let mut late = 0;
+        loop {
+            match self.ask().await {
+                Ok(()) => late = 0,
+                // A grant that comes so late that its window may have ended is worth nothing.
+                Err(TooLate) => late += 1,
+            }
+            let mut state = self.entry.state.lock();
+            if late >= MAX_LATE_GRANTS {
+                let error = StoreError::Failed("its answers come too late".into());
+                for rider in state.waiting.drain(..) {
+                    let _ = rider.send(Err(error.clone()));
+                }
+            }
+            if state.waiting.is_empty() {
+                state.in_flight = false;
+                self.landed = true;
+                return;
+            }
+        }
+    }
+
+    /// Asks once: for everyone who waits now, and ahead.
+    async fn ask(&self) -> Result<(), TooLate> {
+        let Self { ledger, entry, terms, .. } = self;
+        let limits = &entry.limits;
+        let sent_at = ledger.clock.monotonic();
+        let (riders, ahead, untold) = {
+            let mut state = entry.state.lock();
+            // Who came while the last answer was on its way may be served by it.
+            while !state.waiting.is_empty()
+                && let Some(decision) = state.account.decide(limits, sent_at)
+            {
+                state.hand(decision);
+            }
+            let ahead = match terms.sync {
+                Sync::Leased => state.account.lease(limits, sent_at, terms.gateways),
+                Sync::Exact => 0,
+            };
+            (state.waiting.len(), ahead, state.account.untold())
+        };
+        let wanted = riders as u64 + ahead;
+        if wanted == 0 {
+            return Ok(());
+        }
+        // What was admitted without the store counts before anything more is taken.
+        let told = match &untold {
+            Some(untold) => ledger.adjust(entry, untold).await,
+            None => Ok(()),
+        };
+        let answer = match told {
+            Ok(()) => ledger.store.take(&entry.subject, limits, wanted).await,
+            Err(error) => Err(error),
+        };
+        let leader = if riders > 0 { "waited" } else { "ahead" };
+        METRICS.limit_flights.with_label_values(&[leader]).inc();
+        let now = ledger.clock.monotonic();
+        let mut state = entry.state.lock();
+        let riders = riders.min(state.waiting.len());
+        let grant = match answer {
+            Ok(grant) => grant,
+            Err(error) => {
+                for rider in state.waiting.drain(..riders) {
+                    let _ = rider.send(Err(error.clone()));
+                }
+                return Ok(());
+            }
+        };
+        METRICS.limit_granted.inc_by(grant.granted);
+        if let Some(told) = &untold {
+            state.account.told(told);
+        }
+        let recheck = match terms.sync {
+            Sync::Leased => RECHECK,
+            Sync::Exact => Duration::MAX,
+        };
+        let stale = state.account.receive(limits, &grant, sent_at, now, recheck);
+        let worthless = state.account.take_worthless(now);
+        let result = match &worthless {
+            Some(_) => Err(TooLate),
+            None => {
+                for _ in 0..riders {
+                    let decision = state.account.spend(limits, now);
+                    state.hand(decision);
+                }
+                Ok(())
+            }
+        };
+        if state.account.held() > 0 {
+            ledger.leases.lock().push_back((now + super::lease::LIFE, Arc::downgrade(entry)));
+        }
+        drop(state);
+        ledger.send_back(entry, stale);
+        ledger.send_back(entry, worthless);
+        result
+    }
+}
+
+/// The grant was worth nothing by the time it came.
+struct TooLate;
+
+impl Drop for Flight {
+    /// However a flight ends, the next one can depart.
+    fn drop(&mut self) {
+        if self.landed {
+            return;
+        }
+        let mut state = self.entry.state.lock();
+        state.in_flight = false;
+        // Dropped senders tell whoever still waits.
+        state.waiting.clear();
+    }
+}
+
+impl State {
+    /// Gives the first who waits a decision. If nobody is there to take it, it goes to the next one.
+    fn hand(&mut self, decision: Decision) {
+        let admitted = decision.admitted;
+        let taken = self.waiting.pop_front().is_some_and(|rider| rider.send(Ok(decision)).is_ok());
+        if admitted && !taken {
+            self.account.put_back();
+        }
+    }
+}
+
+/// Waits for a flight. Who goes away with an answer unread leaves it to the others.
+struct Ride<'a> {
+    entry: &'a Entry,
+    receiver: oneshot::Receiver<Outcome>,
+}
+
+impl Drop for Ride<'_> {
+    fn drop(&mut self) {
+        // Closed first: what came after a look into an open channel would be lost.
+        self.receiver.close();
+        if let Ok(Ok(Decision { admitted: true, .. })) = self.receiver.try_recv() {
+            self.entry.state.lock().account.put_back();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::clock::{ManualClock, UnixTime};
+    use crate::store::Grant;
+    use crate::store::memory::MemoryQuota;
+
+    /// A store that answers when told to, and counts how it was asked.
+    struct Gated {
+        inner: MemoryQuota<Arc<ManualClock>>,
+        gate: Semaphore,
+        asked: Mutex<Vec<u64>>,
+        down: Mutex<bool>,
+    }
+
+    #[async_trait]
+    impl QuotaStore for Gated {
+        async fn take(
+            &self,
+            subject: &str,
+            limits: &[Limit],
+            wanted: u64,
+        ) -> Result<Grant, StoreError> {
+            self.asked.lock().push(wanted);
+            self.gate.acquire().await.unwrap().forget();
+            if *self.down.lock() {
+                return Err(StoreError::Open);
+            }
+            self.inner.take(subject, limits, wanted).await
+        }
+
+        async fn adjust(
+            &self,
+            subject: &str,
+            limits: &[Limit],
+            adjustment: &Adjustment,
+            id: u64,
+        ) -> Result<(), StoreError> {
+            if *self.down.lock() {
+                return Err(StoreError::Open);
+            }
+            self.inner.adjust(subject, limits, adjustment, id).await
+        }
+    }
+
+    const EXACT: Terms = Terms { sync: Sync::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
+
+    struct World {
+        ledger: Arc<Ledger>,
+        store: Arc<Gated>,
+        clock: Arc<ManualClock>,
+        limits: Arc<[Limit]>,
+    }
+
+    const START: UnixTime = UnixTime::from_secs(6_000);
+
+    fn world(limits: &[&str], permits: usize) -> World {
+        let clock = Arc::new(ManualClock::new(START));
+        let store = Arc::new(Gated {
+            inner: MemoryQuota::new(clock.clone(), 1_000),
+            gate: Semaphore::new(permits),
+            asked: Mutex::default(),
+            down: Mutex::default(),
+        });
+        let ledger = Arc::new(Ledger::new(store.clone(), clock.clone(), 1_000));
+        let limits = limits.iter().map(|text| Limit::parse(text).unwrap()).collect();
+        World { ledger, store, clock, limits }
+    }
+
+    impl World {
+        fn ask(&self) -> tokio::task::JoinHandle<Result<Decision, StoreError>> {
+            let (ledger, limits) = (Arc::clone(&self.ledger), Arc::clone(&self.limits));
+            tokio::spawn(async move { ledger.admit(&"s".into(), &limits, EXACT).await })
+        }
+
+        async fn admitted(&self) -> bool {
+            self.ask().await.unwrap().unwrap().admitted
+        }
+
+        async fn settle(&self) {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_window_admits_its_quota_and_refuses_the_rest_from_memory() {
+        let world = world(&["3/minute"], 100);
+        for remaining in [2, 1, 0] {
+            let decision = world.ask().await.unwrap().unwrap();
+            assert!(decision.admitted);
+            assert_eq!(decision.states[0].remaining, remaining);
+            assert_eq!(decision.states[0].reset_after, Duration::from_secs(60));
+        }
+        for _ in 0..10 {
+            assert!(!world.admitted().await);
+        }
+        assert_eq!(
+            world.store.asked.lock().len(),
+            4,
+            "one refusal by the store, the rest by memory"
+        );
+        world.clock.advance(Duration::from_secs(59));
+        let refused = world.ask().await.unwrap().unwrap();
+        assert!(!refused.admitted);
+        assert_eq!(refused.states[0].reset_after, Duration::from_secs(1));
+        world.clock.advance(Duration::from_secs(1));
+        assert!(world.admitted().await);
+    }
+
+    #[tokio::test]
+    async fn who_comes_during_a_flight_rides_the_next_one_together() {
+        let world = world(&["5/minute"], 0);
+        let mut asks = vec![world.ask()];
+        world.settle().await;
+        asks.extend((0..7).map(|_| world.ask()));
+        world.settle().await;
+        world.store.gate.add_permits(2);
+        let mut admitted = 0;
+        for ask in asks {
+            admitted += u32::from(ask.await.unwrap().unwrap().admitted);
+        }
+        assert_eq!(*world.store.asked.lock(), [1, 7]);
+        assert_eq!(admitted, 5);
+    }
+
+    #[tokio::test]
+    async fn a_flight_goes_on_when_the_one_who_asked_leaves() {
+        let world = world(&["5/minute"], 0);
+        let leader = world.ask();
+        world.settle().await;
+        let riders: Vec<_> = (0..3).map(|_| world.ask()).collect();
+        world.settle().await;
+        leader.abort();
+        world.settle().await;
+        world.store.gate.add_permits(10);
+        for rider in riders {
+            assert!(rider.await.unwrap().unwrap().admitted);
+        }
+        assert!(world.admitted().await);
+        assert!(world.admitted().await, "the one who left used nothing");
+        assert!(!world.admitted().await);
+    }
+
+    #[tokio::test]
+    async fn what_a_rider_leaves_behind_is_used_by_the_next() {
+        let world = world(&["3/minute"], 0);
+        let leader = world.ask();
+        world.settle().await;
+        let riders: Vec<_> = (0..2).map(|_| world.ask()).collect();
+        world.settle().await;
+        world.store.gate.add_permits(1);
+        world.settle().await;
+        assert!(leader.await.unwrap().unwrap().admitted);
+        // The second flight is in the air with both riders aboard when one of them goes away.
+        riders[1].abort();
+        world.settle().await;
+        world.store.gate.add_permits(10);
+        world.settle().await;
+        assert!(world.admitted().await, "the quota of the one that left");
+        assert!(!world.admitted().await);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_flight_that_ends_leaves_the_next_one_alone() {
+        let clock = Arc::new(ManualClock::new(START));
+        let store = Arc::new(MemoryQuota::new(Arc::clone(&clock), 10));
+        let ledger = Arc::new(Ledger::new(store, clock, 10));
+        let limits: Arc<[Limit]> = [Limit::parse("1000000/minute").unwrap()].into();
+        let tasks: Vec<_> = (0..4)
+            .map(|_| {
+                let (ledger, limits) = (Arc::clone(&ledger), Arc::clone(&limits));
+                tokio::spawn(async move {
+                    for _ in 0..20_000 {
+                        let decision = ledger.admit(&"s".into(), &limits, EXACT).await;
+                        assert!(decision.unwrap().admitted);
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_decision_handed_to_one_that_goes_away_is_not_lost() {
+        for _ in 0..10_000 {
+            let entry = Arc::new(Entry {
+                subject: "s".into(),
+                limits: Arc::new([]),
+                state: Mutex::default(),
+            });
+            let (sender, receiver) = oneshot::channel();
+            entry.state.lock().waiting.push_back(sender);
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let ride = Ride { entry: &entry, receiver };
+                    start.wait();
+                    drop(ride);
+                });
+                start.wait();
+                entry.state.lock().hand(Decision::unknown(&entry.limits));
+            });
+            assert_eq!(entry.state.lock().account.held(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn several_limits_are_one_decision() {
+        let world = world(&["2/second", "3/minute"], 100);
+        assert!(world.admitted().await);
+        assert!(world.admitted().await);
+        let refused = world.ask().await.unwrap().unwrap();
+        assert!(!refused.admitted);
+        assert_eq!(refused.tightest(), Some(0));
+        world.clock.advance(Duration::from_secs(1));
+        assert!(world.admitted().await, "the refusal consumed nothing of the minute");
+        assert!(!world.admitted().await);
+        let refused = world.ask().await.unwrap().unwrap();
+        assert_eq!(refused.tightest(), Some(1));
+    }
+
+    #[tokio::test]
+    async fn the_failure_policy_decides_while_the_store_is_away() {
+        let world = world(&["4/minute"], 1_000);
+        *world.store.down.lock() = true;
+        let ask = |on_failure| {
+            let (ledger, limits) = (Arc::clone(&world.ledger), Arc::clone(&world.limits));
+            let terms = Terms { on_failure, gateways: 2, ..EXACT };
+            async move { ledger.admit(&"s".into(), &limits, terms).await }
+        };
+        assert!(ask(FailurePolicy::Deny).await.is_err());
+        for _ in 0..9 {
+            assert!(ask(FailurePolicy::Allow).await.unwrap().admitted);
+        }
+        let mut local = 0;
+        for _ in 0..9 {
+            local += u32::from(ask(FailurePolicy::Local).await.unwrap().admitted);
+        }
+        assert_eq!(local, 2, "two gateways share four");
+        *world.store.down.lock() = false;
+        assert!(world.admitted().await);
+    }
+
+    #[tokio::test]
+    async fn coming_back_does_not_hand_out_a_second_quota() {
+        let world = world(&["6/minute"], 1_000);
+        assert!(world.admitted().await);
+        *world.store.down.lock() = true;
+        let ask = || {
+            let (ledger, limits) = (Arc::clone(&world.ledger), Arc::clone(&world.limits));
+            let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
+            async move { ledger.admit(&"s".into(), &limits, terms).await.unwrap().admitted }
+        };
+        for _ in 0..3 {
+            assert!(ask().await);
+        }
+        *world.store.down.lock() = false;
+        let mut after = 0;
+        for _ in 0..9 {
+            after += u32::from(ask().await);
+        }
+        assert_eq!(after, 2, "one before, three alone, two after");
+    }
+
+    #[tokio::test]
+    async fn leases_make_most_decisions_without_the_store() {
+        let world = world(&["100000/minute"], 100_000);
+        let terms = Terms { sync: Sync::Leased, ..EXACT };
+        for _ in 0..10_000 {
+            world.clock.advance(Duration::from_micros(100));
+            let decision = world.ledger.admit(&"s".into(), &world.limits, terms).await.unwrap();
+            assert!(decision.admitted);
+            tokio::task::yield_now().await;
+        }
+        // The first 20 ms are exact, because no demand has been measured yet.
+        let asked = world.store.asked.lock().len();
+        assert!(asked < 200 + 50, "{asked} questions for 10,000 requests");
+        // What lies unused goes back, to the last request.
+        world.clock.advance(Duration::from_secs(1));
+        world.ledger.expire_leases();
+        world.settle().await;
+        assert_eq!(world.ledger.held(), 0);
+        let grant = world.store.inner.take("s", &world.limits, 1).await.unwrap();
+        assert_eq!(grant.used[0], 10_001);
+    }
+
+    #[tokio::test]
+    async fn near_the_limit_leased_is_exact() {
+        let world = world(&["500/minute"], 100_000);
+        let terms = Terms { sync: Sync::Leased, ..EXACT };
+        let mut admitted = 0;
+        for _ in 0..5_000 {
+            world.clock.advance(Duration::from_micros(100));
+            let decision = world.ledger.admit(&"s".into(), &world.limits, terms).await.unwrap();
+            admitted += u32::from(decision.admitted);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(admitted, 500);
+    }
+
+    #[tokio::test]
+    async fn idle_subjects_are_forgotten_and_refused_ones_are_not() {
+        let world = world(&["1/minute"], 100);
+        assert!(world.admitted().await);
+        assert!(!world.admitted().await);
+        world.ledger.sweep();
+        assert_eq!(world.ledger.subjects(), 1);
+        world.clock.advance(Duration::from_secs(60));
+        world.ledger.sweep();
+        assert_eq!(world.ledger.subjects(), 0);
+    }
+}

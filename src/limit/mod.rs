@@ -1,0 +1,6 @@
+//! Counting requests against limits. The ledger decides; stores only hand quota out.
+
+pub mod account;
+pub mod decision;
+pub mod lease;
+pub mod ledger;

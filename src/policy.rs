@@ -1,0 +1,264 @@
+//! One immutable, compiled snapshot of a configuration. A request sees one policy from beginning to
+//! end; counters, caches and connections live outside it and outlast it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jsonwebtoken::{Algorithm, DecodingKey};
+use quick_cache::sync::Cache;
+
+use crate::auth::jwt::{Expectations, JwtVerifier, VerificationKey};
+use crate::auth::record::{RateRule, RecordError, TokenRecord};
+use crate::auth::{AuthRules, Principal};
+use crate::config::{
+    ClientTimeouts, Config, HeaderRules, Jwt, JwtAlgorithm, LimitSync, OnStoreFailure, RateHeaders,
+    RouteAuth,
+};
+use crate::limit::ledger::{FailurePolicy, Sync};
+use crate::quota::Limit;
+use crate::route::table::{Matcher, RouteTable};
+use crate::store::StoredRecord;
+use crate::telemetry::metrics::RouteMetrics;
+use crate::upstream::pool::{EndpointRules, Timeouts, Upstream, UpstreamRules};
+
+/// Distinct bare rates (`rate_limit: N`) whose limits are kept made.
+const BARE_RATES: usize = 10_000;
+
+/// What requests are judged by.
+#[derive(Debug)]
+pub struct Policy {
+    /// Counts policies since the start of the process; the first is 1.
+    pub generation: u64,
+    /// Which requests go where.
+    pub routes: RouteTable<Arc<Route>>,
+    /// How tokens are checked.
+    pub auth: AuthRules,
+    /// What happens while the store is away.
+    pub on_store_failure: FailurePolicy,
+    /// Who decides about limits.
+    pub sync: Sync,
+    /// Which rate fields answers carry.
+    pub rate_headers: RateHeaders,
+    /// Deadlines towards the client.
+    pub timeouts: ClientTimeouts,
+    /// Largest request body, in bytes.
+    pub max_body: u64,
+    /// Client connections open at the same time.
+    pub max_connections: usize,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether each request gets a log line.
+    pub access_log: bool,
+    upstreams: HashMap<String, Arc<Upstream>>,
+    plans: HashMap<String, Arc<[Limit]>>,
+    default_limits: Arc<[Limit]>,
+    bare_window: Duration,
+    bare_limits: Cache<u64, Arc<[Limit]>>,
+    jwt: Jwt,
+}
+
+/// One route, ready to use.
+#[derive(Debug)]
+pub struct Route {
+    /// The host and prefix it serves, for logs and metrics.
+    pub label: Arc<str>,
+    /// The canonical prefix.
+    pub prefix: String,
+    /// Where its requests go.
+    pub upstream: Arc<Upstream>,
+    /// Whether a token is needed.
+    pub auth_required: bool,
+    /// Whether the prefix is cut off before forwarding.
+    pub strip_prefix: bool,
+    /// Whether the credential reaches the upstream.
+    pub forward_credential: bool,
+    /// Changes to the request's fields.
+    pub request_headers: HeaderRules,
+    /// Changes to the answer's fields.
+    pub response_headers: HeaderRules,
+    /// Its counters.
+    pub metrics: RouteMetrics,
+}
+
+/// A configuration that parses and cannot be put into effect.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// A record of `auth.tokens` cannot be read.
+    #[error("auth.tokens: token {id}: {error}")]
+    Token {
+        /// The record's `api_key`.
+        id: String,
+        /// Which field is wrong, and how.
+        error: RecordError,
+    },
+    /// A route names an upstream that does not exist.
+    #[error("route {prefix}: there is no upstream `{upstream}`")]
+    Upstream {
+        /// The route's prefix.
+        prefix: String,
+        /// The name it uses.
+        upstream: String,
+    },
+}
+
+impl Policy {
+    /// Compiles `config`. What did not change since `previous` is taken over from it, and with it
+    /// what was learned: verified tokens, resolved names.
+    ///
+    /// # Errors
+    /// [`PolicyError`]; nothing has changed then.
+    pub fn compile(config: &Config, previous: Option<&Self>) -> Result<Self, PolicyError> {
+        let upstreams: HashMap<String, Arc<Upstream>> = config
+            .upstreams
+            .iter()
+            .map(|(name, upstream)| {
+                let rules = upstream_rules(name, upstream);
+                let kept = previous.and_then(|policy| policy.upstreams.get(name));
+                let kept = kept.filter(|kept| *kept.rules() == rules);
+                let upstream = kept.cloned().unwrap_or_else(|| Arc::new(Upstream::new(rules)));
+                (name.clone(), upstream)
+            })
+            .collect();
+        let jwt = match previous {
+            Some(previous) if previous.jwt == config.auth.jwt => Arc::clone(&previous.auth.jwt),
+            _ => Arc::new(jwt_verifier(&config.auth.jwt)),
+        };
+        Ok(Self {
+            generation: previous.map_or(1, |policy| policy.generation + 1),
+            routes: routes(config, &upstreams)?,
+            auth: AuthRules { jwt, records: static_records(config)? },
+            on_store_failure: match config.limits.on_store_failure {
+                OnStoreFailure::Local => FailurePolicy::Local,
+                OnStoreFailure::Allow => FailurePolicy::Allow,
+                OnStoreFailure::Deny => FailurePolicy::Deny,
+            },
+            sync: match config.limits.sync {
+                LimitSync::Exact => Sync::Exact,
+                LimitSync::Leased => Sync::Leased,
+            },
+            rate_headers: config.limits.headers,
+            timeouts: config.timeouts,
+            max_body: config.max_body,
+            max_connections: config.max_connections,
+            trusted_proxies: config.trusted_proxies.clone(),
+            access_log: config.log.access,
+            upstreams,
+            plans: config.plans.clone().into_iter().collect(),
+            default_limits: Arc::clone(&config.limits.default),
+            bare_window: config.limits.window,
+            bare_limits: Cache::new(BARE_RATES),
+            jwt: config.auth.jwt.clone(),
+        })
+    }
+
+    /// The limits of a token: its own, else its plan's, else the default.
+    pub fn limits_for(&self, principal: &Principal) -> Arc<[Limit]> {
+        match principal.rate_rule() {
+            Some(RateRule::Limits(limits)) => Arc::clone(limits),
+            Some(RateRule::Bare(quota)) => self.bare_limits(*quota),
+            None => {
+                let plan = principal.record().plan.as_deref();
+                let limits = plan.and_then(|plan| self.plans.get(plan));
+                Arc::clone(limits.unwrap_or(&self.default_limits))
+            }
+        }
+    }
+
+    /// The upstreams.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.upstreams.values().map(Arc::as_ref)
+    }
+
+    fn bare_limits(&self, quota: u64) -> Arc<[Limit]> {
+        if let Some(limits) = self.bare_limits.get(&quota) {
+            return limits;
+        }
+        // A record's quota is in range, or it would not have been read.
+        let limits: Arc<[Limit]> = Limit::per(quota, self.bare_window).into_iter().collect();
+        self.bare_limits.insert(quota, Arc::clone(&limits));
+        limits
+    }
+}
+
+fn routes(
+    config: &Config,
+    upstreams: &HashMap<String, Arc<Upstream>>,
+) -> Result<RouteTable<Arc<Route>>, PolicyError> {
+    let mut routes = Vec::with_capacity(config.routes.len());
+    for route in &config.routes {
+        let upstream = upstreams.get(&route.upstream).ok_or_else(|| PolicyError::Upstream {
+            prefix: route.prefix.clone(),
+            upstream: route.upstream.clone(),
+        })?;
+        let label = format!("{}{}", route.host.as_deref().unwrap_or_default(), route.prefix);
+        let matcher = Matcher {
+            prefix: route.prefix.clone(),
+            host: route.host.clone(),
+            methods: route.methods.clone(),
+        };
+        let compiled = Route {
+            metrics: RouteMetrics::new(&label),
+            label: label.into(),
+            prefix: route.prefix.clone(),
+            upstream: Arc::clone(upstream),
+            auth_required: route.auth == RouteAuth::Required,
+            strip_prefix: route.strip_prefix,
+            forward_credential: route.forward_credential,
+            request_headers: route.request_headers.clone(),
+            response_headers: route.response_headers.clone(),
+        };
+        routes.push((matcher, Arc::new(compiled)));
+    }
+    Ok(RouteTable::new(routes))
+}
+
+fn static_records(config: &Config) -> Result<HashMap<Arc<str>, Arc<TokenRecord>>, PolicyError> {
+    let read = |token: &crate::config::StaticToken| {
+        let id: Arc<str> = token.api_key.as_str().into();
+        match TokenRecord::read(&id, &StoredRecord::Json(token.json.clone())) {
+            Ok(record) => Ok((id, Arc::new(record))),
+            Err(error) => Err(PolicyError::Token { id: token.api_key.clone(), error }),
+        }
+    };
+    config.auth.tokens.iter().map(read).collect()
+}
+
+fn jwt_verifier(jwt: &Jwt) -> JwtVerifier {
+    let keys = jwt.keys.iter().map(|key| VerificationKey {
+        algorithm: match key.algorithm {
+            JwtAlgorithm::Hs256 => Algorithm::HS256,
+            JwtAlgorithm::Hs384 => Algorithm::HS384,
+            JwtAlgorithm::Hs512 => Algorithm::HS512,
+        },
+        kid: key.kid.clone(),
+        key: DecodingKey::from_secret(key.secret.expose().as_bytes()),
+    });
+    let expectations = Expectations {
+        issuer: jwt.issuer.clone(),
+        audience: jwt.audience.clone(),
+        leeway: jwt.leeway,
+    };
+    JwtVerifier::new(keys.collect(), expectations)
+}
+
+fn upstream_rules(name: &str, upstream: &crate::config::Upstream) -> UpstreamRules {
+    let endpoint = |endpoint: &crate::config::Endpoint| EndpointRules {
+        host: endpoint.url.host_str().unwrap_or_default().to_owned(),
+        port: endpoint.url.port_or_known_default().unwrap_or(80),
+        tls: endpoint.url.scheme() == "https",
+        weight: endpoint.weight,
+    };
+    UpstreamRules {
+        name: name.to_owned(),
+        endpoints: upstream.endpoints.iter().map(endpoint).collect(),
+        retries: upstream.retries,
+        timeouts: Timeouts {
+            connect: upstream.timeouts.connect,
+            read: upstream.timeouts.read,
+            write: upstream.timeouts.write,
+            idle: upstream.timeouts.idle,
+        },
+    }
+}

@@ -1,0 +1,449 @@
+//! One client connection: heads are read and checked here, then Pingora serves the request.
+//!
+//! Pingora forgives more than a gateway may (see `head`), lets a head take minutes, and answers what it
+//! refuses in its own words. So this service reads each head itself, with one deadline for the whole of
+//! it, and hands Pingora a stream that holds exactly one request: what a client sends ahead of its turn
+//! waits here, which is also how pipelining works (RFC 9112 section 9.3.2).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use parking_lot::Mutex;
+use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::SslDigest;
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::{HttpProxy, Session};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::Proxy;
+use super::chunks::ChunkedBody;
+use super::head::{Framing, Head, HeadError, HeadReader};
+use super::problem;
+use crate::admission::Rejection;
+use crate::policy::Policy;
+use crate::telemetry::metrics::METRICS;
+
+/// Bytes a client may send ahead of its turn; more stay in the kernel.
+const MAX_AHEAD: usize = 64 * 1024;
+
+/// How much is read at a time.
+const READ_SIZE: usize = 4 * 1024;
+
+/// Serves client connections: the application of the listening service.
+pub struct Connections {
+    proxy: Arc<HttpProxy<Proxy>>,
+    policy: Arc<ArcSwap<Policy>>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Connections {
+    /// Serves connections with `proxy`, under whatever policy is current.
+    pub fn new(proxy: HttpProxy<Proxy>, policy: Arc<ArcSwap<Policy>>) -> Self {
+        Self { proxy: Arc::new(proxy), policy, open: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Connections {
+    async fn process_new(
+        self: &Arc<Self>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let open = OpenConnection::count(&self.open);
+        if open.before >= self.policy.load().max_connections {
+            // No answer: writing one to each of a flood's connections is what the bound prevents.
+            return None;
+        }
+        let way_back = WayBack::default();
+        let start = Returned { inner: stream, ahead: BytesMut::new() };
+        let mut client = ClientStream::new(start, &way_back);
+        let mut shutdown_seen = shutdown.clone();
+        loop {
+            let timeouts = self.policy.load().timeouts;
+            let idle = timeout(timeouts.idle, client.wait_for_request());
+            let begun = tokio::select! {
+                biased;
+                begun = idle => begun,
+                _ = shutdown_seen.wait_for(|down| *down) => return None,
+            };
+            // The client left, said nothing for too long, or a read failed: nobody to answer.
+            if !matches!(begun, Ok(Ok(true))) {
+                return None;
+            }
+            match timeout_at(Instant::now() + timeouts.header, client.read_head()).await {
+                Ok(Ok(head)) => client.admit(head),
+                Ok(Err(HeadFault::Gone)) => return None,
+                Ok(Err(HeadFault::Refused(error))) => {
+                    client.refuse(&Rejection::from(error), timeouts.write).await;
+                    return None;
+                }
+                Err(_) => {
+                    client.refuse(&Rejection::RequestTimeout, timeouts.write).await;
+                    return None;
+                }
+            }
+            let mut session = ServerSession::new_http1(client);
+            session.set_keepalive(Some(timeouts.idle.as_secs().max(1)));
+            client = match self.proxy.process_new_http(session, shutdown).await {
+                Some(reused) => reused.consume().0.into_any().downcast().ok()?,
+                None => ClientStream::new(way_back.lock().take()?, &way_back),
+            };
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+/// Counts a connection while it is open.
+struct OpenConnection {
+    count: Arc<AtomicUsize>,
+    before: usize,
+}
+
+impl OpenConnection {
+    fn count(count: &Arc<AtomicUsize>) -> Self {
+        METRICS.connections.inc();
+        Self { count: Arc::clone(count), before: count.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        METRICS.connections.dec();
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+enum HeadFault {
+    /// The client went away.
+    Gone,
+    Refused(HeadError),
+}
+
+impl From<HeadError> for Rejection {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::TooLarge => Self::HeaderTooLarge,
+            HeadError::Malformed(how) => Self::BadRequest(how.into()),
+        }
+    }
+}
+
+/// Where a stream comes back to when Pingora drops it after a failure that was the upstream's alone.
+type WayBack = Arc<Mutex<Option<Returned>>>;
+
+/// What is left of a stream that came back.
+#[derive(Debug)]
+struct Returned {
+    inner: Stream,
+    ahead: BytesMut,
+}
+
+/// A client's byte stream, of which Pingora sees one request at a time.
+#[derive(Debug)]
+struct ClientStream {
+    inner: Stream,
+    /// Bytes that have arrived and not been shown.
+    ahead: BytesMut,
+    visible: Visible,
+    way_back: WayBack,
+    /// Whether to go the way back when dropped.
+    keep: AtomicBool,
+    /// Whether something was written that may not have been sent.
+    unsent: bool,
+}
+
+/// Keeps the client's connection although Pingora closes it after every failed request: the answer
+/// was written whole and the request read to its end, so the next one may follow.
+pub fn keep_after_failure(session: &Session) {
+    let stream = session.downstream_session.stream();
+    if let Some(client) = stream.and_then(|stream| stream.as_any().downcast_ref::<ClientStream>()) {
+        client.keep.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        if self.keep.load(Ordering::Relaxed) && self.request_is_over() {
+            let nothing: Stream = Box::new(io::Cursor::new(Vec::new()));
+            let inner = std::mem::replace(&mut self.inner, nothing);
+            let ahead = std::mem::take(&mut self.ahead);
+            *self.way_back.lock() = Some(Returned { inner, ahead });
+        }
+    }
+}
+
+/// How far the present request reaches.
+#[derive(Debug)]
+enum Visible {
+    /// So many more bytes.
+    Bytes(u64),
+    /// The rest of the head, then a chunked body.
+    Chunked { head: usize, body: ChunkedBody },
+    /// Everything: the connection may become something else.
+    Everything,
+}
+
+impl ClientStream {
+    fn new(returned: Returned, way_back: &WayBack) -> Box<Self> {
+        Box::new(Self {
+            inner: returned.inner,
+            ahead: returned.ahead,
+            visible: Visible::Bytes(0),
+            way_back: Arc::clone(way_back),
+            keep: AtomicBool::new(false),
+            unsent: false,
+        })
+    }
+
+    /// Waits for the first byte of a request; `false` when the client has left.
+    async fn wait_for_request(&mut self) -> io::Result<bool> {
+        loop {
+            // One or a few empty lines before a request are forgiven (RFC 9112 section 2.2).
+            while self.ahead.starts_with(b"\r\n") {
+                self.ahead.advance(2);
+            }
+            if !self.ahead.is_empty() && &self.ahead[..] != b"\r" {
+                return Ok(true);
+            }
+            if self.read_more().await? == 0 {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn read_head(&mut self) -> Result<Head, HeadFault> {
+        let mut reader = HeadReader::default();
+        loop {
+            match reader.read(&self.ahead) {
+                Ok(Some(head)) => return self.check_body_start(head),
+                Ok(None) => {}
+                Err(error) => return Err(HeadFault::Refused(error)),
+            }
+            match self.read_more().await {
+                Ok(0) | Err(_) => return Err(HeadFault::Gone),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Refuses a chunked body that is broken as far as it is here, before anyone sees the request.
+    fn check_body_start(&self, head: Head) -> Result<Head, HeadFault> {
+        if head.framing == Framing::Chunked
+            && let Err(_broken) = ChunkedBody::default().pass(&self.ahead[head.length..])
+        {
+            return Err(HeadFault::Refused(HeadError::Malformed("the chunked body is malformed")));
+        }
+        Ok(head)
+    }
+
+    async fn read_more(&mut self) -> io::Result<usize> {
+        self.ahead.reserve(READ_SIZE);
+        self.inner.read_buf(&mut self.ahead).await
+    }
+
+    /// Shows Pingora the request that begins with `head`.
+    fn admit(&mut self, head: Head) {
+        self.visible = match head.framing {
+            Framing::Length(body) => Visible::Bytes(body.saturating_add(head.length as u64)),
+            Framing::Chunked => {
+                Visible::Chunked { head: head.length, body: ChunkedBody::default() }
+            }
+            Framing::Upgrade => Visible::Everything,
+        };
+    }
+
+    /// Answers a request that is not served, and says that the connection ends.
+    async fn refuse(&mut self, rejection: &Rejection, deadline: std::time::Duration) {
+        let answer = problem::closing_response(rejection);
+        let _ = timeout(deadline, async {
+            self.inner.write_all(&answer).await?;
+            self.inner.flush().await?;
+            // Reading on for a moment keeps a reset from overtaking the answer.
+            self.inner.shutdown().await?;
+            let mut left = MAX_AHEAD;
+            while left > 0 {
+                self.ahead.clear();
+                match self.read_more().await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            io::Result::Ok(())
+        })
+        .await;
+    }
+
+    /// How many of the bytes ahead may be shown now, at most `room`.
+    fn show(&mut self, room: usize) -> io::Result<usize> {
+        let candidates = room.min(self.ahead.len());
+        match &mut self.visible {
+            Visible::Everything => Ok(candidates),
+            Visible::Bytes(left) => {
+                let shown = usize::try_from(*left).unwrap_or(usize::MAX).min(candidates);
+                *left -= shown as u64;
+                Ok(shown)
+            }
+            Visible::Chunked { head, body } => {
+                let of_head = (*head).min(candidates);
+                *head -= of_head;
+                let of_body = body
+                    .pass(&self.ahead[of_head..candidates])
+                    .map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken))?;
+                Ok(of_head + of_body)
+            }
+        }
+    }
+
+    fn request_is_over(&self) -> bool {
+        match &self.visible {
+            Visible::Everything => false,
+            Visible::Bytes(left) => *left == 0,
+            Visible::Chunked { head, body } => *head == 0 && body.is_done(),
+        }
+    }
+
+    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let before = self.ahead.len();
+        self.ahead.resize(before + READ_SIZE, 0);
+        let mut buf = ReadBuf::new(&mut self.ahead[before..]);
+        let result = Pin::new(&mut self.inner).poll_read(cx, &mut buf);
+        let read = buf.filled().len();
+        self.ahead.truncate(before + read);
+        result.map_ok(|()| read)
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        // Pingora sends the header of an answer with its body, and reads here when it must wait for
+        // more of that: what there is must not wait with it.
+        if this.unsent && Pin::new(&mut this.inner).poll_flush(cx)?.is_ready() {
+            this.unsent = false;
+        }
+        if this.request_is_over() {
+            // Pingora listens for the client leaving. What comes early is kept, up to a bound.
+            while this.ahead.len() < MAX_AHEAD {
+                if ready!(this.poll_read_more(cx))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            return Poll::Pending;
+        }
+        if this.ahead.is_empty() {
+            if matches!(this.visible, Visible::Everything) {
+                return Pin::new(&mut this.inner).poll_read(cx, buf);
+            }
+            if ready!(this.poll_read_more(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let shown = this.show(buf.remaining())?;
+        buf.put_slice(&this.ahead[..shown]);
+        this.ahead.advance(shown);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.unsent = true;
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unsent = false;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.unsent = true;
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.inner).await;
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for ClientStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.inner.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.inner.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
+
+impl Peek for ClientStream {}
+
+/// The address at the other end of a connection, where there is one.
+pub fn peer_ip(address: Option<&SocketAddr>) -> Option<std::net::IpAddr> {
+    address.and_then(SocketAddr::as_inet).map(std::net::SocketAddr::ip)
+}

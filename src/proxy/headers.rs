@@ -1,0 +1,527 @@
+//! Header fields the gateway sets, replaces and removes, on the way in and on the way out.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use ipnet::IpNet;
+use pingora_core::Result;
+use pingora_http::{RequestHeader, ResponseHeader};
+use uuid::Builder;
+
+use crate::auth::Principal;
+use crate::config::{HeaderRules, RateHeaders};
+use crate::limit::ledger::Decision;
+
+const X_REQUEST_ID: &str = "x-request-id";
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Fields that say who a request is from. Whatever a client sends under these names, in any spelling,
+/// does not pass.
+const IDENTITY: [&str; 5] =
+    ["x-organization-id", "x-plan-tier", "x-token-id", "x-real-ip", "x-forwarded-prefix"];
+
+/// Fields that say which way a request came. Only believed of trusted proxies.
+const FORWARDING: [&str; 5] =
+    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded"];
+
+/// Fields that frame or address a message: in another spelling they are nobody's, but an upstream may
+/// take them for these.
+const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
+
+/// Fields of an answer that concern one connection only (RFC 9110 section 7.6.1). `Connection` and
+/// `Upgrade` also do, unless the answer switches protocols.
+const HOP_BY_HOP: [&str; 3] = ["keep-alive", "proxy-connection", "te"];
+
+/// The request's id: the client's when it is sane, else a new UUIDv7 (RFC 9562 section 5.7).
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let mut sent = headers.get_all(X_REQUEST_ID).iter();
+    match (sent.next(), sent.next()) {
+        (Some(id), None) if is_sane_id(id.as_bytes()) => id.clone(),
+        _ => new_request_id(),
+    }
+}
+
+/// A new request id.
+pub fn new_request_id() -> HeaderValue {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or_default();
+    let mut random = [0; 10];
+    fastrand::fill(&mut random);
+    let id = Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    let text = id.hyphenated().encode_lower(&mut text);
+    // Hexadecimal digits and hyphens are a field value.
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+fn is_sane_id(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len())
+        && id.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-_.:+/=@".contains(&byte))
+}
+
+/// The announced length of a body, in bytes.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether `Connection` names `Upgrade`.
+pub fn asks_for_upgrade(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONNECTION).iter().any(|value| {
+        let names = value.to_str().unwrap_or_default();
+        names.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
+    })
+}
+
+/// The client's address: the peer, or what trusted proxies say, read from the right.
+pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let mut client = peer;
+    for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
+        for hop in value.to_str().unwrap_or_default().rsplit(',') {
+            if !is_trusted(client, trusted) {
+                return client;
+            }
+            match parse_hop(hop.trim()) {
+                Some(address) => client = address,
+                None => return client,
+            }
+        }
+    }
+    client
+}
+
+/// Whether `address` is one of the trusted proxies.
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|network| network.contains(&address.to_canonical()))
+}
+
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let address = hop.parse::<std::net::SocketAddr>().map(|with_port| with_port.ip());
+    address.or_else(|_| hop.trim_matches(['[', ']']).parse()).ok()
+}
+
+/// What the gateway knows about where a request comes from.
+pub struct Origin<'a> {
+    /// The address at the other end of the connection.
+    pub peer: Option<IpAddr>,
+    /// Whether its forwarding fields are believed.
+    pub trusted: bool,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The request's id.
+    pub request_id: &'a HeaderValue,
+    /// Who it is from.
+    pub principal: Option<&'a Principal>,
+}
+
+/// Makes the fields of a request what the upstream may rely on.
+///
+/// # Errors
+/// When a field cannot be set, which no value used here causes.
+pub fn rewrite_request(
+    request: &mut RequestHeader,
+    origin: &Origin<'_>,
+    forward_credential: bool,
+    rules: &HeaderRules,
+) -> Result<()> {
+    remove_spoofed(request, origin.trusted);
+    if !forward_credential {
+        request.remove_header(&header::AUTHORIZATION);
+        request.remove_header("x-api-key");
+    }
+    request.insert_header("X-Request-ID", origin.request_id)?;
+    if let Some(peer) = origin.peer {
+        let hops = forwarded_for(&request.headers, peer);
+        request.insert_header("X-Forwarded-For", hops)?;
+    }
+    if !request.headers.contains_key("x-forwarded-proto") {
+        request.insert_header("X-Forwarded-Proto", HeaderValue::from_static(origin.scheme))?;
+    }
+    if !request.headers.contains_key("x-forwarded-host")
+        && let Some(host) = request.headers.get(header::HOST).cloned()
+    {
+        request.insert_header("X-Forwarded-Host", host)?;
+    }
+    if let Some(principal) = origin.principal {
+        let identity = &principal.record().identity;
+        request.insert_header("X-Token-ID", &identity.token_id)?;
+        if let Some(organization) = &identity.organization_id {
+            request.insert_header("X-Organization-ID", organization)?;
+        }
+        if let Some(plan) = &identity.plan {
+            request.insert_header("X-Plan-Tier", plan)?;
+        }
+    }
+    set_traceparent(request)?;
+    apply_to_request(rules, request)
+}
+
+fn apply_to_request(rules: &HeaderRules, request: &mut RequestHeader) -> Result<()> {
+    for name in &rules.remove {
+        request.remove_header(name);
+    }
+    for (name, value) in &rules.set {
+        request.insert_header(name, value)?;
+    }
+    Ok(())
+}
+
+/// Removes identity fields, and forwarding fields unless they are believed, in every spelling that an
+/// upstream may take for them: `X_Token.ID` is `X-Token-ID` to a CGI.
+fn remove_spoofed(request: &mut RequestHeader, trusted: bool) {
+    let spoofed = |name: &HeaderName| {
+        let name = name.as_str();
+        let known = |list: &[&str]| list.iter().any(|own| spelled_like(name, own));
+        match name.as_bytes().first() {
+            Some(b'x') if name.len() > 8 => {
+                known(&IDENTITY)
+                    || (known(&FORWARDING) && !(trusted && FORWARDING.contains(&name)))
+                    || (spelled_like(name, X_REQUEST_ID) && name != X_REQUEST_ID)
+            }
+            Some(b'f') => name == "forwarded" && !trusted,
+            Some(b'c' | b't') => known(&FRAMING) && !FRAMING.contains(&name),
+            _ => false,
+        }
+    };
+    // Most requests have none: look before collecting.
+    if request.headers.keys().any(spoofed) {
+        let names: Vec<HeaderName> =
+            request.headers.keys().filter(|name| spoofed(name)).cloned().collect();
+        for name in &names {
+            request.remove_header(name);
+        }
+    }
+}
+
+/// Whether `name` is `own` when `_` and `.` are read as `-`.
+fn spelled_like(name: &str, own: &str) -> bool {
+    name.len() == own.len()
+        && name
+            .bytes()
+            .zip(own.bytes())
+            .all(|(byte, own)| byte == own || (own == b'-' && (byte == b'_' || byte == b'.')))
+}
+
+/// What earlier proxies said, if any of it was let through, and the peer.
+fn forwarded_for(headers: &HeaderMap, peer: IpAddr) -> String {
+    let mut hops = String::new();
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        if let Ok(text) = value.to_str() {
+            hops.push_str(text.trim());
+            hops.push_str(", ");
+        }
+    }
+    let _ = write!(hops, "{}", peer.to_canonical());
+    hops
+}
+
+/// Passes a valid `traceparent` on, and starts a trace where there is none (W3C Trace Context,
+/// section 3.2).
+fn set_traceparent(request: &mut RequestHeader) -> Result<()> {
+    let mut sent = request.headers.get_all("traceparent").iter();
+    if let (Some(value), None) = (sent.next(), sent.next())
+        && is_traceparent(value.as_bytes())
+    {
+        return Ok(());
+    }
+    // A state without its parent belongs to no trace.
+    request.remove_header("tracestate");
+    let (high, low, span) = (fastrand::u64(1..), fastrand::u64(..), fastrand::u64(1..));
+    request.insert_header("traceparent", format!("00-{high:016x}{low:016x}-{span:016x}-00"))
+}
+
+fn is_traceparent(value: &[u8]) -> bool {
+    let hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    let zero = |part: &[u8]| part.iter().all(|&byte| byte == b'0');
+    value.len() == 55
+        && value[2] == b'-'
+        && value[35] == b'-'
+        && value[52] == b'-'
+        && &value[..2] == b"00"
+        && hex(&value[3..35])
+        && hex(&value[36..52])
+        && hex(&value[53..])
+        && !zero(&value[3..35])
+        && !zero(&value[36..52])
+}
+
+/// Makes an upstream's answer one that may be passed on: no fields of its own connection, one framing.
+///
+/// # Errors
+/// When a field cannot be set, which no value used here causes.
+pub fn clean_response(response: &mut ResponseHeader) -> Result<()> {
+    let nominated: Vec<HeaderName> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        // The framing is Pingora's business, and an upgrade needs its field.
+        .filter(|name| {
+            *name != header::CONTENT_LENGTH
+                && *name != header::TRANSFER_ENCODING
+                && *name != header::UPGRADE
+        })
+        .collect();
+    for name in &nominated {
+        response.remove_header(name);
+    }
+    for name in HOP_BY_HOP {
+        response.remove_header(name);
+    }
+    if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        response.remove_header(&header::CONNECTION);
+        response.remove_header(&header::UPGRADE);
+    }
+    if response.status == http::StatusCode::NO_CONTENT || response.status.is_informational() {
+        response.remove_header(&header::CONTENT_LENGTH);
+        response.remove_header(&header::TRANSFER_ENCODING);
+    }
+    // Pingora has made sure that several are equal.
+    if response.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+        && let Some(length) = response.headers.get(header::CONTENT_LENGTH).cloned()
+    {
+        response.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    Ok(())
+}
+
+/// Sets what every answer carries, then applies the route's rules.
+///
+/// # Errors
+/// When a field cannot be set, which no value used here causes.
+pub fn finish_response(
+    response: &mut ResponseHeader,
+    client: Version,
+    request_id: Option<&HeaderValue>,
+    decision: Option<&Decision>,
+    rate_headers: RateHeaders,
+    rules: &HeaderRules,
+) -> Result<()> {
+    // The version is this hop's, not the upstream's (RFC 9112 section 2.3).
+    response.set_version(Version::HTTP_11);
+    if client == Version::HTTP_10 {
+        // It knows no chunks: the end of the connection ends the body (RFC 9112 section 6.3).
+        response.remove_header(&header::TRANSFER_ENCODING);
+    }
+    if let Some(id) = request_id {
+        response.insert_header("X-Request-ID", id)?;
+    }
+    if let Some(decision) = decision {
+        set_rate_fields(response, decision, rate_headers)?;
+    }
+    for name in &rules.remove {
+        response.remove_header(name);
+    }
+    for (name, value) in &rules.set {
+        response.insert_header(name, value)?;
+    }
+    Ok(())
+}
+
+/// Sets the rate fields: draft-ietf-httpapi-ratelimit-headers, one member a limit, and the legacy ones
+/// for the tightest limit.
+///
+/// # Errors
+/// When a field cannot be set, which no value used here causes.
+pub fn set_rate_fields(
+    response: &mut ResponseHeader,
+    decision: &Decision,
+    wanted: RateHeaders,
+) -> Result<()> {
+    let Some(tightest) = decision.tightest() else { return Ok(()) };
+    if matches!(wanted, RateHeaders::Standard | RateHeaders::Both) {
+        response.insert_header("RateLimit-Policy", policy_field(&decision.limits))?;
+        let mut members = String::with_capacity(48);
+        for (limit, state) in decision.limits.iter().zip(&decision.states) {
+            let separator = if members.is_empty() { "" } else { ", " };
+            let (name, remaining) = (&limit.name, state.remaining);
+            let seconds = whole_seconds(state.reset_after);
+            let _ = write!(members, r#"{separator}"{name}";r={remaining};t={seconds}"#);
+        }
+        response.insert_header("RateLimit", members)?;
+    }
+    if matches!(wanted, RateHeaders::Legacy | RateHeaders::Both)
+        && let (Some(limit), Some(state)) =
+            (decision.limits.get(tightest), decision.states.get(tightest))
+    {
+        response.insert_header("X-RateLimit-Limit", limit.quota)?;
+        response.insert_header("X-RateLimit-Remaining", state.remaining)?;
+        response.insert_header("X-RateLimit-Reset", whole_seconds(state.reset_after))?;
+    }
+    Ok(())
+}
+
+fn policy_field(limits: &Arc<[crate::quota::Limit]>) -> String {
+    let mut members = String::with_capacity(48);
+    for limit in limits.iter() {
+        let separator = if members.is_empty() { "" } else { ", " };
+        let (name, quota, window) = (&limit.name, limit.quota, limit.window.as_secs());
+        let _ = write!(members, r#"{separator}"{name}";q={quota};w={window}"#);
+    }
+    members
+}
+
+/// Seconds, rounded up: who waits that long does not come too early.
+pub fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn the_client_is_who_the_first_untrusted_hop_says() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        for (peer, fields, client) in [
+            ("203.0.113.9", &[("x-forwarded-for", "1.1.1.1")][..], "203.0.113.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], "1.1.1.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 1.1.1.1, 10.0.0.2")], "1.1.1.1"),
+            (
+                "10.0.0.1",
+                &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "1.1.1.1")],
+                "1.1.1.1",
+            ),
+            ("10.0.0.1", &[("x-forwarded-for", "1.1.1.1, rubbish")], "10.0.0.1"),
+            ("fd00::1", &[("x-forwarded-for", "[2001:db8::1]:44")], "2001:db8::1"),
+            ("10.0.0.1", &[("x-forwarded-for", "10.0.0.3, 10.0.0.2")], "10.0.0.3"),
+            ("::ffff:10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], "1.1.1.1"),
+        ] {
+            let found = client_ip(peer.parse().unwrap(), &headers(fields), &trusted);
+            assert_eq!(found.to_string(), client, "{peer} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn request_ids_are_kept_when_sane() {
+        assert_eq!(request_id(&headers(&[("x-request-id", "abc-1")])), "abc-1");
+        let long = "x".repeat(129);
+        for fields in [
+            &[][..],
+            &[("x-request-id", "")],
+            &[("x-request-id", "a b")],
+            &[("x-request-id", "a\"b")],
+            &[("x-request-id", &long)],
+            &[("x-request-id", "a"), ("x-request-id", "b")],
+        ] {
+            let id = request_id(&headers(fields));
+            let id = uuid::Uuid::parse_str(id.to_str().unwrap()).unwrap();
+            assert_eq!(id.get_version_num(), 7, "{fields:?}");
+        }
+    }
+
+    fn rewritten(fields: &[(&'static str, &'static str)], trusted: bool) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for (name, value) in fields {
+            request.append_header(*name, *value).unwrap();
+        }
+        let id = HeaderValue::from_static("id");
+        let origin = Origin {
+            peer: Some("10.0.0.1".parse().unwrap()),
+            trusted,
+            scheme: "http",
+            request_id: &id,
+            principal: None,
+        };
+        rewrite_request(&mut request, &origin, true, &HeaderRules::default()).unwrap();
+        request
+    }
+
+    #[test]
+    fn identity_is_never_the_clients_word() {
+        let request = rewritten(
+            &[
+                ("Host", "h"),
+                ("X-Token-ID", "root"),
+                ("x_token_id", "root"),
+                ("X.Organization.Id", "root"),
+                ("X-Plan_Tier", "gold"),
+                ("x_request_id", "spoofed"),
+                ("X-Forwarded-For", "6.6.6.6"),
+                ("X_Forwarded-For", "6.6.6.6"),
+                ("Forwarded", "for=6.6.6.6"),
+                ("X-Real-IP", "6.6.6.6"),
+                ("Transfer_Encoding", "chunked"),
+                ("content.length", "9"),
+                ("X-Custom", "stays"),
+            ],
+            false,
+        );
+        let mut names: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "host",
+                "traceparent",
+                "x-custom",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-proto",
+                "x-request-id",
+            ]
+        );
+        assert_eq!(request.headers["x-forwarded-for"], "10.0.0.1");
+        assert_eq!(request.headers["x-request-id"], "id");
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_about_the_way() {
+        let fields = [
+            ("Host", "h"),
+            ("X-Forwarded-For", "1.1.1.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "public"),
+            ("X-Token-ID", "root"),
+            ("X_Forwarded_For", "6.6.6.6"),
+        ];
+        let request = rewritten(&fields, true);
+        assert_eq!(request.headers["x-forwarded-for"], "1.1.1.1, 10.0.0.1");
+        assert_eq!(request.headers["x-forwarded-proto"], "https");
+        assert_eq!(request.headers["x-forwarded-host"], "public");
+        assert!(!request.headers.contains_key("x-token-id"));
+        assert!(!request.headers.contains_key("x_forwarded_for"));
+    }
+
+    #[test]
+    fn traces_are_continued_or_begun() {
+        let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(rewritten(&[("traceparent", valid)], false).headers["traceparent"], valid);
+        for bad in ["x", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
+            let request = rewritten(&[("traceparent", bad), ("tracestate", "a=b")], false);
+            assert!(is_traceparent(request.headers["traceparent"].as_bytes()));
+            assert!(!request.headers.contains_key("tracestate"));
+        }
+    }
+
+    #[test]
+    fn an_answers_own_connection_fields_stay_behind() {
+        let mut response = ResponseHeader::build(204, None).unwrap();
+        for (name, value) in [
+            ("Connection", "close, X-Internal"),
+            ("X-Internal", "secret"),
+            ("Keep-Alive", "timeout=5"),
+            ("Content-Length", "0"),
+            ("Transfer-Encoding", "chunked"),
+            ("X-Public", "stays"),
+        ] {
+            response.append_header(name, value).unwrap();
+        }
+        clean_response(&mut response).unwrap();
+        let names: Vec<_> = response.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-public"]);
+    }
+}

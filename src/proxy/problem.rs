@@ -1,0 +1,328 @@
+//! The gateway's own answers: the only place where an error becomes HTTP (RFC 9457).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use http::{HeaderValue, StatusCode, header};
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::context::RequestContext;
+use super::headers::{content_length, new_request_id, set_rate_fields, whole_seconds};
+use crate::admission::Rejection;
+use crate::limit::ledger::Decision;
+use crate::telemetry::metrics::METRICS;
+
+/// A body up to this size is read to its end, so that the connection stays usable.
+const DRAIN_BYTES: usize = 64 * 1024;
+
+/// Of a larger body so much is read after the answer, lest a reset overtake it.
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// How long either may take.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+impl Rejection {
+    /// The status of the answer (RFC 9110 section 15) and its code, which programs rely on.
+    pub fn status_and_code(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
+            Self::HeaderTooLarge => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_too_large")
+            }
+            Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::MissingToken => (StatusCode::UNAUTHORIZED, "missing_token"),
+            Self::InvalidToken => (StatusCode::UNAUTHORIZED, "invalid_token"),
+            Self::ExpiredToken => (StatusCode::UNAUTHORIZED, "expired_token"),
+            Self::RevokedToken => (StatusCode::UNAUTHORIZED, "revoked_token"),
+            Self::RouteNotPermitted => (StatusCode::FORBIDDEN, "route_not_permitted"),
+            Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+            Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
+            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
+            Self::UpstreamUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+
+    fn decision(&self) -> Option<&Decision> {
+        match self {
+            Self::RateLimited(decision) => Some(decision),
+            _ => None,
+        }
+    }
+
+    fn detail(&self) -> String {
+        let limit = self.decision().and_then(|decision| decision.limits.get(decision.tightest()?));
+        match limit {
+            Some(limit) => {
+                let per = match limit.window.as_secs() {
+                    1 => "second".into(),
+                    60 => "minute".into(),
+                    3_600 => "hour".into(),
+                    86_400 => "day".into(),
+                    seconds => format!("{seconds} seconds"),
+                };
+                format!("{} requests per {per} used up", limit.quota)
+            }
+            None => self.to_string(),
+        }
+    }
+
+    /// RFC 6750 section 3: what to authenticate with, and what was wrong in its three words.
+    fn challenge(&self) -> Option<&'static str> {
+        match self {
+            Self::MissingToken => Some(r#"Bearer realm="tollgate""#),
+            Self::InvalidToken | Self::ExpiredToken | Self::RevokedToken => {
+                Some(r#"Bearer realm="tollgate", error="invalid_token""#)
+            }
+            Self::RouteNotPermitted => {
+                Some(r#"Bearer realm="tollgate", error="insufficient_scope""#)
+            }
+            _ => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited(decision) => {
+                let state = decision.states.get(decision.tightest()?)?;
+                Some(whole_seconds(state.reset_after).max(1))
+            }
+            // Spread, so that not everyone comes back in the same second.
+            Self::StoreUnavailable | Self::UpstreamUnavailable | Self::Draining => {
+                Some(fastrand::u64(1..=3))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A problem document (RFC 9457 section 3), its members in the order people read them.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    code: &'static str,
+    detail: String,
+    request_id: &'a str,
+    timestamp: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<UsedUp<'a>>,
+}
+
+/// The limit that refused.
+#[derive(Serialize)]
+struct UsedUp<'a> {
+    name: &'a str,
+    quota: u64,
+    window_seconds: u64,
+    remaining: u64,
+    reset_at: String,
+    retry_after: u64,
+}
+
+/// The body of the answer.
+fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
+    let (status, code) = rejection.status_and_code();
+    let now = Utc::now();
+    let problem = Problem {
+        r#type: "about:blank",
+        title: title(status),
+        status: status.as_u16(),
+        code,
+        detail: rejection.detail(),
+        request_id: request_id.to_str().unwrap_or_default(),
+        timestamp: now.to_rfc3339_opts(SecondsFormat::Millis, true),
+        limit: rejection.decision().and_then(|decision| UsedUp::new(decision, now)),
+    };
+    // Texts and numbers always serialize.
+    serde_json::to_vec(&problem).unwrap_or_default().into()
+}
+
+/// The reason phrase, in the words of RFC 9110 (section 15.5.14).
+fn title(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::PAYLOAD_TOO_LARGE => "Content Too Large",
+        status => status.canonical_reason().unwrap_or_default(),
+    }
+}
+
+impl<'a> UsedUp<'a> {
+    fn new(decision: &'a Decision, now: DateTime<Utc>) -> Option<Self> {
+        let tightest = decision.tightest()?;
+        let (limit, state) = (decision.limits.get(tightest)?, decision.states.get(tightest)?);
+        // Rounded up to whole seconds: windows end on them.
+        let reset_at = now + TimeDelta::from_std(state.reset_after).ok()?;
+        let reset_at = reset_at + TimeDelta::milliseconds(999);
+        Some(Self {
+            name: &limit.name,
+            quota: limit.quota,
+            window_seconds: limit.window.as_secs(),
+            remaining: state.remaining,
+            reset_at: reset_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+            retry_after: whole_seconds(state.reset_after).max(1),
+        })
+    }
+}
+
+fn response_header(
+    rejection: &Rejection,
+    request_id: &HeaderValue,
+    length: usize,
+) -> Result<ResponseHeader> {
+    let (status, _) = rejection.status_and_code();
+    let mut response = ResponseHeader::build(status, Some(12))?;
+    response.insert_header("Content-Type", "application/problem+json")?;
+    response.insert_header("Content-Length", length)?;
+    response.insert_header("Cache-Control", "no-store")?;
+    response.insert_header("X-Request-ID", request_id)?;
+    if let Some(challenge) = rejection.challenge() {
+        response.insert_header("WWW-Authenticate", challenge)?;
+    }
+    if let Some(seconds) = rejection.retry_after() {
+        response.insert_header("Retry-After", seconds)?;
+    }
+    if let Rejection::MethodNotAllowed(methods) = rejection {
+        response.insert_header("Allow", methods.as_str())?;
+    }
+    Ok(response)
+}
+
+/// Answers with `rejection`. The connection stays usable when the request's body is small enough to
+/// read to its end; when it is not, the answer says that the connection ends.
+///
+/// # Errors
+/// When the client cannot be written to.
+pub async fn respond(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    rejection: &Rejection,
+) -> Result<()> {
+    let (_, code) = rejection.status_and_code();
+    ctx.code = Some(code);
+    METRICS.rejections.with_label_values(&[code]).inc();
+    let request_id = ctx.request_id.get_or_insert_with(new_request_id).clone();
+    let body = problem(rejection, &request_id);
+    let mut response = response_header(rejection, &request_id, body.len())?;
+    if let Some(decision) = &ctx.findings.decision {
+        set_rate_fields(&mut response, decision, ctx.policy.rate_headers)?;
+    }
+    send(session, response, body).await
+}
+
+/// Sends a whole answer of the gateway's own.
+///
+/// # Errors
+/// When the client cannot be written to.
+pub async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) -> Result<()> {
+    // A body that is announced to be larger is not worth waiting for before the answer.
+    let announced = content_length(&session.req_header().headers);
+    let small = announced.is_none_or(|length| length <= DRAIN_BYTES as u64);
+    let drained = session.is_body_done() || (small && drain(session, DRAIN_BYTES).await);
+    if !drained {
+        session.set_keepalive(None);
+    }
+    let without_body = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(response), without_body).await?;
+    if !without_body {
+        session.write_response_body(Some(body), true).await?;
+    }
+    if !drained {
+        drain(session, LINGER_BYTES).await;
+    }
+    Ok(())
+}
+
+/// Reads the rest of the request's body, up to `bound` bytes and for a while; `true` at its end.
+async fn drain(session: &mut Session, bound: usize) -> bool {
+    if session.is_body_done() {
+        return true;
+    }
+    // Who waits for leave to send a body (RFC 9110 section 10.1.1) sends none when refused.
+    if session.req_header().headers.contains_key(header::EXPECT) {
+        return false;
+    }
+    let all = timeout(DRAIN_TIME, async {
+        let mut read = 0;
+        while read <= bound {
+            match session.downstream_session.read_request_body().await {
+                Ok(Some(bytes)) => read += bytes.len(),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+        false
+    });
+    all.await.unwrap_or(false)
+}
+
+/// The bytes of a whole answer, after which the connection ends: for requests that never were any.
+pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
+    let (status, code) = rejection.status_and_code();
+    METRICS.rejections.with_label_values(&[code]).inc();
+    let request_id = new_request_id();
+    let body = problem(rejection, &request_id);
+    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), title(status)).into_bytes();
+    if let Ok(response) = response_header(rejection, &request_id, body.len()) {
+        response.header_to_h1_wire(&mut bytes);
+    }
+    bytes.extend_from_slice(b"Connection: close\r\n\r\n");
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::limit::ledger::LimitState;
+    use crate::quota::Limit;
+
+    fn limited() -> Rejection {
+        let limits: Arc<[Limit]> =
+            ["100/minute", "1000/day"].map(|text| Limit::parse(text).unwrap()).into();
+        let state = |remaining, millis| LimitState {
+            remaining,
+            reset_after: Duration::from_millis(millis),
+        };
+        let states = [state(0, 44_001), state(800, 10_000_000)].into_iter().collect();
+        Rejection::RateLimited(Box::new(Decision { admitted: false, limits, states }))
+    }
+
+    #[test]
+    fn a_refusal_by_a_limit_says_which_and_until_when() {
+        let body: Value =
+            serde_json::from_slice(&problem(&limited(), &HeaderValue::from_static("id"))).unwrap();
+        assert_eq!(body["status"], 429);
+        assert_eq!(body["code"], "rate_limited");
+        assert_eq!(body["detail"], "100 requests per minute used up");
+        assert_eq!(body["request_id"], "id");
+        assert_eq!(body["limit"]["name"], "minute");
+        assert_eq!(body["limit"]["remaining"], 0);
+        assert_eq!(body["limit"]["retry_after"], 45, "rounded up");
+    }
+
+    #[test]
+    fn an_answer_on_bytes_is_whole() {
+        let bytes = closing_response(&Rejection::BadRequest("why".into()));
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{head}");
+        assert!(head.to_lowercase().contains(&format!("content-length: {}", body.len())));
+        assert!(head.ends_with("Connection: close"), "{head}");
+        assert!(body.contains(r#""detail":"why""#));
+    }
+}

@@ -1,0 +1,145 @@
+//! Routes by host, path prefix and method: the longest prefix wins.
+
+use std::collections::HashMap;
+
+/// When a route applies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matcher {
+    /// Canonical prefix, matched by whole segments.
+    pub prefix: String,
+    /// The only host, lower case, without port; `None` for any.
+    pub host: Option<String>,
+    /// The only methods; empty for any. `GET` includes `HEAD` (RFC 9110 section 9.3.2).
+    pub methods: Vec<String>,
+}
+
+impl Matcher {
+    fn serves_host(&self, host: Option<&str>) -> bool {
+        match (&self.host, host) {
+            (None, _) => true,
+            (Some(own), Some(host)) => own.eq_ignore_ascii_case(host),
+            (Some(_), None) => false,
+        }
+    }
+
+    fn serves_method(&self, method: &str) -> bool {
+        self.methods.is_empty()
+            || self.methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
+    }
+}
+
+/// Routes, found by the prefixes of a path.
+#[derive(Debug)]
+pub struct RouteTable<T> {
+    by_prefix: HashMap<String, Vec<(Matcher, T)>>,
+}
+
+/// What a table says of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found<'a, T> {
+    /// The route to take.
+    Route(&'a T),
+    /// A route has this host and path, but none has this method; these it has (RFC 9110 section 10.2.1).
+    OtherMethods(Vec<&'a str>),
+    /// No route has this host and path.
+    Nothing,
+}
+
+impl<T> RouteTable<T> {
+    /// A table of `routes`. Of two that match alike, the one with a host comes first, then the earlier.
+    pub fn new(routes: impl IntoIterator<Item = (Matcher, T)>) -> Self {
+        let mut by_prefix: HashMap<String, Vec<(Matcher, T)>> = HashMap::new();
+        for (matcher, route) in routes {
+            let key = matcher.prefix.trim_end_matches('/').to_owned();
+            by_prefix.entry(key).or_default().push((matcher, route));
+        }
+        for routes in by_prefix.values_mut() {
+            routes.sort_by_key(|(matcher, _)| matcher.host.is_none());
+        }
+        Self { by_prefix }
+    }
+
+    /// The route for a request; `path` is canonical, `host` has no port.
+    ///
+    /// The longest prefix that serves the host decides alone: a method it does not have is not looked
+    /// for under a shorter one, which may be open to everyone.
+    pub fn find(&self, host: Option<&str>, path: &str, method: &str) -> Found<'_, T> {
+        let mut prefix = path.trim_end_matches('/');
+        loop {
+            let serving = || {
+                let routes = self.by_prefix.get(prefix).into_iter().flatten();
+                routes.filter(|(matcher, _)| matcher.serves_host(host))
+            };
+            if let Some((_, route)) = serving().find(|(matcher, _)| matcher.serves_method(method)) {
+                return Found::Route(route);
+            }
+            let mut methods: Vec<&str> = serving()
+                .flat_map(|(matcher, _)| matcher.methods.iter().map(String::as_str))
+                .collect();
+            if !methods.is_empty() {
+                methods.sort_unstable();
+                methods.dedup();
+                return Found::OtherMethods(methods);
+            }
+            match prefix.rfind('/') {
+                Some(cut) => prefix = &prefix[..cut],
+                None => return Found::Nothing,
+            }
+        }
+    }
+
+    /// Every route, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.by_prefix.values().flatten().map(|(_, route)| route)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matcher(prefix: &str, host: Option<&str>, methods: &[&str]) -> Matcher {
+        Matcher {
+            prefix: prefix.into(),
+            host: host.map(Into::into),
+            methods: methods.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn the_longest_prefix_of_whole_segments_wins() {
+        let table = RouteTable::new([
+            (matcher("/", None, &[]), 0),
+            (matcher("/api", None, &[]), 1),
+            (matcher("/api/v1/users", None, &[]), 2),
+            (matcher("/api/v1/users", Some("admin.example"), &[]), 3),
+            (matcher("/only", None, &["GET", "PUT"]), 4),
+        ]);
+        for (host, path, method, found) in [
+            (None, "/", "GET", Found::Route(&0)),
+            (None, "/x", "GET", Found::Route(&0)),
+            (None, "/api", "GET", Found::Route(&1)),
+            (None, "/api/", "GET", Found::Route(&1)),
+            (None, "/apiX", "GET", Found::Route(&0)),
+            (None, "/api/v1/users/7", "GET", Found::Route(&2)),
+            (None, "/api/v1/usersX", "GET", Found::Route(&1)),
+            (Some("ADMIN.example"), "/api/v1/users", "GET", Found::Route(&3)),
+            (Some("other"), "/api/v1/users", "GET", Found::Route(&2)),
+            (None, "/only", "HEAD", Found::Route(&4)),
+            (None, "/only", "POST", Found::OtherMethods(vec!["GET", "PUT"])),
+        ] {
+            assert_eq!(table.find(host, path, method), found, "{host:?} {path} {method}");
+        }
+    }
+
+    #[test]
+    fn other_methods_are_named_and_nothing_is_nothing() {
+        let table = RouteTable::new([
+            (matcher("/a", None, &["PUT", "GET"]), 0),
+            (matcher("/a", Some("h"), &["DELETE"]), 1),
+        ]);
+        assert_eq!(table.find(None, "/a/b", "POST"), Found::OtherMethods(vec!["GET", "PUT"]));
+        assert_eq!(table.find(Some("h"), "/a", "DELETE"), Found::Route(&1));
+        assert_eq!(table.find(None, "/b", "GET"), Found::Nothing);
+    }
+}

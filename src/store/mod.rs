@@ -1,0 +1,103 @@
+//! What the gateway asks of a store: token records, and quota. Redis and memory both answer.
+//!
+//! A store hands out plain data; it knows neither HTTP nor what a record means.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use smallvec::SmallVec;
+
+use crate::clock::UnixTime;
+use crate::quota::Limit;
+
+pub mod breaker;
+pub mod memory;
+pub mod redis;
+
+/// A token record as it is kept: its meaning is the business of `auth::record`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoredRecord {
+    /// The fields of a hash.
+    Fields(HashMap<String, String>),
+    /// The text of a JSON object.
+    Json(String),
+}
+
+/// Reads token records.
+#[async_trait]
+pub trait TokenStore: Send + Sync {
+    /// The record whose key is `token:<id>`, or `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store did not answer in time: nothing is known about the token then.
+    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError>;
+}
+
+/// Hands out quota.
+#[async_trait]
+pub trait QuotaStore: Send + Sync {
+    /// Takes up to `wanted` requests from every limit of `subject` at once, or none at all.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store did not answer in time. What it may have counted by then stays
+    /// counted until the window ends: an error never leads to more than the limit.
+    async fn take(&self, subject: &str, limits: &[Limit], wanted: u64)
+    -> Result<Grant, StoreError>;
+
+    /// Changes what the windows of `subject` have counted: gives back what was taken and not used, or
+    /// counts what was admitted while the store was away. A window that has ended is left alone.
+    /// Asking again with the same `id` changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store did not answer in time. It may have changed by then or not.
+    async fn adjust(
+        &self,
+        subject: &str,
+        limits: &[Limit],
+        adjustment: &Adjustment,
+        id: u64,
+    ) -> Result<(), StoreError>;
+}
+
+/// By how much to change what is counted, limit by limit: the window by its end, and the difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adjustment {
+    /// One entry a limit, in the order of the limits.
+    pub windows: SmallVec<[(UnixTime, i64); 4]>,
+}
+
+/// What a store granted, and how the subject's windows stand after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Requests granted: at most what was asked for, 0 when any limit is used up.
+    pub granted: u64,
+    /// The store's clock when it decided.
+    pub now: UnixTime,
+    /// Requests counted in the present window of each limit, in the order of the limits asked with.
+    pub used: SmallVec<[u64; 4]>,
+}
+
+/// Why a store gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No answer within the deadline.
+    #[error("no answer within {0:?}")]
+    Timeout(std::time::Duration),
+    /// The store has failed repeatedly and is not asked for the moment.
+    #[error("not asked: it failed repeatedly and is being probed")]
+    Open,
+    /// The connection failed, or the store answered with an error.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StoreError {
+    /// A bounded word for metrics: `timeout`, `open` or `failed`.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Timeout(_) => "timeout",
+            Self::Open => "open",
+            Self::Failed(_) => "failed",
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Token records in Redis: read on the request path, written and listed by the command line.
+//!
+//! Records are written as hashes; hashes and strings holding JSON are both read.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use fred::interfaces::{HashesInterface, KeysInterface};
+use fred::types::{Key, Value};
+
+use super::RedisStore;
+use super::client::PUT;
+use crate::clock::UnixTime;
+use crate::store::{StoreError, StoredRecord, TokenStore};
+
+/// What the keys of records start with.
+const PREFIX: &str = "token:";
+
+/// How many keys Redis is asked to look at for one page.
+const PAGE_KEYS: u32 = 500;
+
+/// Some of the tokens there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenPage {
+    /// Ids of tokens, in no order. May be empty in the middle of a listing, and an id may appear on
+    /// two pages.
+    pub ids: Vec<String>,
+    /// Where the next page starts; `None` on the last one.
+    pub next: Option<u64>,
+}
+
+#[async_trait]
+impl TokenStore for RedisStore {
+    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError> {
+        let record = async |redis: std::sync::Arc<super::client::Connection>| {
+            let fields = redis.client.hgetall::<HashMap<String, String>, _>(key(id)).await;
+            match fields {
+                Ok(fields) if fields.is_empty() => Ok(None),
+                Ok(fields) => Ok(Some(StoredRecord::Fields(fields))),
+                Err(error) if error.details().starts_with("WRONGTYPE") => {
+                    let text: Option<String> = redis.client.get(key(id)).await?;
+                    Ok(text.map(StoredRecord::Json))
+                }
+                Err(error) => Err(error),
+            }
+        };
+        self.client.call("record", record).await
+    }
+}
+
+impl RedisStore {
+    /// Writes the record of `id`, replacing what was there, to be forgotten at `expires_at`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis did not answer in time; the record may be written nevertheless.
+    pub async fn put(
+        &self,
+        id: &str,
+        fields: &[(String, String)],
+        expires_at: Option<UnixTime>,
+    ) -> Result<(), StoreError> {
+        let input = || {
+            let expires_at = expires_at.map(|at| at.as_millis().to_string()).unwrap_or_default();
+            let pairs = fields.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
+            let arguments =
+                std::iter::once(expires_at.as_str()).chain(pairs).map(Value::from).collect();
+            (vec![key(id)], arguments)
+        };
+        self.client.call("put", async |redis| redis.eval::<()>(PUT, input).await).await
+    }
+
+    /// Deletes the record of `id`; whether there was one.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis did not answer in time; the record may be gone nevertheless.
+    pub async fn delete(&self, id: &str) -> Result<bool, StoreError> {
+        self.client.call("delete", async |redis| redis.client.del(key(id)).await).await
+    }
+
+    /// A page of the tokens there are, starting where an earlier page said, or at 0.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis did not answer in time.
+    pub async fn list(&self, start: u64) -> Result<TokenPage, StoreError> {
+        let page = async |redis: std::sync::Arc<super::client::Connection>| {
+            let pattern = format!("{PREFIX}*");
+            let (next, keys): (u64, Vec<Key>) =
+                redis.client.scan_page(start.to_string(), pattern, Some(PAGE_KEYS), None).await?;
+            let id = |key: &Key| {
+                key.as_str().and_then(|key| key.strip_prefix(PREFIX)).map(str::to_owned)
+            };
+            Ok(TokenPage {
+                ids: keys.iter().filter_map(id).collect(),
+                next: (next != 0).then_some(next),
+            })
+        };
+        self.client.call("list", page).await
+    }
+}
+
+fn key(id: &str) -> Key {
+    format!("{PREFIX}{id}").into()
+}

@@ -1,0 +1,311 @@
+//! Where log lines go and what they look like: `env_logger`, one JSON object or one coloured line a
+//! record, handed to a thread of its own so that a slow reader never stops a worker.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use chrono::{SecondsFormat, Utc};
+use env_logger::{Builder, Target};
+use log::kv::{self, VisitSource, VisitValue};
+use log::{Level, LevelFilter, Record};
+
+use super::metrics::METRICS;
+
+/// Lines that may wait for the writing thread; what comes beyond is dropped and counted.
+const QUEUE: usize = 8_192;
+
+/// How long the end of the process waits for lines still queued.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// The target of access-log records.
+pub const ACCESS: &str = "tollgate::access";
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One JSON object a line.
+    Json,
+    /// Text for people, coloured or not.
+    Console {
+        /// Whether to colour.
+        color: bool,
+    },
+}
+
+/// Whether text on standard output should be coloured when nobody says.
+pub fn color_by_default() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Writes what is left when dropped.
+pub struct LogGuard {
+    done: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+    sender: SyncSender<Vec<u8>>,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        log::set_max_level(LevelFilter::Off);
+        // An empty line is the mark of the end.
+        let deadline = Instant::now() + DRAIN;
+        while self.sender.try_send(Vec::new()).is_err() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let finished = self.done.recv_timeout(DRAIN);
+        if finished != Err(RecvTimeoutError::Timeout)
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Installs the logger of the process, which writes to standard output.
+///
+/// # Errors
+/// When the thread cannot be started or a logger is installed already.
+pub fn install(form: Form, level: LevelFilter) -> io::Result<LogGuard> {
+    let (sender, lines) = sync_channel::<Vec<u8>>(QUEUE);
+    let (finished, done) = sync_channel(1);
+    let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
+        let mut out = io::stdout();
+        while let Ok(line) = lines.recv() {
+            if line.is_empty() {
+                break;
+            }
+            // A closed standard output is no reason to end a gateway.
+            let _ = out.write_all(&line);
+        }
+        let _ = out.flush();
+        let _ = finished.send(());
+    })?;
+    Builder::new()
+        // Libraries speak up when something is wrong. Below info they print whole requests, and with
+        // them credentials: that is never let through.
+        .filter_level(if level >= LevelFilter::Debug {
+            LevelFilter::Info
+        } else {
+            LevelFilter::Warn
+        })
+        // The store's room says what there is to say about its connection.
+        .filter_module("fred", LevelFilter::Off)
+        .filter_module("tollgate", LevelFilter::Trace)
+        .format(move |out, record| match form {
+            Form::Json => json_line(out, record),
+            Form::Console { color } => console_line(out, record, color),
+        })
+        .target(Target::Pipe(Box::new(Queue(sender.clone()))))
+        .try_init()
+        .map_err(io::Error::other)?;
+    log::set_max_level(level);
+    Ok(LogGuard { done, thread: Some(thread), sender })
+}
+
+/// Hands each formatted record, which `env_logger` writes in one piece, to the writing thread.
+struct Queue(SyncSender<Vec<u8>>);
+
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.try_send(line.to_vec()).is_err() {
+            METRICS.log_lines_dropped.inc();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn json_line(out: &mut dyn Write, record: &Record<'_>) -> io::Result<()> {
+    let time = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
+    let level = level_name(record.level());
+    write!(out, r#"{{"timestamp":"{time}","level":"{level}","target":"{}""#, record.target())?;
+    write!(out, r#","message":"#)?;
+    json_text(out, &record.args().to_string())?;
+    let mut members = JsonMembers { out };
+    record.key_values().visit(&mut members).map_err(io::Error::other)?;
+    writeln!(out, "}}")
+}
+
+fn console_line(out: &mut dyn Write, record: &Record<'_>, color: bool) -> io::Result<()> {
+    let paint = |code: &'static str| if color { code } else { "" };
+    let (dim, reset) = (paint("\x1b[2m"), paint("\x1b[0m"));
+    let level = match record.level() {
+        Level::Error => paint("\x1b[31m"),
+        Level::Warn => paint("\x1b[33m"),
+        Level::Info => paint("\x1b[32m"),
+        Level::Debug | Level::Trace => paint("\x1b[36m"),
+    };
+    let time = chrono::Local::now().format("%H:%M:%S%.3f");
+    if record.target() == ACCESS {
+        return access_line(out, record, format_args!("{dim}{time}{reset} {level}"), reset);
+    }
+    write!(
+        out,
+        "{dim}{time}{reset} {level}{:<5}{reset} {}",
+        level_name(record.level()),
+        record.args()
+    )?;
+    let mut pairs = ConsolePairs { out, dim, reset };
+    record.key_values().visit(&mut pairs).map_err(io::Error::other)?;
+    writeln!(out)
+}
+
+/// `12:30:01.123 GET /api/hello 200 1.4 ms token_id=demo`: what someone who watches wants to see.
+fn access_line(
+    out: &mut dyn Write,
+    record: &Record<'_>,
+    before: std::fmt::Arguments<'_>,
+    reset: &str,
+) -> io::Result<()> {
+    let pairs = record.key_values();
+    let text = |key: &str| {
+        let value = pairs.get(kv::Key::from(key)).map(|value| value.to_string());
+        value.filter(|text| text != "None").unwrap_or_default()
+    };
+    let (method, path, status) = (text("method"), text("path"), text("status"));
+    let path = path.escape_debug();
+    write!(out, "{before}{method}{reset} {path} {status} {} ms", text("duration_ms"))?;
+    for key in ["code", "token_id", "upstream"] {
+        let value = text(key);
+        if !value.is_empty() {
+            write!(out, " {key}={}", value.escape_debug())?;
+        }
+    }
+    writeln!(out)
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
+fn json_text(out: &mut dyn Write, text: &str) -> io::Result<()> {
+    serde_json::to_writer(out, text).map_err(io::Error::other)
+}
+
+struct JsonMembers<'a> {
+    out: &'a mut dyn Write,
+}
+
+impl<'kvs> VisitSource<'kvs> for JsonMembers<'_> {
+    fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        value.visit(JsonMember { out: self.out, key: key.as_str() })
+    }
+}
+
+struct JsonMember<'a> {
+    out: &'a mut dyn Write,
+    key: &'a str,
+}
+
+impl JsonMember<'_> {
+    fn raw(&mut self, value: impl std::fmt::Display) -> Result<(), kv::Error> {
+        write!(self.out, r#","{}":{value}"#, self.key)?;
+        Ok(())
+    }
+}
+
+impl<'v> VisitValue<'v> for JsonMember<'_> {
+    fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
+        self.visit_str(&value.to_string())
+    }
+
+    /// What is not there is not written.
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
+        self.raw(value)
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
+        self.raw(value)
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
+        if value.is_finite() { self.raw(value) } else { self.visit_null() }
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
+        self.raw(value)
+    }
+
+    fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
+        write!(self.out, r#","{}":"#, self.key)?;
+        json_text(self.out, value)?;
+        Ok(())
+    }
+}
+
+struct ConsolePairs<'a> {
+    out: &'a mut dyn Write,
+    dim: &'static str,
+    reset: &'static str,
+}
+
+impl<'kvs> VisitSource<'kvs> for ConsolePairs<'_> {
+    fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        let text = value.to_string();
+        // What is not there is not written.
+        if !text.is_empty() && text != "None" {
+            // No control character of a hostile path reaches a terminal.
+            let text = text.escape_debug();
+            write!(self.out, " {}{key}={}{text}", self.dim, self.reset)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(form: Form) -> String {
+        let mut out = Vec::new();
+        let pairs: &[(&str, kv::Value<'_>)] = &[
+            ("path", kv::Value::from("/a\"\u{1b}[31m")),
+            ("status", kv::Value::from(200u64)),
+            ("code", kv::Value::null()),
+        ];
+        let record = Record::builder()
+            .level(Level::Info)
+            .target("t")
+            .args(format_args!("a \"line\"\nof two"))
+            .key_values(&pairs)
+            .build();
+        match form {
+            Form::Json => json_line(&mut out, &record).unwrap(),
+            Form::Console { color } => console_line(&mut out, &record, color).unwrap(),
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_typed_members() {
+        let line = line(Form::Json);
+        assert_eq!(line.matches('\n').count(), 1);
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["message"], "a \"line\"\nof two");
+        assert_eq!(value["path"], "/a\"\u{1b}[31m");
+        assert_eq!(value["status"], 200);
+        assert!(value.get("code").is_none());
+    }
+
+    #[test]
+    fn a_console_line_lets_no_escape_through() {
+        let line = line(Form::Console { color: false });
+        assert!(line.contains("path=/a\\\"\\u{1b}[31m status=200"), "{line}");
+        assert!(!line.contains('\u{1b}'));
+    }
+}

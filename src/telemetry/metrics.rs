@@ -1,0 +1,254 @@
+//! Every metric: its name, labels and buckets. Labels are bounded: no token, path or address.
+
+use std::time::Duration;
+
+use once_cell::sync::Lazy;
+use parking_lot::RwLock;
+use pingora_prometheus::prometheus::{
+    self, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts,
+};
+
+/// Seconds; from a fast answer on loopback to the longest upstream timeout people set.
+const SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+/// Seconds of one store operation; the usual deadline is 50 ms.
+const STORE_SECONDS: [f64; 10] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.25];
+
+/// The handles, registered once with the registry that Pingora's Prometheus service gathers.
+pub struct Metrics {
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    upstream_seconds: HistogramVec,
+    /// Answers of the gateway's own, by code.
+    pub rejections: IntCounterVec,
+    /// Decisions, by the limit that decided and `admitted` or `refused`.
+    pub limit_decisions: IntCounterVec,
+    store_operations: IntCounterVec,
+    store_seconds: HistogramVec,
+    /// Look-ups of token records, by outcome.
+    pub token_cache: IntCounterVec,
+    /// Requests being served.
+    pub in_flight: IntGauge,
+    /// Client connections open.
+    pub connections: IntGauge,
+    /// How many configurations have taken effect.
+    pub config_generation: IntGauge,
+    /// 1 when the last reload took effect, 0 when it was refused.
+    pub config_last_reload_success: IntGauge,
+    /// 1 while the store answers.
+    pub store_available: IntGauge,
+    /// Subjects the ledger keeps.
+    pub limit_subjects: IntGauge,
+    /// Questions to the store for quota: `waited` for by a request, or made `ahead`.
+    pub limit_flights: IntCounterVec,
+    /// Requests granted by the store.
+    pub limit_granted: IntCounter,
+    /// Requests given back to the store unused.
+    pub limit_returned: IntCounter,
+    /// Requests paid for and not yet admitted.
+    pub limit_held: IntGauge,
+    /// Log lines lost because the reader of the log was too slow.
+    pub log_lines_dropped: IntCounter,
+    build_info: IntGaugeVec,
+}
+
+/// The process's metrics.
+pub static METRICS: Lazy<Metrics> = Lazy::new(Metrics::register);
+
+impl Metrics {
+    // Registration fails only for a malformed or repeated name, all of which stand below, and a test
+    // makes every one of them.
+    #[allow(clippy::expect_used)]
+    fn register() -> Self {
+        fn registered<C: prometheus::core::Collector + Clone + 'static>(
+            metric: prometheus::Result<C>,
+        ) -> C {
+            let metric = metric.expect("the name and labels are well-formed");
+            prometheus::register(Box::new(metric.clone())).expect("the name is registered once");
+            metric
+        }
+        let counters = |name, help, labels: &[&str]| {
+            registered(IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str| registered(IntGauge::new(name, help));
+        let seconds = |name, help, labels: &[&str], buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            registered(HistogramVec::new(opts, labels))
+        };
+        Self {
+            requests: counters(
+                "tollgate_requests_total",
+                "Requests answered",
+                &["route", "method", "status"],
+            ),
+            request_seconds: seconds(
+                "tollgate_request_duration_seconds",
+                "From the end of the request's header to the end of the answer",
+                &["route"],
+                &SECONDS,
+            ),
+            upstream_seconds: seconds(
+                "tollgate_upstream_duration_seconds",
+                "From choosing an endpoint to the header of its answer",
+                &["upstream"],
+                &SECONDS,
+            ),
+            rejections: counters(
+                "tollgate_rejections_total",
+                "Answers of the gateway's own",
+                &["code"],
+            ),
+            limit_decisions: counters(
+                "tollgate_limit_decisions_total",
+                "Decisions about limits",
+                &["limit", "decision"],
+            ),
+            store_operations: counters(
+                "tollgate_store_operations_total",
+                "Operations on the store",
+                &["operation", "outcome"],
+            ),
+            store_seconds: seconds(
+                "tollgate_store_duration_seconds",
+                "Duration of store operations",
+                &["operation"],
+                &STORE_SECONDS,
+            ),
+            token_cache: counters(
+                "tollgate_token_cache_total",
+                "Look-ups of token records",
+                &["outcome"],
+            ),
+            in_flight: gauge("tollgate_in_flight_requests", "Requests being served"),
+            connections: gauge("tollgate_client_connections", "Client connections open"),
+            config_generation: gauge(
+                "tollgate_config_generation",
+                "Configurations that have taken effect",
+            ),
+            config_last_reload_success: gauge(
+                "tollgate_config_last_reload_success",
+                "1 when the last reload took effect, 0 when it was refused",
+            ),
+            store_available: gauge("tollgate_store_available", "1 while the store answers"),
+            limit_subjects: gauge("tollgate_limit_subjects", "Subjects the ledger keeps"),
+            limit_flights: counters(
+                "tollgate_limit_flights_total",
+                "Questions to the store for quota",
+                &["leader"],
+            ),
+            limit_granted: registered(IntCounter::new(
+                "tollgate_limit_granted_total",
+                "Requests granted by the store",
+            )),
+            limit_returned: registered(IntCounter::new(
+                "tollgate_limit_returned_total",
+                "Requests given back to the store unused",
+            )),
+            limit_held: gauge(
+                "tollgate_limit_held",
+                "Requests paid for at the store and not yet admitted",
+            ),
+            log_lines_dropped: registered(IntCounter::new(
+                "tollgate_log_lines_dropped_total",
+                "Log lines lost because the reader of the log was too slow",
+            )),
+            build_info: registered(IntGaugeVec::new(
+                Opts::new("tollgate_build_info", "1, with the version and commit as labels"),
+                &["version", "commit"],
+            )),
+        }
+    }
+
+    /// States what is running.
+    pub fn set_build_info(&self, version: &str, commit: &str) {
+        self.build_info.with_label_values(&[version, commit]).set(1);
+    }
+
+    /// Counts one store operation.
+    pub fn store_operation(
+        &self,
+        operation: &'static str,
+        outcome: &'static str,
+        elapsed: Duration,
+    ) {
+        self.store_operations.with_label_values(&[operation, outcome]).inc();
+        self.store_seconds.with_label_values(&[operation]).observe(elapsed.as_secs_f64());
+    }
+}
+
+/// The handles of one route, resolved when a policy is compiled instead of at each request.
+pub struct RouteMetrics {
+    label: String,
+    seconds: Histogram,
+    /// By method and status; a route sees few pairs, so a scan beats a hash.
+    requests: RwLock<Vec<(&'static str, u16, IntCounter)>>,
+}
+
+impl RouteMetrics {
+    /// The handles of the route called `label`.
+    pub fn new(label: &str) -> Self {
+        let seconds = METRICS.request_seconds.with_label_values(&[label]);
+        Self { label: label.to_owned(), seconds, requests: RwLock::default() }
+    }
+
+    /// Counts one answered request.
+    pub fn observe(&self, method: &str, status: u16, elapsed: Duration) {
+        self.seconds.observe(elapsed.as_secs_f64());
+        let method = method_label(method);
+        let known = |requests: &[(&'static str, u16, IntCounter)]| {
+            let found = requests.iter().find(|(m, s, _)| *m == method && *s == status);
+            found.map(|(_, _, counter)| counter.inc()).is_some()
+        };
+        if known(&self.requests.read()) {
+            return;
+        }
+        let counter =
+            METRICS.requests.with_label_values(&[&self.label, method, &status.to_string()]);
+        counter.inc();
+        let mut requests = self.requests.write();
+        if !requests.iter().any(|(m, s, _)| *m == method && *s == status) {
+            requests.push((method, status, counter));
+        }
+    }
+}
+
+impl std::fmt::Debug for RouteMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RouteMetrics").field(&self.label).finish()
+    }
+}
+
+/// The histogram of one upstream.
+pub fn upstream_seconds(upstream: &str) -> Histogram {
+    METRICS.upstream_seconds.with_label_values(&[upstream])
+}
+
+/// A method as a bounded label.
+fn method_label(method: &str) -> &'static str {
+    const METHODS: [&str; 8] =
+        ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE"];
+    METHODS.into_iter().find(|known| *known == method).unwrap_or("OTHER")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_registers_and_labels_are_bounded() {
+        let route = RouteMetrics::new("/metrics-test");
+        route.observe("GET", 200, Duration::from_millis(1));
+        route.observe("GET", 200, Duration::from_millis(1));
+        route.observe("BREW", 418, Duration::from_millis(1));
+        let text = prometheus::TextEncoder::new().encode_to_string(&prometheus::gather()).unwrap();
+        for line in [
+            r#"tollgate_requests_total{method="GET",route="/metrics-test",status="200"} 2"#,
+            r#"tollgate_requests_total{method="OTHER",route="/metrics-test",status="418"} 1"#,
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Where requests go: upstreams, their endpoints, and the choice between them.
+
+pub mod pool;
+pub mod resolve;

@@ -1,0 +1,250 @@
+//! An upstream: endpoints in weighted rotation, each with peers built ahead.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_prometheus::prometheus::Histogram;
+
+use crate::telemetry::metrics;
+
+/// What an upstream is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamRules {
+    /// Its name.
+    pub name: String,
+    /// Its servers; at least one.
+    pub endpoints: Vec<EndpointRules>,
+    /// How many other attempts a request may take.
+    pub retries: usize,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointRules {
+    /// A name or an address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Whether to speak TLS, verifying the certificate for `host`.
+    pub tls: bool,
+    /// Its share of the requests.
+    pub weight: u32,
+}
+
+/// Deadlines towards an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To establish a connection.
+    pub connect: Duration,
+    /// Between two reads.
+    pub read: Duration,
+    /// For one write.
+    pub write: Duration,
+    /// How long an unused connection is kept.
+    pub idle: Duration,
+}
+
+/// An upstream.
+pub struct Upstream {
+    rules: UpstreamRules,
+    endpoints: Vec<Endpoint>,
+    /// Indexes of endpoints, each as often as its weight asks, spread evenly.
+    rotation: Vec<usize>,
+    next: AtomicUsize,
+    /// Time to the header of an answer.
+    pub seconds: Histogram,
+}
+
+/// One server and the peers its name stands for.
+pub struct Endpoint {
+    rules: EndpointRules,
+    /// `host:port`, for logs and the Host field.
+    pub authority: String,
+    peers: ArcSwap<Vec<HttpPeer>>,
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Upstream").field(&self.rules.name).finish()
+    }
+}
+
+/// Where one request stands in the rotation; kept over its attempts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn {
+    start: Option<usize>,
+    attempts: usize,
+}
+
+impl Turn {
+    /// How many endpoints the request has been given.
+    pub fn attempts(&self) -> usize {
+        self.attempts
+    }
+}
+
+impl Upstream {
+    /// An upstream by `rules`. Endpoints that are addresses are usable at once, names when resolved.
+    pub fn new(rules: UpstreamRules) -> Self {
+        let endpoints: Vec<_> = rules
+            .endpoints
+            .iter()
+            .map(|endpoint| Endpoint::new(endpoint, rules.timeouts))
+            .collect();
+        let weights: Vec<_> = rules.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+        Self {
+            seconds: metrics::upstream_seconds(&rules.name),
+            endpoints,
+            rotation: rotation(&weights),
+            next: AtomicUsize::new(0),
+            rules,
+        }
+    }
+
+    /// What it is made of.
+    pub fn rules(&self) -> &UpstreamRules {
+        &self.rules
+    }
+
+    /// Whether every endpoint has an address.
+    pub fn is_resolved(&self) -> bool {
+        self.endpoints.iter().all(Endpoint::is_resolved)
+    }
+
+    /// The endpoints.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// A peer for the next attempt of a request: another endpoint than before, where there is one.
+    /// `None` when no endpoint has an address.
+    pub fn pick(&self, turn: &mut Turn) -> Option<HttpPeer> {
+        let start = *turn.start.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
+        let first = self.rotation[start % self.rotation.len()];
+        let attempt = turn.attempts;
+        turn.attempts += 1;
+        // The first attempt follows the rotation, later ones go round the endpoints from there.
+        (0..self.endpoints.len()).find_map(|step| {
+            let at = (first + attempt + step) % self.endpoints.len();
+            let peers = self.endpoints[at].peers.load();
+            (!peers.is_empty()).then(|| peers[start / self.rotation.len() % peers.len()].clone())
+        })
+    }
+}
+
+impl Endpoint {
+    fn new(rules: &EndpointRules, timeouts: Timeouts) -> Self {
+        let authority = format!("{}:{}", rules.host, rules.port);
+        let endpoint = Self { rules: rules.clone(), authority, peers: ArcSwap::default() };
+        if let Some(address) = endpoint.literal() {
+            endpoint.set_addresses(&[address], timeouts);
+        }
+        endpoint
+    }
+
+    /// The address, when the host is one and needs no resolving.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        let host = self.rules.host.trim_start_matches('[').trim_end_matches(']');
+        host.parse().ok().map(|ip| SocketAddr::new(ip, self.rules.port))
+    }
+
+    /// Replaces the peers by those at `addresses`.
+    pub fn set_addresses(&self, addresses: &[SocketAddr], timeouts: Timeouts) {
+        let peer = |address: &SocketAddr| {
+            // From a socket address: a name would be resolved here, blocking, with a panic on failure.
+            let mut peer = HttpPeer::new(*address, self.rules.tls, self.rules.host.clone());
+            peer.options.connection_timeout = Some(timeouts.connect);
+            peer.options.total_connection_timeout = Some(timeouts.connect * 2);
+            peer.options.read_timeout = Some(timeouts.read);
+            peer.options.write_timeout = Some(timeouts.write);
+            peer.options.idle_timeout = Some(timeouts.idle);
+            peer
+        };
+        self.peers.store(Arc::new(addresses.iter().map(peer).collect()));
+    }
+
+    /// Whether it has an address.
+    pub fn is_resolved(&self) -> bool {
+        !self.peers.load().is_empty()
+    }
+}
+
+/// Indexes of `weights`, each as often as its weight, spread as evenly as may be: at every step the
+/// one that is furthest behind its share comes next.
+fn rotation(weights: &[u32]) -> Vec<usize> {
+    let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
+    let mut credit = vec![0i64; weights.len()];
+    (0..total.max(1))
+        .map(|_| {
+            for (credit, &weight) in credit.iter_mut().zip(weights) {
+                *credit += i64::from(weight);
+            }
+            let most = (0..credit.len()).rev().max_by_key(|&at| credit[at]).unwrap_or(0);
+            if let Some(credit) = credit.get_mut(most) {
+                *credit -= total;
+            }
+            most
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(endpoints: &[(&str, u32)]) -> Upstream {
+        let timeout = Duration::from_secs(1);
+        Upstream::new(UpstreamRules {
+            name: "u".into(),
+            endpoints: endpoints
+                .iter()
+                .enumerate()
+                .map(|(at, (host, weight))| EndpointRules {
+                    host: (*host).into(),
+                    port: 1_000 + at as u16,
+                    tls: false,
+                    weight: *weight,
+                })
+                .collect(),
+            retries: 2,
+            timeouts: Timeouts { connect: timeout, read: timeout, write: timeout, idle: timeout },
+        })
+    }
+
+    fn port(peer: Option<HttpPeer>) -> Option<u16> {
+        peer.and_then(|peer| peer._address.as_inet().map(SocketAddr::port))
+    }
+
+    #[test]
+    fn the_rotation_follows_the_weights_evenly() {
+        assert_eq!(rotation(&[1, 1]), [0, 1]);
+        assert_eq!(rotation(&[3, 1]), [0, 0, 1, 0]);
+        assert_eq!(rotation(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn requests_take_turns_and_retries_go_elsewhere() {
+        let upstream = upstream(&[("127.0.0.1", 1), ("127.0.0.1", 1)]);
+        let first: Vec<_> = (0..4).map(|_| port(upstream.pick(&mut Turn::default()))).collect();
+        assert_eq!(first, [Some(1_000), Some(1_001), Some(1_000), Some(1_001)]);
+        let mut turn = Turn::default();
+        let attempts: Vec<_> = (0..3).map(|_| port(upstream.pick(&mut turn))).collect();
+        assert_eq!(attempts, [Some(1_000), Some(1_001), Some(1_000)]);
+    }
+
+    #[test]
+    fn endpoints_without_an_address_are_passed_over() {
+        let upstream = upstream(&[("a.invalid", 1), ("::1", 1)]);
+        for _ in 0..3 {
+            assert_eq!(port(upstream.pick(&mut Turn::default())), Some(1_001));
+        }
+        let nowhere = self::upstream(&[("a.invalid", 1)]);
+        assert_eq!(port(nowhere.pick(&mut Turn::default())), None);
+    }
+}
