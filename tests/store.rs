@@ -1,0 +1,725 @@
+//! What every store promises, run against memory and against real Redis servers; then what the Redis
+//! store promises beyond that: it never hangs, and recovers by itself.
+//!
+//! Each test starts its own redis-server on a port the kernel chose, and waits for conditions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests panic to fail them
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tollgate::clock::{SystemClock, UnixTime};
+use tollgate::quota::Limit;
+use tollgate::secret::Secret;
+use tollgate::store::memory::{MemoryQuota, MemoryTokens};
+use tollgate::store::redis::{OnOperation, RedisStore};
+use tollgate::store::{QuotaStore, StoreError, StoredRecord, TokenStore};
+
+/// The deadline of calls that are expected to succeed: generous, so that a busy machine fails nothing.
+const PATIENT: Duration = Duration::from_secs(5);
+
+/// The deadline of calls that are expected to fail.
+const HASTY: Duration = Duration::from_millis(50);
+
+/// How much later than its deadline an answer may come on a busy machine.
+const SLACK: Duration = Duration::from_millis(400);
+
+/// A window no test outlives: a hundred years, the present one ends in 2069.
+const AGES: u64 = 100 * 365 * 86_400;
+
+/// How long a condition may take to come true.
+const WAIT: Duration = Duration::from_secs(15);
+
+// What every store promises.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_keeps_the_contract() {
+    contract(&MemoryQuota::new(SystemClock::default(), 1_000)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_the_contract() {
+    let server = RedisServer::start();
+    contract(&*server.store(PATIENT).await).await;
+}
+
+async fn contract(store: &dyn QuotaStore) {
+    grants_up_to_the_quota(store).await;
+    takes_from_all_limits_or_none(store).await;
+    keeps_subjects_and_limits_apart(store).await;
+    starts_anew_when_a_window_ends(store).await;
+    never_exceeds_the_quota(&[store, store]).await;
+}
+
+async fn take(
+    store: &dyn QuotaStore,
+    subject: &str,
+    limits: &[Limit],
+    wanted: u64,
+) -> (u64, Vec<u64>) {
+    let grant = store.take(subject, limits, wanted).await.unwrap();
+    (grant.granted, grant.used.to_vec())
+}
+
+async fn grants_up_to_the_quota(store: &dyn QuotaStore) {
+    let limits = [limit("ages", 5, AGES)];
+    assert_eq!(take(store, "up-to", &limits, 0).await, (0, vec![0]));
+    assert_eq!(take(store, "up-to", &limits, 3).await, (3, vec![3]));
+    assert_eq!(take(store, "up-to", &limits, 3).await, (2, vec![5]), "a grant may be partial");
+    assert_eq!(take(store, "up-to", &limits, 3).await, (0, vec![5]));
+    assert_eq!(
+        take(store, "up-to", &[limit("ages", 2, AGES)], 1).await,
+        (0, vec![5]),
+        "the quota shrank"
+    );
+    assert_eq!(
+        take(store, "up-to", &[limit("ages", 9, AGES)], u64::MAX).await,
+        (4, vec![9]),
+        "the quota grew"
+    );
+    assert_eq!(take(store, "none", &[], 7).await, (7, vec![]), "no limits");
+}
+
+async fn takes_from_all_limits_or_none(store: &dyn QuotaStore) {
+    let (narrow, wide) = (limit("narrow", 2, AGES), limit("wide", 10, AGES));
+    let both = [narrow.clone(), wide.clone()];
+    assert_eq!(take(store, "all", &both, 5).await, (2, vec![2, 2]));
+    assert_eq!(take(store, "all", &both, 1).await, (0, vec![2, 2]));
+    assert_eq!(take(store, "all", &[wide, narrow], 1).await, (0, vec![2, 2]), "in any order");
+}
+
+async fn keeps_subjects_and_limits_apart(store: &dyn QuotaStore) {
+    let limits = [limit("ages", 1, AGES)];
+    for subject in ["a", "b", "", "with space", "braces{}", "ü:1"] {
+        assert_eq!(take(store, subject, &limits, 1).await, (1, vec![1]), "{subject:?}");
+    }
+    assert_eq!(take(store, "a", &[limit("other", 1, AGES)], 1).await, (1, vec![1]), "another name");
+    assert_eq!(
+        take(store, "a", &[limit("ages", 1, 2 * AGES)], 1).await,
+        (1, vec![1]),
+        "another window"
+    );
+}
+
+async fn starts_anew_when_a_window_ends(store: &dyn QuotaStore) {
+    let limits = [limit("second", 3, 1), limit("ages", 1_000_000, AGES)];
+    let mut granted: HashMap<u64, u64> = HashMap::new();
+    let (started, mut last) = (Instant::now(), UnixTime::default());
+    while granted.len() < 3 {
+        assert!(started.elapsed() < WAIT, "the store's clock stands still at {last:?}");
+        let grant = store.take("anew", &limits, 1).await.unwrap();
+        assert!(grant.now >= last, "{:?} is before {last:?}", grant.now);
+        last = grant.now;
+        let sum = granted.entry(grant.now.as_secs()).or_default();
+        *sum += grant.granted;
+        assert_eq!(grant.used[0], *sum, "the counter belongs to the present second");
+    }
+    let mut seconds: Vec<_> = granted.into_iter().collect();
+    seconds.sort_unstable();
+    assert_eq!(seconds[1].1, 3, "a whole window hands out its whole quota: {seconds:?}");
+}
+
+async fn never_exceeds_the_quota(stores: &[&dyn QuotaStore]) {
+    const QUOTA: u64 = 700;
+    let limits = [limit("ages", QUOTA, AGES), limit("wide", 10 * QUOTA, AGES)];
+    let granted = AtomicU64::new(0);
+    let limits = &limits;
+    let takes = (0..500 * stores.len()).map(|i| {
+        let (store, granted) = (stores[i % stores.len()], &granted);
+        async move {
+            let grant = store.take("together", limits, 1 + i as u64 % 3).await.unwrap();
+            granted.fetch_add(grant.granted, Ordering::SeqCst);
+            assert!(grant.used[0] <= QUOTA);
+        }
+    });
+    futures_util::future::join_all(takes).await;
+    assert_eq!(granted.into_inner(), QUOTA);
+    assert_eq!(take(stores[0], "together", limits, 1).await, (0, vec![QUOTA, QUOTA]));
+}
+
+#[tokio::test]
+async fn memory_answers_with_the_records_it_was_given() {
+    let store = MemoryTokens::new([("a".into(), r#"{"rate_limit":1}"#.into())]);
+    assert_eq!(
+        store.record("a").await.unwrap(),
+        Some(StoredRecord::Json(r#"{"rate_limit":1}"#.into()))
+    );
+    assert_eq!(store.record("b").await.unwrap(), None);
+}
+
+/// The script and the embedded store decide alike, decision by decision.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_and_memory_agree() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let server = RedisServer::start();
+    let redis = server.store(PATIENT).await;
+    let memory = MemoryQuota::new(SystemClock::default(), 1_000);
+    let windows = [AGES, 2 * AGES, 3 * AGES];
+    for step in 0..3_000 {
+        let subject = format!("s{}", random.u8(..20));
+        let mut names = vec!["a", "b", "c", "d"];
+        random.shuffle(&mut names);
+        let limits: Vec<_> = names[..random.usize(..=4)]
+            .iter()
+            .map(|name| limit(name, 1 + number(&mut random), windows[random.usize(..3)]))
+            .collect();
+        let wanted = number(&mut random);
+        let expected = take(&memory, &subject, &limits, wanted).await;
+        let actual = take(&*redis, &subject, &limits, wanted).await;
+        assert_eq!(
+            actual, expected,
+            "seed {seed}, step {step}: {subject} {limits:?} wants {wanted}"
+        );
+    }
+}
+
+/// A number of any size up to 2^39: as often small as large.
+fn number(random: &mut fastrand::Rng) -> u64 {
+    let bits = random.u32(..40);
+    random.u64(..1 << bits)
+}
+
+// What is in Redis.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_both_shapes_are_read() {
+    let server = RedisServer::start();
+    let store = server.store(PATIENT).await;
+    server.command(&["HSET", "token:hash", "rate_limit", "7", "allowed_routes", r#"["/a"]"#]);
+    server.command(&["SET", "token:json", r#"{"rate_limit":7}"#]);
+    server.command(&["LPUSH", "token:list", "x"]);
+    server.command(&["HSET", "token:binary", "name", "\u{fc}"]);
+    assert_eq!(
+        store.record("hash").await.unwrap(),
+        fields(&[("rate_limit", "7"), ("allowed_routes", r#"["/a"]"#)])
+    );
+    assert_eq!(
+        store.record("json").await.unwrap(),
+        Some(StoredRecord::Json(r#"{"rate_limit":7}"#.into()))
+    );
+    assert_eq!(store.record("binary").await.unwrap(), fields(&[("name", "ü")]));
+    assert_eq!(store.record("missing").await.unwrap(), None);
+    assert_eq!(store.record("").await.unwrap(), None);
+    for _ in 0..5 {
+        let error = store.record("list").await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Failed(reason) if reason.contains("WRONGTYPE")),
+            "{error}"
+        );
+    }
+    assert!(store.available(), "one bad key is no outage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_written_listed_and_deleted() {
+    let server = RedisServer::start();
+    let store = server.store(PATIENT).await;
+    let owned = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|&(k, v)| (k.into(), v.into())).collect::<Vec<_>>()
+    };
+    server.command(&["SET", "token:a", "{}"]);
+    let later = UnixTime::from_secs(4_000_000_000);
+    store.put("a", &owned(&[("plan", "basic"), ("name", "x y")]), Some(later)).await.unwrap();
+    assert_eq!(store.record("a").await.unwrap(), fields(&[("plan", "basic"), ("name", "x y")]));
+    assert_eq!(server.command(&["PEXPIRETIME", "token:a"]), ":4000000000000");
+    store.put("a", &owned(&[("plan", "premium")]), None).await.unwrap();
+    assert_eq!(
+        store.record("a").await.unwrap(),
+        fields(&[("plan", "premium")]),
+        "nothing of the old record is left"
+    );
+    assert_eq!(server.command(&["PTTL", "token:a"]), ":-1");
+    store.put("past", &owned(&[("plan", "basic")]), Some(UnixTime::from_secs(1))).await.unwrap();
+    assert_eq!(store.record("past").await.unwrap(), None);
+
+    for i in 0..2_000 {
+        server.command(&["HSET", &format!("token:many-{i}"), "plan", "basic"]);
+    }
+    server.command(&["SET", COUNTER, "1:1"]);
+    let (mut ids, mut start, mut pages) = (Vec::new(), Some(0), 0);
+    while let Some(cursor) = start {
+        let page = store.list(cursor).await.unwrap();
+        ids.extend(page.ids);
+        start = page.next;
+        pages += 1;
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 2_001);
+    assert!(ids.contains(&"a".into()) && pages > 1);
+
+    assert!(store.delete("a").await.unwrap());
+    assert!(!store.delete("a").await.unwrap());
+    assert_eq!(store.record("a").await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_end_with_their_windows_and_refusals_write_nothing() {
+    let server = RedisServer::start();
+    let store = server.store(PATIENT).await;
+    let limits = [limit("decade", 2, AGES / 10), limit("ages", 5, AGES)];
+    assert_eq!(take(&*store, "t", &limits, 0).await, (0, vec![0, 0]));
+    assert_eq!(server.command(&["KEYS", "quota:*"]), "*0");
+    let grant = store.take("t", &limits, 2).await.unwrap();
+    for limit in &limits {
+        let window_ms = u64::try_from(limit.window.as_millis()).unwrap();
+        let end_ms = grant.now.as_millis() / window_ms * window_ms + window_ms;
+        let key = format!("quota:{{t}}:{}:{}", limit.name, limit.window.as_secs());
+        assert_eq!(server.command(&["PEXPIRETIME", &key]), format!(":{end_ms}"));
+        assert_eq!(server.command(&["GET", &key]), format!("{end_ms}:2"));
+    }
+    let refused = store.take("t", &limits, 1).await.unwrap();
+    assert_eq!((refused.granted, refused.used.to_vec()), (0, vec![2, 2]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_counts_in_its_own_window_only() {
+    let server = RedisServer::start();
+    let store = server.store(PATIENT).await;
+    let limits = [limit("ages", 5, AGES)];
+    // A counter of an earlier window, and one of a later window, that nothing will expire.
+    for end in ["86400000", "9999999936000000"] {
+        server.command(&["SET", COUNTER, &format!("{end}:5")]);
+        assert_eq!(take(&*store, "t", &limits, 2).await, (2, vec![2]), "{end}");
+        assert_ne!(server.command(&["PTTL", COUNTER]), ":-1");
+    }
+    for garbage in ["", "x", "5", "1:", ":1", "1:-1", "1:1.5", "1:99999999999999999999", " 1:1"] {
+        server.command(&["SET", COUNTER, garbage]);
+        let error = store.take("t", &limits, 1).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Failed(reason) if reason.contains("BADCOUNTER")),
+            "{garbage}: {error}"
+        );
+        assert_eq!(server.command(&["GET", COUNTER]), garbage, "garbage is left for a human");
+    }
+    server.command(&["DEL", COUNTER]);
+    server.command(&["LPUSH", COUNTER, "x"]);
+    let error = store.take("t", &limits, 1).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Failed(reason) if reason.contains("WRONGTYPE")),
+        "{error}"
+    );
+    assert!(store.available(), "one bad key is no outage");
+    assert_eq!(take(&*store, "other", &limits, 1).await, (1, vec![1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_gateways_share_one_quota_and_see_each_other() {
+    let server = RedisServer::start();
+    let (one, two) = (server.store(PATIENT).await, server.store(PATIENT).await);
+    never_exceeds_the_quota(&[&*one, &*two]).await;
+    until("both gateways are counted", || one.gateways() == 2 && two.gateways() == 2).await;
+    server.command(&["ZADD", "tollgate:gateways", "1", "long-gone"]);
+    until("the one that is gone is removed", || {
+        server.command(&["ZCARD", "tollgate:gateways"]) == ":2"
+    })
+    .await;
+    assert_ne!(server.command(&["PTTL", "tollgate:gateways"]), ":-1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_is_reported_once() {
+    let server = RedisServer::start();
+    let seen: Arc<Mutex<Vec<(&str, &str)>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let url = Secret::new(server.url());
+    let store = RedisStore::new(
+        &url,
+        PATIENT,
+        Arc::new(move |op, outcome, _| log.lock().push((op, outcome))),
+    )
+    .unwrap();
+    store.start();
+    server.command(&["SET", "token:json", "{}"]);
+    server.command(&["SET", "quota:{bad}:ages:3153600000", "garbage"]);
+    let limits = [limit("ages", 5, AGES)];
+    store.record("json").await.unwrap();
+    store.take("good", &limits, 1).await.unwrap();
+    store.take("bad", &limits, 1).await.unwrap_err();
+    store.put("a", &[("plan".into(), "basic".into())], None).await.unwrap();
+    store.list(0).await.unwrap();
+    store.delete("a").await.unwrap();
+    let expected = [
+        ("record", "ok"),
+        ("take", "ok"),
+        ("take", "failed"),
+        ("put", "ok"),
+        ("list", "ok"),
+        ("delete", "ok"),
+    ];
+    assert_eq!(*seen.lock(), expected);
+}
+
+// Faults.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_script_cache_heals_within_the_call() {
+    let server = RedisServer::start();
+    let store = server.store(PATIENT).await;
+    let limits = [limit("ages", 10, AGES)];
+    for used in 1..=3 {
+        assert_eq!(take(&*store, "t", &limits, 1).await, (1, vec![used]));
+        server.command(&["SCRIPT", "FLUSH"]);
+    }
+    store.put("a", &[("plan".into(), "basic".into())], None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_redis_costs_one_deadline_and_recovers() {
+    let server = RedisServer::start();
+    let store = server.store(HASTY).await;
+    until_works(&store).await;
+    server.signal("STOP");
+    fails_fast_and_opens(&store).await;
+    server.signal("CONT");
+    until_works(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_redis_costs_one_deadline_and_recovers() {
+    let server = RedisServer::start();
+    let store = server.store(HASTY).await;
+    until_works(&store).await;
+    server.command(&["CLIENT", "PAUSE", "3000", "ALL"]);
+    fails_fast_and_opens(&store).await;
+    until_works(&store).await;
+}
+
+/// As when a firewall forgets a connection: it stays open, and nothing comes through any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_stays_silent_is_replaced() {
+    let server = RedisServer::start();
+    let (port, freeze) = forward_to(server.port).await;
+    let url = Secret::new(format!("redis://127.0.0.1:{port}"));
+    let store = Arc::new(RedisStore::new(&url, HASTY, quiet()).unwrap());
+    store.start();
+    probe(&store);
+    until_works(&store).await;
+    freeze.notify_waiters();
+    fails_fast_and_opens(&store).await;
+    until_works(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_redis_is_found_again() {
+    let mut server = RedisServer::start();
+    let store = server.store(HASTY).await;
+    until_works(&store).await;
+    server.kill();
+    fails_fast_and_opens(&store).await;
+    server.restart();
+    until_works(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_only_reads_is_no_store_until_it_writes() {
+    let server = RedisServer::start();
+    let store = server.store(HASTY).await;
+    until_works(&store).await;
+    server.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    until("the store is unavailable", || !store.available()).await;
+    let error = store.take("t", &[limit("ages", 10, AGES)], 1).await.unwrap_err();
+    assert!(matches!(error, StoreError::Open | StoreError::Failed(_)), "{error}");
+    server.command(&["REPLICAOF", "NO", "ONE"]);
+    until_works(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_connection_is_replaced_before_anyone_notices() {
+    let server = RedisServer::start();
+    let store = server.store(PATIENT).await;
+    for round in 1..=5 {
+        server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        let limits = [limit("ages", 10, AGES)];
+        // A call that was under way is lost; those that come after it wait for the new connection.
+        until_async("a call succeeds", async || match store.take("t", &limits, 1).await {
+            Ok(_) => true,
+            Err(error) => {
+                assert!(matches!(error, StoreError::Failed(_)), "round {round}: {error}");
+                false
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_while_redis_is_away() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let store = server.unconnected_store(HASTY);
+    let started = Instant::now();
+    store.start();
+    assert!(started.elapsed() < HASTY, "start does not wait");
+    assert!(!store.available());
+    probe(&store);
+    fails_fast_and_opens(&store).await;
+    server.restart();
+    until_works(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn password_user_and_database_come_from_the_url() {
+    let server = RedisServer::start_with(&["--requirepass", "p@ss"]);
+    server.command(&["ACL", "SETUSER", "gate", "on", ">gate:pass", "~*", "+@all"]);
+    server.command(&["SELECT", "0"]);
+    let port = server.port;
+    for (credentials, works) in [
+        (":p%40ss@", true),
+        ("gate:gate%3Apass@", true),
+        ("", false),
+        (":wrong@", false),
+        ("gate:wrong@", false),
+    ] {
+        let url = Secret::new(format!("redis://{credentials}127.0.0.1:{port}/3"));
+        let store = RedisStore::new(&url, PATIENT, quiet()).unwrap();
+        store.start();
+        let written = store.put(credentials, &[("plan".into(), "basic".into())], None).await;
+        assert_eq!(written.is_ok(), works, "{credentials}: {written:?}");
+        if let Err(error) = written {
+            let error = error.to_string();
+            assert!(error.contains("NOAUTH") || error.contains("WRONGPASS"), "{error}");
+        }
+    }
+    let url = Secret::new(format!("redis://:p%40ss@127.0.0.1:{port}"));
+    let zero = RedisStore::new(&url, PATIENT, quiet()).unwrap();
+    zero.start();
+    assert_eq!(zero.record("gate:gate%3Apass@").await.unwrap(), None, "it is in database 3");
+}
+
+/// Every call answers in time, until the breaker is open and they answer at once.
+async fn fails_fast_and_opens(store: &RedisStore) {
+    let limits = [limit("ages", 1_000_000, AGES)];
+    let started = Instant::now();
+    loop {
+        assert!(started.elapsed() < WAIT, "the breaker does not open");
+        let asked = Instant::now();
+        let (taken, read) = tokio::join!(store.take("t", &limits, 1), store.record("t"));
+        assert!(asked.elapsed() < HASTY + SLACK, "a call took {:?}", asked.elapsed());
+        if matches!((&taken, &read), (Err(StoreError::Open), Err(StoreError::Open))) {
+            break;
+        }
+    }
+    assert!(!store.available());
+    let asked = Instant::now();
+    for _ in 0..1_000 {
+        assert!(matches!(store.take("t", &limits, 1).await, Err(StoreError::Open)));
+    }
+    assert!(asked.elapsed() < SLACK, "a thousand refusals took {:?}", asked.elapsed());
+}
+
+async fn until_works(store: &RedisStore) {
+    let limits = [limit("ages", 1_000_000, AGES)];
+    until_async("calls work again", async || {
+        store.available()
+            && store.take("t", &limits, 1).await.is_ok()
+            && store.record("t").await.is_ok()
+    })
+    .await;
+}
+
+// Tools.
+
+/// Where the limit `ages` of the subject `t` is counted.
+const COUNTER: &str = "quota:{t}:ages:3153600000";
+
+fn limit(name: &str, quota: u64, window_secs: u64) -> Limit {
+    Limit { name: name.into(), quota, window: Duration::from_secs(window_secs) }
+}
+
+fn fields(pairs: &[(&str, &str)]) -> Option<StoredRecord> {
+    Some(StoredRecord::Fields(pairs.iter().map(|&(k, v)| (k.into(), v.into())).collect()))
+}
+
+fn quiet() -> OnOperation {
+    Arc::new(|_, _, _| {})
+}
+
+fn probe(store: &Arc<RedisStore>) {
+    let store = Arc::clone(store);
+    tokio::spawn(async move { store.run_probe().await });
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    until_async(what, async || holds()).await;
+}
+
+async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    let mut pause = tokio::time::interval(Duration::from_millis(5));
+    while !holds().await {
+        assert!(started.elapsed() < WAIT, "in vain: {what}");
+        pause.tick().await;
+    }
+}
+
+/// Forwards connections to `port`, from the port returned. A notification freezes those that are open:
+/// they stay open, and nothing more comes through.
+async fn forward_to(port: u16) -> (u16, Arc<Notify>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let from = listener.local_addr().unwrap().port();
+    let freeze = Arc::new(Notify::new());
+    let notified = Arc::clone(&freeze);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let freeze = Arc::clone(&notified);
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                    () = freeze.notified() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (from, freeze)
+}
+
+/// A redis-server of its own, killed when dropped.
+struct RedisServer {
+    process: Child,
+    port: u16,
+    directory: TempDir,
+    options: Vec<String>,
+}
+
+impl RedisServer {
+    fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts on a port that was free a moment ago; takes another one when somebody was faster.
+    fn start_with(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some(process) = spawn_redis(port, &directory, &options) {
+                return Self { process, port, directory, options };
+            }
+        }
+        panic!("no redis-server came up: is it installed?");
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.process =
+            spawn_redis(self.port, &self.directory, &self.options).expect("the port is still free");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args([&format!("-{signal}"), &self.process.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    fn unconnected_store(&self, timeout: Duration) -> Arc<RedisStore> {
+        Arc::new(RedisStore::new(&Secret::new(self.url()), timeout, quiet()).unwrap())
+    }
+
+    /// A store that is connected and probed.
+    async fn store(&self, timeout: Duration) -> Arc<RedisStore> {
+        let store = self.unconnected_store(timeout);
+        store.start();
+        probe(&store);
+        until("the store is available", || store.available()).await;
+        store
+    }
+
+    /// Sends one command; the answer's first line, or the text of a bulk string.
+    fn command(&self, words: &[&str]) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        let mut sent = String::new();
+        if let Some(at) = self.options.iter().position(|option| option == "--requirepass") {
+            sent += &encode(&["AUTH", &self.options[at + 1]]);
+        }
+        sent += &encode(words);
+        stream.write_all(sent.as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        if !self.options.is_empty() {
+            assert_eq!(line(&mut reader), "+OK");
+        }
+        let first = line(&mut reader);
+        assert!(!first.starts_with('-'), "{words:?}: {first}");
+        match first.strip_prefix('$').and_then(|length| length.parse::<usize>().ok()) {
+            Some(length) => {
+                let mut text = vec![0; length];
+                reader.read_exact(&mut text).unwrap();
+                String::from_utf8(text).unwrap()
+            }
+            None => first,
+        }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A server that answers on `port`, or `None` when it ended before it did.
+fn spawn_redis(port: u16, directory: &TempDir, options: &[String]) -> Option<Child> {
+    let mut process = Command::new("redis-server")
+        .args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+        ])
+        .arg(directory.path())
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed");
+    let started = Instant::now();
+    while process.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < WAIT, "redis-server does not answer");
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
+            stream.write_all(&encode(&["PING"]).into_bytes()).unwrap();
+            let answer = line(&mut BufReader::new(stream));
+            if answer == "+PONG" || answer.starts_with("-NOAUTH") {
+                return Some(process);
+            }
+        }
+        std::thread::yield_now();
+    }
+    None
+}
+
+fn encode(words: &[&str]) -> String {
+    let bulk: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+    format!("*{}\r\n{bulk}", words.len())
+}
+
+fn line(reader: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
