@@ -1,0 +1,36 @@
+# The commands of everyday work. `make help` lists them.
+
+# Where rustup puts cargo, for shells that do not know it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test simulate bench check
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build the gateway and start the demo (ARGS="--port 8081" for other arguments)
+	@scripts/dependencies build
+	cargo run --release --locked -- demo $(ARGS)
+
+build: ## Build the gateway: target/release/tollgate
+	@scripts/dependencies build
+	cargo build --release --locked
+
+test: ## Run every test
+	@scripts/dependencies test
+	cargo test --locked
+
+simulate: ## The simulation of the limits at length (RUNS=100000; SEED=n replays one run)
+	@scripts/dependencies build
+	TOLLGATE_SIMULATION_RUNS=$(or $(RUNS),100000) $(if $(SEED),TOLLGATE_SIMULATION_SEED=$(SEED)) cargo test --locked --test simulation
+
+bench: ## Compare the gateway under load with bare Pingora and nginx
+	@scripts/dependencies bench
+	cargo bench --locked --bench load
+
+check: ## Formatting, lints and documentation, warnings as errors
+	@scripts/dependencies build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
