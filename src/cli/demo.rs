@@ -91,7 +91,8 @@ fn record_fields() -> Vec<(String, String)> {
 
 fn welcome(address: SocketAddr, token: &str, redis: bool) -> String {
     let store = if redis { "Redis" } else { "the embedded store" };
-    let more = LIMIT + 5;
+    // Two windows' worth and more: the loop meets the limit even if a minute ends on its way.
+    let more = 2 * LIMIT + 5;
     format!(
         r#"Tollgate demo on http://{address}, with {store} and an upstream that says back what it gets.
 The token may use /api/*, {LIMIT} times a minute. Paste into another terminal:
