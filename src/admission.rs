@@ -1,12 +1,18 @@
 //! Whether a request may pass: the order of decisions, and the permit that proves they were made.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
+use pingora_limits::inflight::{Guard, Inflight};
+use smallvec::SmallVec;
 
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::clock::Clock;
 use crate::limit::ledger::{Decision, Ledger, Terms};
+use crate::limit::subject::Subject;
 use crate::policy::{Policy, Route};
 use crate::route::path::{CanonicalPath, PathError};
 use crate::route::table::Found;
@@ -51,6 +57,12 @@ pub enum Rejection {
     /// The body is larger than so many bytes.
     #[error("the request body is larger than {0} bytes")]
     BodyTooLarge(u64),
+    /// Too many requests of the token, or of the route, are under way.
+    #[error("too many requests at the same time")]
+    TooManyInFlight,
+    /// Too many invalid credentials came from the client's address; how long it should wait.
+    #[error("too many invalid tokens from this address")]
+    TooManyFailures(Duration),
     /// The store is needed and does not answer.
     #[error("the gateway's store does not answer")]
     StoreUnavailable,
@@ -106,6 +118,8 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The header fields.
     pub headers: &'a HeaderMap,
+    /// The client's address, as far as it can be believed.
+    pub client: Option<IpAddr>,
     /// The announced length of the body, where there is one.
     pub content_length: Option<u64>,
 }
@@ -117,15 +131,19 @@ pub struct Findings {
     pub route: Option<Arc<Route>>,
     /// Who it is from.
     pub principal: Option<Principal>,
-    /// What the limits said.
-    pub decision: Option<Decision>,
+    /// What the limits said, subject by subject; the last one may have refused.
+    pub decisions: Decisions,
 }
 
+/// Decisions about one request: nearly always one.
+pub type Decisions = SmallVec<[Decision; 1]>;
+
 /// Proof that a request passed every check. Only [`Admission::admit`] makes one.
-#[derive(Debug)]
 pub struct Permit {
     route: Arc<Route>,
     principal: Option<Principal>,
+    /// The request's places among those under way, given up with the permit.
+    _places: SmallVec<[Guard; 2]>,
 }
 
 impl Permit {
@@ -146,6 +164,8 @@ pub struct Admission {
     ledger: Arc<Ledger>,
     clock: Arc<dyn Clock>,
     gateways: Box<dyn Fn() -> u32 + Send + Sync>,
+    tokens_in_flight: Inflight,
+    routes_in_flight: Inflight,
 }
 
 impl Admission {
@@ -156,11 +176,18 @@ impl Admission {
         clock: Arc<dyn Clock>,
         gateways: impl Fn() -> u32 + Send + Sync + 'static,
     ) -> Self {
-        Self { authenticator, ledger, clock, gateways: Box::new(gateways) }
+        Self {
+            authenticator,
+            ledger,
+            clock,
+            gateways: Box::new(gateways),
+            tokens_in_flight: Inflight::new(),
+            routes_in_flight: Inflight::new(),
+        }
     }
 
-    /// Decides in this order: route, credential, permitted route, limits, body size. What is found
-    /// out on the way is left in `findings`.
+    /// Decides in this order: route, credential, permitted route, requests under way, limits, body size.
+    /// What is found out on the way is left in `findings`.
     ///
     /// # Errors
     /// The first [`Rejection`].
@@ -172,42 +199,119 @@ impl Admission {
     ) -> Result<Permit, Rejection> {
         let route = find_route(policy, request)?;
         findings.route = Some(Arc::clone(&route));
-        let mut permit = Permit { route, principal: None };
-        if permit.route.auth_required {
-            let now = self.clock.now();
-            let principal =
-                self.authenticator.authenticate(&policy.auth, request.headers, now).await?;
-            findings.principal = Some(principal.clone());
-            if !principal.may(request.path.as_str()) {
-                return Err(Rejection::RouteNotPermitted);
-            }
-            self.count(policy, &principal, findings).await?;
-            permit.principal = Some(principal);
-        }
+        let principal = match route.auth_required {
+            true => Some(self.identify(policy, request, findings).await?),
+            false => None,
+        };
+        let places = self.take_places(policy, &route, principal.as_ref())?;
+        self.count(policy, &route, principal.as_ref(), request, findings).await?;
         if request.content_length.is_some_and(|length| length > policy.max_body) {
             return Err(Rejection::BodyTooLarge(policy.max_body));
         }
-        Ok(permit)
+        Ok(Permit { route, principal, _places: places })
     }
 
+    async fn identify(
+        &self,
+        policy: &Policy,
+        request: &Request<'_>,
+        findings: &mut Findings,
+    ) -> Result<Principal, Rejection> {
+        let now = self.clock.now();
+        let principal = self.authenticator.authenticate(&policy.auth, request.headers, now).await;
+        let principal =
+            principal.map_err(|error| match (&error, &policy.failures, request.client) {
+                // Known tokens that have expired or are revoked are nobody's guesses.
+                (AuthError::Invalid, Some(guard), Some(client)) => match guard.failed(client) {
+                    Some(wait) => Rejection::TooManyFailures(wait),
+                    None => error.into(),
+                },
+                _ => error.into(),
+            })?;
+        findings.principal = Some(principal.clone());
+        match principal.may(request.path.as_str()) {
+            true => Ok(principal),
+            false => Err(Rejection::RouteNotPermitted),
+        }
+    }
+
+    fn take_places(
+        &self,
+        policy: &Policy,
+        route: &Route,
+        principal: Option<&Principal>,
+    ) -> Result<SmallVec<[Guard; 2]>, Rejection> {
+        let mut places = SmallVec::new();
+        let mut take = |most: Option<isize>, among: &Inflight, who: &str| {
+            let Some(most) = most else { return Ok(()) };
+            let (place, taken) = among.incr(who, 1);
+            places.push(place);
+            if taken > most { Err(Rejection::TooManyInFlight) } else { Ok(()) }
+        };
+        if let Some(principal) = principal {
+            take(policy.max_in_flight, &self.tokens_in_flight, principal.token_id())?;
+        }
+        take(route.max_in_flight, &self.routes_in_flight, &route.label)?;
+        Ok(places)
+    }
+
+    /// Counts the request for every subject it has limits as: the token's, then the route's. If one
+    /// refuses, or the client leaves meanwhile, what the others counted is put back.
     async fn count(
         &self,
         policy: &Policy,
-        principal: &Principal,
+        route: &Route,
+        principal: Option<&Principal>,
+        request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<(), Rejection> {
-        let limits = policy.limits_for(principal);
-        if limits.is_empty() {
+        let own = principal.map(|principal| policy.limits_for(principal));
+        let own = own.as_deref().unwrap_or_default();
+        if own.is_empty() && route.limits.is_empty() {
             return Ok(());
         }
+        let record = principal.map(Principal::record);
+        let subject = Subject {
+            token: record.map(|record| &*record.subject),
+            organization: record.and_then(|record| record.organization_id.as_deref()),
+            client: request.client,
+            route: &route.label,
+        };
         let terms = Terms {
             sync: policy.sync,
             on_failure: policy.on_store_failure,
             gateways: (self.gateways)(),
         };
-        let decision = self.ledger.admit(&principal.record().subject, &limits, terms).await?;
-        findings.decision = Some(decision.clone());
-        if decision.admitted { Ok(()) } else { Err(Rejection::RateLimited(Box::new(decision))) }
+        let mut counted = Counted { ledger: &self.ledger, so_far: SmallVec::new(), findings };
+        let of_route = route.limits.iter().map(|group| (group, true));
+        for (group, of_route) in own.iter().map(|group| (group, false)).chain(of_route) {
+            let subject = subject.of(group.by, of_route);
+            let decision = self.ledger.admit(&subject, &group.limits, terms).await?;
+            counted.findings.decisions.push(decision);
+            let Some(decision) = counted.findings.decisions.last() else { continue };
+            if !decision.admitted {
+                return Err(Rejection::RateLimited(Box::new(decision.clone())));
+            }
+            counted.so_far.push(subject);
+        }
+        counted.so_far.clear();
+        Ok(())
+    }
+}
+
+/// What a request has been counted for before the last decision about it; put back when dropped.
+struct Counted<'a> {
+    ledger: &'a Arc<Ledger>,
+    /// The subjects, in the order of `findings.decisions`.
+    so_far: SmallVec<[Cow<'a, str>; 1]>,
+    findings: &'a mut Findings,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        for (subject, decision) in self.so_far.iter().zip(&mut self.findings.decisions) {
+            self.ledger.put_back(subject, decision);
+        }
     }
 }
 

@@ -8,8 +8,8 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`clock`], [`secret`] | time as an argument; values that cannot be printed | [`clock::Clock`] |
-//! | [`quota`] | what a limit is and how a window counts: pure | [`quota::Limit`] |
+//! | [`clock`], [`secret`], [`net`] | time as an argument; values that cannot be printed; what one client is among addresses | [`clock::Clock`] |
+//! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
 //! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
@@ -38,9 +38,10 @@
 //!   request_filter      CanonicalPath::parse                                      400
 //!                       /health, /ready: answered here                            200 503
 //!     admission           RouteTable::find                                        404 405
-//!                         Authenticator::authenticate (no await when cached)      400 401 503
+//!                         Authenticator::authenticate (no await when cached)      400 401 429 503
 //!                         Principal::may                                          403
-//!                         Ledger::admit (a flight to the store, or a ride on one) 429 503
+//!                         how many are under way                                  429
+//!                         Ledger::admit for each subject: in memory, or a flight  429 503
 //!                         the announced body size                                 413
 //!                       => Permit
 //!   upstream_peer       the permit's route, the next endpoint                     503
@@ -92,6 +93,7 @@ pub mod clock;
 pub mod config;
 pub mod gateway;
 pub mod limit;
+pub mod net;
 pub mod policy;
 pub mod proxy;
 pub mod quota;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::DecodingKey;
 use quick_cache::sync::Cache;
 
+use crate::auth::guard::FailureGuard;
 use crate::auth::jwt::{Expectations, JwtVerifier, VerificationKey};
 use crate::auth::record::{RateRule, RecordError, TokenRecord};
 use crate::auth::{AuthRules, Principal};
@@ -17,7 +18,8 @@ use crate::config::{
     RouteAuth,
 };
 use crate::limit::ledger::{FailurePolicy, Sync};
-use crate::quota::Limit;
+use crate::quota::Algorithm;
+use crate::quota::rule::{Group, LimitRule, groups};
 use crate::route::table::{Matcher, RouteTable};
 use crate::store::StoredRecord;
 use crate::telemetry::metrics::RouteMetrics;
@@ -35,6 +37,8 @@ pub struct Policy {
     pub routes: RouteTable<Arc<Route>>,
     /// How tokens are checked.
     pub auth: AuthRules,
+    /// Watches addresses that send invalid credentials.
+    pub failures: Option<Arc<FailureGuard>>,
     /// What happens while the store is away.
     pub on_store_failure: FailurePolicy,
     /// Who decides about limits.
@@ -49,13 +53,16 @@ pub struct Policy {
     pub max_connections: usize,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Most requests of one token at the same time, in this process.
+    pub max_in_flight: Option<isize>,
     /// Whether each request gets a log line.
     pub access_log: bool,
     upstreams: HashMap<String, Arc<Upstream>>,
-    plans: HashMap<String, Arc<[Limit]>>,
-    default_limits: Arc<[Limit]>,
+    plans: HashMap<String, Arc<[Group]>>,
+    default_limits: Arc<[Group]>,
+    algorithm: Algorithm,
     bare_window: Duration,
-    bare_limits: Cache<u64, Arc<[Limit]>>,
+    bare_limits: Cache<u64, Arc<[Group]>>,
     jwt: Jwt,
 }
 
@@ -78,6 +85,10 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
     pub response_headers: HeaderRules,
+    /// Limits that apply besides the token's.
+    pub limits: Arc<[Group]>,
+    /// Most requests of it at the same time, in this process.
+    pub max_in_flight: Option<isize>,
     /// Its counters.
     pub metrics: RouteMetrics,
 }
@@ -125,10 +136,12 @@ impl Policy {
             Some(previous) if previous.jwt == config.auth.jwt => Arc::clone(&previous.auth.jwt),
             _ => Arc::new(jwt_verifier(&config.auth.jwt)),
         };
+        let algorithm = config.limits.algorithm;
         Ok(Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
             routes: routes(config, &upstreams)?,
             auth: AuthRules { jwt, records: static_records(config)? },
+            failures: failure_guard(config, previous),
             on_store_failure: match config.limits.on_store_failure {
                 OnStoreFailure::Local => FailurePolicy::Local,
                 OnStoreFailure::Allow => FailurePolicy::Allow,
@@ -145,8 +158,14 @@ impl Policy {
             trusted_proxies: config.trusted_proxies.clone(),
             access_log: config.log.access,
             upstreams,
-            plans: config.plans.clone().into_iter().collect(),
-            default_limits: Arc::clone(&config.limits.default),
+            plans: config
+                .plans
+                .iter()
+                .map(|(name, rules)| (name.clone(), groups(rules, algorithm, false)))
+                .collect(),
+            default_limits: groups(&config.limits.default, algorithm, false),
+            algorithm,
+            max_in_flight: config.limits.max_in_flight,
             bare_window: config.limits.window,
             bare_limits: Cache::new(BARE_RATES),
             jwt: config.auth.jwt.clone(),
@@ -154,9 +173,9 @@ impl Policy {
     }
 
     /// The limits of a token: its own, else its plan's, else the default.
-    pub fn limits_for(&self, principal: &Principal) -> Arc<[Limit]> {
+    pub fn limits_for(&self, principal: &Principal) -> Arc<[Group]> {
         match principal.rate_rule() {
-            Some(RateRule::Limits(limits)) => Arc::clone(limits),
+            Some(RateRule::Limits(limits)) => limits.groups(self.algorithm),
             Some(RateRule::Bare(quota)) => self.bare_limits(*quota),
             None => {
                 let plan = principal.record().plan.as_deref();
@@ -171,12 +190,13 @@ impl Policy {
         self.upstreams.values().map(Arc::as_ref)
     }
 
-    fn bare_limits(&self, quota: u64) -> Arc<[Limit]> {
+    fn bare_limits(&self, quota: u64) -> Arc<[Group]> {
         if let Some(limits) = self.bare_limits.get(&quota) {
             return limits;
         }
         // A record's quota is in range, or it would not have been read.
-        let limits: Arc<[Limit]> = Limit::per(quota, self.bare_window).into_iter().collect();
+        let rules: Vec<_> = LimitRule::per(quota, self.bare_window).into_iter().collect();
+        let limits = groups(&rules, self.algorithm, false);
         self.bare_limits.insert(quota, Arc::clone(&limits));
         limits
     }
@@ -206,6 +226,8 @@ fn routes(
             auth_required: route.auth == RouteAuth::Required,
             strip_prefix: route.strip_prefix,
             forward_credential: route.forward_credential,
+            limits: groups(&route.limits, config.limits.algorithm, true),
+            max_in_flight: route.max_in_flight,
             request_headers: route.request_headers.clone(),
             response_headers: route.response_headers.clone(),
         };
@@ -228,9 +250,9 @@ fn static_records(config: &Config) -> Result<HashMap<Arc<str>, Arc<TokenRecord>>
 fn jwt_verifier(jwt: &Jwt) -> JwtVerifier {
     let keys = jwt.keys.iter().map(|key| VerificationKey {
         algorithm: match key.algorithm {
-            JwtAlgorithm::Hs256 => Algorithm::HS256,
-            JwtAlgorithm::Hs384 => Algorithm::HS384,
-            JwtAlgorithm::Hs512 => Algorithm::HS512,
+            JwtAlgorithm::Hs256 => jsonwebtoken::Algorithm::HS256,
+            JwtAlgorithm::Hs384 => jsonwebtoken::Algorithm::HS384,
+            JwtAlgorithm::Hs512 => jsonwebtoken::Algorithm::HS512,
         },
         kid: key.kid.clone(),
         key: DecodingKey::from_secret(key.secret.expose().as_bytes()),
@@ -241,6 +263,14 @@ fn jwt_verifier(jwt: &Jwt) -> JwtVerifier {
         leeway: jwt.leeway,
     };
     JwtVerifier::new(keys.collect(), expectations)
+}
+
+/// The guard of before, unless its rule has changed.
+fn failure_guard(config: &Config, previous: Option<&Policy>) -> Option<Arc<FailureGuard>> {
+    let rule = config.auth.max_failures?;
+    let kept = previous.and_then(|policy| policy.failures.as_ref());
+    let kept = kept.filter(|guard| guard.is_for(rule.failures, rule.window));
+    Some(kept.cloned().unwrap_or_else(|| Arc::new(FailureGuard::new(rule.failures, rule.window))))
 }
 
 fn upstream_rules(name: &str, upstream: &crate::config::Upstream) -> UpstreamRules {

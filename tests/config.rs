@@ -108,7 +108,7 @@ fn nothing_written_means_the_defaults() {
         assert!(config.redis.is_none() && config.auth.jwt.keys.is_empty());
         assert_eq!(config.auth.cache.ttl, Duration::from_secs(10));
         let default = &config.limits.default[0];
-        assert_eq!((default.quota, default.window), (100, Duration::from_secs(60)));
+        assert_eq!(default.to_string(), "100/minute");
         assert!(config.routes.is_empty() && config.upstreams.is_empty());
     }
 }
@@ -224,7 +224,7 @@ fn the_environment_alone_is_enough() {
     .unwrap();
     assert_eq!(config.listeners[1].address.to_string(), "127.0.0.1:8081");
     assert_eq!(config.auth.jwt.keys[0].secret.expose(), SECRET);
-    assert_eq!(config.plans["basic"][0].quota, 5);
+    assert_eq!(config.plans["basic"][0].to_string(), "5/second");
     assert_eq!(config.routes[0].upstream, "users");
     assert_eq!(config.max_body, 1 << 20);
 }

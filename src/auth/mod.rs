@@ -12,6 +12,7 @@ use crate::store::StoreError;
 
 pub mod cache;
 pub mod credential;
+pub mod guard;
 pub mod jwt;
 pub mod record;
 

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use chrono::DateTime;
 use http::HeaderValue;
-use serde_json::Value;
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
 
 use crate::clock::UnixTime;
-use crate::quota::rate::{MAX_QUOTA, limit_set};
-use crate::quota::{Limit, RateError};
+use crate::quota::rate::MAX_QUOTA;
+use crate::quota::rule::{Group, LimitRule, Written, groups, rule_set};
+use crate::quota::{Algorithm, RateError};
 use crate::route::pattern::PathPatterns;
 use crate::store::StoredRecord;
 
@@ -52,8 +54,42 @@ pub enum RateRule {
     /// `rate_limit: N`: N requests in each window of the configured length.
     Bare(u64),
     /// `rate_limit: N/unit` or `limits: [...]`.
-    Limits(Arc<[Limit]>),
+    Limits(Arc<OwnLimits>),
 }
+
+/// Limits of a record or a claim, and the groups they make, kept from one request to the next.
+#[derive(Debug)]
+pub struct OwnLimits {
+    rules: Arc<[LimitRule]>,
+    groups: Mutex<Option<(Algorithm, Arc<[Group]>)>>,
+}
+
+impl OwnLimits {
+    fn new(rules: Arc<[LimitRule]>) -> Self {
+        Self { rules, groups: Mutex::default() }
+    }
+
+    /// The groups, counted by `default` where the limits do not say how.
+    pub fn groups(&self, default: Algorithm) -> Arc<[Group]> {
+        let mut made = self.groups.lock();
+        match &*made {
+            Some((algorithm, groups)) if *algorithm == default => Arc::clone(groups),
+            _ => {
+                let groups = groups(&self.rules, default, false);
+                *made = Some((default, Arc::clone(&groups)));
+                groups
+            }
+        }
+    }
+}
+
+impl PartialEq for OwnLimits {
+    fn eq(&self, other: &Self) -> bool {
+        self.rules == other.rules
+    }
+}
+
+impl Eq for OwnLimits {}
 
 /// Which field of a record is wrong, and how.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -165,8 +201,8 @@ pub(super) fn rate_rule(field: &'static str, value: Value) -> Result<RateRule, R
     let quota = match &value {
         Value::Number(number) => number.as_u64(),
         Value::String(text) if text.contains('/') => {
-            let limit = Limit::parse(text).map_err(|error| fault(field, error.to_string()))?;
-            return Ok(RateRule::Limits([limit].into()));
+            let rule = LimitRule::parse(text).map_err(|error| fault(field, error.to_string()))?;
+            return Ok(RateRule::Limits(Arc::new(OwnLimits::new([rule].into()))));
         }
         Value::String(text) => text.parse().ok(),
         _ => None,
@@ -181,17 +217,54 @@ fn limits_rule(field: &'static str, value: Value) -> Result<RateRule, RecordErro
     let Value::Array(items) = value else {
         return Err(fault(field, "must be an array of limits such as \"100/minute\""));
     };
-    let limits: Vec<Limit> = items
-        .iter()
-        .map(|item| match item {
-            Value::String(text) => {
-                Limit::parse(text).map_err(|error| fault(field, error.to_string()))
+    let rules = items.iter().map(|item| LimitRule::read(&written(item)?)).collect::<Result<_, _>>();
+    let rules = rules.and_then(|rules| rule_set(rules, false));
+    let rules = rules.map_err(|error| fault(field, error.to_string()))?;
+    Ok(RateRule::Limits(Arc::new(OwnLimits::new(rules))))
+}
+
+/// A limit as JSON has it: `"N/unit"`, or an object with a `rate`.
+fn written(item: &Value) -> Result<Written, RateError> {
+    match item {
+        Value::String(rate) => Ok(Written { rate: rate.clone(), ..Written::default() }),
+        Value::Object(members) => written_members(members),
+        other => Err(RateError::Form(other.to_string())),
+    }
+}
+
+fn written_members(members: &Map<String, Value>) -> Result<Written, RateError> {
+    let mut written = Written::default();
+    for (name, value) in members {
+        let text = || value.as_str().map(str::to_owned);
+        match name.as_str() {
+            "rate" => {
+                written.rate = text().ok_or_else(|| RateError::Form(value.to_string()))?;
             }
-            other => Err(fault(field, RateError::Form(other.to_string()).to_string())),
-        })
-        .collect::<Result<_, _>>()?;
-    let limits = limit_set(limits).map_err(|error| fault(field, error.to_string()))?;
-    Ok(RateRule::Limits(limits))
+            // A burst of 0 is refused where bursts are known.
+            "burst" => written.burst = Some(value.as_u64().unwrap_or(0)),
+            "algorithm" => {
+                let text = text().ok_or_else(|| RateError::Algorithm(value.to_string()))?;
+                written.algorithm = Some(text);
+            }
+            "by" => written.by = Some(words(value)?),
+            "name" => {
+                written.name = Some(text().ok_or_else(|| RateError::Name(value.to_string()))?);
+            }
+            other => return Err(RateError::Member(other.into())),
+        }
+    }
+    Ok(written)
+}
+
+/// One word, or an array of them.
+fn words(value: &Value) -> Result<Vec<String>, RateError> {
+    let word = |value: &Value| {
+        value.as_str().map(str::to_owned).ok_or_else(|| RateError::By(value.to_string()))
+    };
+    match value {
+        Value::Array(values) => values.iter().map(word).collect(),
+        value => Ok(vec![word(value)?]),
+    }
 }
 
 /// Reads an RFC 3339 time, or whole seconds since the epoch.
@@ -219,6 +292,7 @@ pub(super) fn patterns(field: &'static str, value: Value) -> Result<PathPatterns
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::Limit;
 
     fn json(text: &str) -> Result<TokenRecord, RecordError> {
         TokenRecord::read(&"k".into(), &StoredRecord::Json(text.into()))
@@ -258,7 +332,26 @@ mod tests {
         let Some(RateRule::Limits(limits)) = hash(&[("rate_limit", "7/hour")]).unwrap().rate else {
             panic!("a rate with a unit is a limit");
         };
-        assert_eq!((limits[0].quota, limits[0].window.as_secs()), (7, 3_600));
+        let groups = limits.groups(Algorithm::FixedWindow);
+        assert_eq!(groups[0].limits[..], [Limit::parse("7/hour").unwrap()]);
+    }
+
+    #[test]
+    fn a_limit_may_say_how_and_by_what_it_counts() {
+        let text = r#"{"limits":["9/day",{"rate":"5/minute","burst":2,"by":["ip"],"name":"slow"},
+            {"rate":"7/minute","algorithm":"sliding_log","by":"organization"}]}"#;
+        let Some(RateRule::Limits(limits)) = json(text).unwrap().rate else { panic!("limits") };
+        let groups = limits.groups(Algorithm::SlidingWindow);
+        let said: Vec<_> = groups
+            .iter()
+            .map(|group| (group.limits[0].name.to_string(), group.limits[0].algorithm))
+            .collect();
+        let expected = [
+            ("day".to_owned(), Algorithm::SlidingWindow),
+            ("slow".to_owned(), Algorithm::TokenBucket { burst: 2 }),
+            ("minute-organization".to_owned(), Algorithm::SlidingLog),
+        ];
+        assert_eq!(said, expected);
     }
 
     #[test]
@@ -274,6 +367,16 @@ mod tests {
             (r#"{"limits":["1000000000000000000/second"]}"#, "limits"),
             (r#"{"limits":["1/minute","2/minute"]}"#, "limits"),
             (r#"{"limits":"1/minute"}"#, "limits"),
+            (r#"{"limits":[{"burst":5}]}"#, "limits"),
+            (r#"{"limits":[{"rate":5}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","burst":-1}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","burst":3,"algorithm":"sliding_log"}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","algorithm":"guess"}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","by":"planet"}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","by":[7]}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","name":"a b"}]}"#, "limits"),
+            (r#"{"limits":[{"rate":"5/minute","unknown":1}]}"#, "limits"),
+            (r#"{"limits":["1/minute",{"rate":"1/day","name":"minute"}]}"#, "limits"),
             (r#"{"expires_at":"tomorrow"}"#, "expires_at"),
             (r#"{"expires_at":-5}"#, "expires_at"),
             (r#"{"allowed_routes":"/a"}"#, "allowed_routes"),

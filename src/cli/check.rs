@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use url::Url;
 
-use super::token::limits_text;
+use super::limits_text;
 use super::{ConfigArguments, Failure};
 use crate::config::{Config, Endpoint, JwtAlgorithm, JwtKey, OnStoreFailure, Route, RouteAuth};
 use crate::gateway::StartError;
@@ -58,10 +58,18 @@ fn summary(config: &Config) -> String {
         rows.push([
             "route".into(),
             pattern(route),
-            format!("-> {}, {}", route.upstream, auth(route.auth)),
+            format!("-> {}, {}{}", route.upstream, auth(route.auth), route_limits(route)),
         ]);
     }
     aligned(&rows)
+}
+
+/// What a route adds to the limits of tokens.
+fn route_limits(route: &Route) -> String {
+    match route.limits.is_empty() {
+        true => String::new(),
+        false => format!(", {}", limits_text(&route.limits)),
+    }
 }
 
 /// The store's row.

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Environment, Faults};
+use crate::quota::rule::LimitRule;
 use crate::secret::Secret;
 
 mod check;
@@ -198,6 +199,14 @@ fn hidden(text: &str) -> Result<Secret, Infallible> {
 /// The exit code of what clap has to say: asked-for text is success, all else is misuse.
 fn usage_code(error: &clap::Error) -> u8 {
     if error.use_stderr() { EX_USAGE } else { 0 }
+}
+
+/// Limits as people write them.
+fn limits_text(rules: &[LimitRule]) -> String {
+    match rules {
+        [] => "none".to_owned(),
+        rules => rules.iter().map(LimitRule::to_string).collect::<Vec<_>>().join(", "),
+    }
 }
 
 #[cfg(test)]

@@ -19,9 +19,11 @@ use super::matching::{Host, Method, PermittedRoute, Prefix};
 use super::scalar::{
     DAY, Leaf, Name, Printable, Scalar, Size, SocketPath, Span, Timestamp, Whole, Window,
 };
-use super::words::Algorithm;
-use super::{JwtAlgorithm, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
-use crate::quota::Limit;
+use super::{
+    FailureRate, JwtAlgorithm, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders,
+    RouteAuth,
+};
+use crate::quota::Algorithm;
 use crate::quota::rate::MAX_QUOTA;
 use crate::secret::Secret;
 
@@ -127,6 +129,28 @@ pub struct Auth {
     pub jwt: Option<Jwt>,
     pub tokens: List<Token>,
     pub cache: Option<TokenCache>,
+    pub max_failures: Maybe<Failures>,
+}
+
+/// `N/second`, `N/minute` or `N/hour`, or `none`.
+pub struct Failures(pub Option<FailureRate>);
+
+impl Scalar for Failures {
+    fn allowed() -> String {
+        "N/second, N/minute or N/hour with N from 1 to 1000000, or none".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let rate = crate::quota::Limit::parse(text).ok();
+        let rate = rate.filter(|rate| rate.quota <= 1_000_000 && rate.window.as_secs() <= 3_600);
+        match rate.map(|rate| (u32::try_from(rate.quota), rate.window)) {
+            Some((Ok(failures), window)) => Ok(Self(Some(FailureRate { failures, window }))),
+            _ => Err(super::scalar::instead::<Self>("is not a rate in range")),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -152,7 +176,7 @@ pub struct JwtKey {
 pub struct Token {
     pub api_key: Maybe<Printable>,
     pub rate_limit: Maybe<Whole<1, MAX_QUOTA>>,
-    pub limits: List<Leaf<Limit>>,
+    pub limits: List<Limit>,
     pub expires_at: Maybe<Timestamp>,
     pub allowed_routes: List<Leaf<PermittedRoute>>,
     pub plan: Maybe<Name>,
@@ -172,20 +196,98 @@ pub struct TokenCache {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    pub limits: List<Leaf<Limit>>,
+    pub limits: List<Limit>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    pub default: List<Leaf<Limit>>,
+    pub default: List<Limit>,
     pub window: Maybe<Window>,
     pub on_store_failure: Maybe<OnStoreFailure>,
     pub headers: Maybe<RateHeaders>,
     pub sync: Maybe<LimitSync>,
-    /// Nothing to compile: there is one value, and it is checked where it is read.
-    #[serde(rename = "algorithm")]
-    pub _algorithm: Maybe<Algorithm>,
+    pub algorithm: Maybe<Algorithm>,
+    pub max_in_flight: Maybe<Few>,
+}
+
+/// How many requests at a time, or `none` for any number.
+pub struct Few(pub Option<u32>);
+
+impl Scalar for Few {
+    const UNQUOTED: bool = true;
+
+    fn allowed() -> String {
+        "a whole number from 1 to 1000000, or none".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(number) if (1..=1_000_000).contains(&number) => Ok(Self(Some(number))),
+            _ if text == "none" => Ok(Self(None)),
+            _ => Err(super::scalar::instead::<Self>("is not a number in range")),
+        }
+    }
+}
+
+/// A limit: `N/unit`, or a mapping.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, remote = "Self")]
+pub struct Limit {
+    pub rate: Maybe<RateText>,
+    pub burst: Maybe<Whole<1, MAX_QUOTA>>,
+    pub algorithm: Maybe<Algorithm>,
+    pub by: Option<Words>,
+    pub name: Maybe<String>,
+}
+
+/// One word, or a list of them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Words {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// `N/unit`.
+pub struct RateText(pub String);
+
+impl Scalar for RateText {
+    fn allowed() -> String {
+        format!("N/second, N/minute, N/hour or N/day with N from 1 to {MAX_QUOTA}")
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match crate::quota::Limit::parse(text) {
+            Ok(limit) => Ok(Self(format!("{}/{}", limit.quota, limit.name))),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LimitVisitor;
+
+        impl<'de> Visitor<'de> for LimitVisitor {
+            type Value = Limit;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}, or {{ rate, burst, algorithm, by, name }}", RateText::allowed())
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Limit, E> {
+                let rate = Some(Leaf(RateText::read(text).map_err(E::custom)?));
+                Ok(Limit { rate, burst: None, algorithm: None, by: None, name: None })
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Limit, M::Error> {
+                Limit::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_any(LimitVisitor)
+    }
 }
 
 #[derive(Deserialize)]
@@ -246,6 +348,8 @@ pub struct Route {
     pub methods: List<Leaf<Method>>,
     pub upstream: Maybe<Name>,
     pub auth: Maybe<RouteAuth>,
+    pub limits: List<Limit>,
+    pub max_in_flight: Maybe<Few>,
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
     pub headers: Option<RouteHeaders>,

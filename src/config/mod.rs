@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use log::LevelFilter;
 use url::Url;
 
-use crate::quota::Limit;
+use crate::quota::Algorithm;
+use crate::quota::rule::LimitRule;
 use crate::secret::Secret;
 
 mod address;
@@ -53,7 +54,7 @@ pub struct Config {
     /// How tokens are checked.
     pub auth: Auth,
     /// Named sets of limits that records refer to.
-    pub plans: BTreeMap<String, Arc<[Limit]>>,
+    pub plans: BTreeMap<String, Arc<[LimitRule]>>,
     /// How limits behave.
     pub limits: Limits,
     /// Where requests go, by name.
@@ -148,6 +149,17 @@ pub struct Auth {
     pub tokens: Vec<StaticToken>,
     /// The record cache.
     pub cache: TokenCache,
+    /// Invalid credentials that one client address may send in a time; `None` for any number.
+    pub max_failures: Option<FailureRate>,
+}
+
+/// How many invalid credentials of one client address are answered with 401 in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureRate {
+    /// So many.
+    pub failures: u32,
+    /// In this time: a second, a minute or an hour.
+    pub window: Duration,
 }
 
 /// How a JWT is verified.
@@ -209,7 +221,9 @@ pub struct TokenCache {
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The limits of a token whose record and plan name none; empty for none.
-    pub default: Arc<[Limit]>,
+    pub default: Arc<[LimitRule]>,
+    /// How limits count that do not say so themselves; a bucket's burst is the limit's quota.
+    pub algorithm: Algorithm,
     /// The window of a bare `rate_limit: N` in a record, in whole seconds.
     pub window: Duration,
     /// Who decides: the store each time, or this process from shares paid for ahead.
@@ -218,6 +232,8 @@ pub struct Limits {
     pub on_store_failure: OnStoreFailure,
     /// Which rate fields answers carry.
     pub headers: RateHeaders,
+    /// Most requests of one token at the same time, in one process; `None` for any number.
+    pub max_in_flight: Option<isize>,
 }
 
 /// Who decides about limits.
@@ -299,6 +315,10 @@ pub struct Route {
     pub upstream: String,
     /// Whether a token is needed.
     pub auth: RouteAuth,
+    /// Limits besides the token's; none that counts by token or organization where no token is needed.
+    pub limits: Arc<[LimitRule]>,
+    /// Most requests at the same time, in one process; `None` for any number.
+    pub max_in_flight: Option<isize>,
     /// Whether `prefix` is cut off before forwarding.
     pub strip_prefix: bool,
     /// Whether the client's credential reaches the upstream.

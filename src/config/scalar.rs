@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
-use crate::quota::Limit;
-use crate::quota::rate::MAX_QUOTA;
 use crate::secret::Secret;
 
 /// A value that is written as one scalar.
@@ -224,16 +222,6 @@ impl Scalar for Size {
             true => Ok(Self(size.as_u64())),
             false => Err(instead::<Self>("is out of range")),
         }
-    }
-}
-
-impl Scalar for Limit {
-    fn allowed() -> String {
-        format!("N/second, N/minute, N/hour or N/day with N from 1 to {MAX_QUOTA}")
-    }
-
-    fn read(text: &str) -> Result<Self, String> {
-        Limit::parse(text).map_err(|error| error.to_string())
     }
 }
 

@@ -4,6 +4,7 @@ use log::LevelFilter;
 
 use super::scalar::{Scalar, instead};
 use super::{JwtAlgorithm, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
+use crate::quota::Algorithm;
 
 /// Makes a type readable from one of its words.
 macro_rules! words {
@@ -47,9 +48,13 @@ words!(RouteAuth: "required" => Self::Required, "none" => Self::None);
 
 words!(LimitSync: "leased" => Self::Leased, "exact" => Self::Exact);
 
-/// How windows lie. There is one way.
-pub struct Algorithm;
-words!(Algorithm: "fixed_window" => Self);
+words!(Algorithm:
+    "fixed_window" => Self::FixedWindow,
+    "sliding_window" => Self::SlidingWindow,
+    "sliding_log" => Self::SlidingLog,
+    // Whoever knows the rate fills the bucket's size in.
+    "token_bucket" => Self::TokenBucket { burst: 0 },
+);
 
 /// `a, b or c`.
 fn either(words: &[&str]) -> String {

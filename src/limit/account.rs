@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::decision::{Decision, states};
+use super::decision::{Counted, Decision, states};
 use super::lease::{self, Demand};
 use crate::clock::UnixTime;
-use crate::quota::Limit;
-use crate::quota::algorithm::window_end;
+use crate::quota::{Limit, Standing};
 use crate::store::{Adjustment, Grant};
 
 /// The account of one subject under one set of limits.
@@ -26,20 +25,20 @@ pub struct Account {
     held_until: Duration,
     /// When `held` goes back if it still lies there.
     lease_until: Duration,
-    /// The windows in which `held` is counted, by their ends.
-    ends: SmallVec<[UnixTime; 4]>,
+    /// What `held` is counted under, limit by limit.
+    marks: SmallVec<[UnixTime; 2]>,
     /// Refuse until then without asking.
     refused_until: Duration,
     /// The store's last answer.
     known: Option<Known>,
     /// What was admitted without the store, window by window.
-    local: SmallVec<[LocalWindow; 2]>,
+    local: Vec<LocalWindow>,
     demand: Demand,
 }
 
 #[derive(Debug)]
 struct Known {
-    used: SmallVec<[u64; 4]>,
+    standings: SmallVec<[Standing; 2]>,
     store_now: UnixTime,
     /// When the answer arrived.
     at: Duration,
@@ -50,14 +49,20 @@ impl Known {
         self.store_now + now.saturating_sub(self.at)
     }
 
-    /// What limit `at` has used in the window that holds `store_now`.
-    fn used(&self, at: usize, limit: &Limit, store_now: UnixTime) -> u64 {
-        let same = window_end(self.store_now, limit.window) == window_end(store_now, limit.window);
-        if same { self.used.get(at).copied().unwrap_or(0) } else { 0 }
+    /// How limit `at` stands at `store_now`, for all this process knows.
+    fn standing(&self, at: usize, limit: &Limit, store_now: UnixTime) -> Standing {
+        let standing = self.standings.get(at).copied();
+        standing.unwrap_or_else(|| unused(limit, store_now)).later(limit, self.store_now, store_now)
     }
 }
 
-/// Requests admitted without the store in one window of one limit.
+/// How a limit stands of which nothing is used.
+fn unused(limit: &Limit, store_now: UnixTime) -> Standing {
+    Standing { left: limit.capacity(), reset_after: limit.window_end(store_now) - store_now }
+}
+
+/// Requests admitted without the store in one window of one limit. Without the store every limit is one
+/// of fixed windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct LocalWindow {
     end: UnixTime,
@@ -79,7 +84,7 @@ impl Account {
         (self.held == 0 && refused).then(|| self.spend(limits, now))
     }
 
-    /// Takes out what can no longer be spent, to be given back where its windows are still open.
+    /// Takes out what can no longer be spent, to be given back where it is still counted.
     pub fn take_worthless(&mut self, now: Duration) -> Option<Adjustment> {
         (self.held > 0 && now >= self.held_until).then(|| self.give_back())
     }
@@ -97,7 +102,12 @@ impl Account {
 
     fn give_back(&mut self) -> Adjustment {
         let amount = i64::try_from(std::mem::take(&mut self.held)).unwrap_or(i64::MAX);
-        Adjustment { windows: self.ends.iter().map(|end| (*end, -amount)).collect() }
+        returned(&self.marks, amount)
+    }
+
+    /// When what is held should go back, if anything is held.
+    pub fn idle_at(&self) -> Option<Duration> {
+        (self.held > 0).then(|| self.lease_until.min(self.held_until))
     }
 
     /// How much to take beyond what is waiting.
@@ -115,14 +125,12 @@ impl Account {
     fn left(&self, limits: &[Limit], now: Duration) -> u64 {
         let Some(known) = &self.known else { return 0 };
         let store_now = known.store_now(now);
-        let left = |(at, limit): (usize, &Limit)| {
-            limit.quota.saturating_sub(known.used(at, limit, store_now))
-        };
-        limits.iter().enumerate().map(left).min().unwrap_or(0)
+        let standings = limits.iter().enumerate();
+        standings.map(|(at, limit)| known.standing(at, limit, store_now).left).min().unwrap_or(0)
     }
 
     /// Books a grant that was asked for at `sent_at`. `recheck` bounds how long a refusal is believed.
-    /// Gives back what was held in windows that have ended meanwhile.
+    /// Gives back what was held under other marks.
     pub fn receive(
         &mut self,
         limits: &[Limit],
@@ -131,25 +139,28 @@ impl Account {
         now: Duration,
         recheck: Duration,
     ) -> Option<Adjustment> {
-        let ends: SmallVec<[UnixTime; 4]> =
-            limits.iter().map(|limit| window_end(grant.now, limit.window)).collect();
-        let stale = (self.held > 0 && self.ends != ends).then(|| self.give_back());
+        let marks: SmallVec<[UnixTime; 2]> =
+            limits.iter().map(|limit| limit.mark(grant.now)).collect();
+        let (marks, stale) = match (self.held, merged(limits, &self.marks, &marks)) {
+            (0, _) => (marks, None),
+            (_, Some(merged)) => (merged, None),
+            (_, None) => (marks, Some(self.give_back())),
+        };
         if grant.granted > 0 {
+            let spendable = limits.iter().map(|limit| limit.spendable_for(grant.now)).min();
+            let until = sent_at + spendable.unwrap_or_default();
+            self.held_until = if self.held > 0 { until.min(self.held_until) } else { until };
+            self.lease_until = now + self.demand.life();
             self.held += grant.granted;
-            let first_end = ends.iter().map(|end| *end - grant.now).min().unwrap_or_default();
-            self.held_until = sent_at + first_end;
-            self.lease_until = now + lease::LIFE;
             self.refused_until = Duration::ZERO;
         } else {
-            let used_up = limits.iter().zip(&grant.used).zip(&ends);
-            let longest = used_up
-                .filter(|((limit, used), _)| **used >= limit.quota)
-                .map(|(_, end)| *end - grant.now)
-                .max();
-            self.refused_until = now + longest.unwrap_or_default().min(recheck);
+            let used_up = grant.standings.iter().filter(|standing| standing.left == 0);
+            let longest = used_up.map(|standing| standing.reset_after).max().unwrap_or_default();
+            self.refused_until = now + longest.min(recheck);
         }
-        self.ends = ends;
-        self.known = Some(Known { used: grant.used.clone(), store_now: grant.now, at: now });
+        self.marks = marks;
+        self.known =
+            Some(Known { standings: grant.standings.clone(), store_now: grant.now, at: now });
         stale
     }
 
@@ -160,18 +171,38 @@ impl Account {
         let states = match &self.known {
             Some(known) => {
                 let store_now = known.store_now(now);
-                let used = limits.iter().enumerate();
-                let used = used.map(|(at, limit)| known.used(at, limit, store_now));
-                states(limits, used, self.held, store_now)
+                let standings = limits.iter().enumerate();
+                let standings = standings.map(|(at, limit)| known.standing(at, limit, store_now));
+                states(limits, standings, self.held)
             }
             None => SmallVec::new(),
         };
-        Decision { admitted, limits: Arc::clone(limits), states }
+        let counted = match admitted {
+            true => Counted::AtStore(self.marks.clone()),
+            false => Counted::Nowhere,
+        };
+        Decision { admitted, limits: Arc::clone(limits), states, counted }
     }
 
-    /// Takes back one request that was counted and not made.
-    pub fn put_back(&mut self) {
-        self.held += 1;
+    /// Takes back one request that was counted and not made. What is counted under other marks by now
+    /// is to be given back to the store.
+    pub(super) fn put_back(&mut self, counted: &Counted) -> Option<Adjustment> {
+        match counted {
+            Counted::Nowhere => None,
+            Counted::AtStore(marks) if *marks == self.marks => {
+                self.held += 1;
+                None
+            }
+            Counted::AtStore(marks) => Some(returned(marks, 1)),
+            Counted::Here(ends) => {
+                for (local, end) in self.local.iter_mut().zip(ends) {
+                    if local.end == *end {
+                        local.used = local.used.saturating_sub(1);
+                    }
+                }
+                None
+            }
+        }
     }
 
     /// Decides without the store, within this gateway's share of what was left. `wall` stands in for
@@ -184,7 +215,7 @@ impl Account {
         gateways: u32,
     ) -> Decision {
         let store_now = self.known.as_ref().map_or(wall, |known| known.store_now(now));
-        let ends = limits.iter().map(|limit| window_end(store_now, limit.window));
+        let ends = limits.iter().map(|limit| limit.window_end(store_now));
         if self.local.len() == limits.len() {
             for (local, end) in self.local.iter_mut().zip(ends) {
                 if local.end != end {
@@ -195,12 +226,15 @@ impl Account {
             self.local = ends.map(|end| LocalWindow { end, used: 0 }).collect();
         }
         let allowance = |at: usize, limit: &Limit| {
-            let used = self.known.as_ref().map_or(0, |known| known.used(at, limit, store_now));
-            let left = limit.quota.saturating_sub(used);
+            let standing = match &self.known {
+                Some(known) => known.standing(at, limit, store_now),
+                None => unused(limit, store_now),
+            };
+            let left = standing.left.min(limit.quota);
             // Whoever has something left has at least one.
             (left / u64::from(gateways.max(1))).max(left.min(1))
         };
-        let rooms: SmallVec<[u64; 4]> = limits
+        let rooms: SmallVec<[u64; 2]> = limits
             .iter()
             .enumerate()
             .zip(&self.local)
@@ -210,26 +244,31 @@ impl Account {
         if admitted {
             self.local.iter_mut().for_each(|local| local.used += 1);
         }
-        let used = limits.iter().zip(&rooms).map(|(limit, room)| {
-            limit.quota.saturating_sub(room.saturating_sub(u64::from(admitted)))
+        let standings = self.local.iter().zip(&rooms).map(|(local, room)| Standing {
+            left: room.saturating_sub(u64::from(admitted)),
+            reset_after: local.end - store_now,
         });
-        let states = states(limits, used, 0, store_now);
-        Decision { admitted, limits: Arc::clone(limits), states }
+        let states = states(limits, standings, 0);
+        let counted = match admitted {
+            true => Counted::Here(self.local.iter().map(|local| local.end).collect()),
+            false => Counted::Nowhere,
+        };
+        Decision { admitted, limits: Arc::clone(limits), states, counted }
     }
 
     /// What was admitted without the store and has not been told to it.
     pub fn untold(&self) -> Option<Adjustment> {
-        let windows = self
+        let changes = self
             .local
             .iter()
             .map(|local| (local.end, i64::try_from(local.used).unwrap_or(i64::MAX)));
-        let adjustment = Adjustment { windows: windows.collect() };
-        self.local.iter().any(|local| local.used > 0).then_some(adjustment)
+        let any = self.local.iter().any(|local| local.used > 0);
+        any.then(|| Adjustment { changes: changes.collect() })
     }
 
     /// Notes that the store was told of `told`; more may have been admitted meanwhile.
     pub fn told(&mut self, told: &Adjustment) {
-        for (local, (end, by)) in self.local.iter_mut().zip(&told.windows) {
+        for (local, (end, by)) in self.local.iter_mut().zip(&told.changes) {
             if local.end == *end {
                 local.used = local.used.saturating_sub(by.unsigned_abs());
             }
@@ -250,4 +289,18 @@ impl Account {
         };
         self.held == 0 && now >= self.refused_until && !local_is_open()
     }
+}
+
+/// The marks of grants held together, if they may be.
+fn merged(
+    limits: &[Limit],
+    held: &[UnixTime],
+    more: &[UnixTime],
+) -> Option<SmallVec<[UnixTime; 2]>> {
+    let marks = limits.iter().zip(held.iter().zip(more));
+    marks.map(|(limit, (held, more))| limit.merged_mark(*held, *more)).collect()
+}
+
+fn returned(marks: &[UnixTime], amount: i64) -> Adjustment {
+    Adjustment { changes: marks.iter().map(|mark| (*mark, -amount)).collect() }
 }

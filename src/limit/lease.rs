@@ -1,16 +1,22 @@
 //! How large a lease is: pure arithmetic on what was measured, with time passed in.
 //!
 //! A lease is quota taken ahead of demand. It covers what the measured rate needs for a few tens of
-//! milliseconds, never more than a small share of what is left, so that near the limit it shrinks to
-//! nothing and every decision is the store's.
+//! milliseconds, or a few requests where they are rare, and never more than a small share of what is
+//! left, so that near the limit it shrinks to nothing and every decision is the store's.
 
 use std::time::Duration;
 
 /// How much demand a lease covers.
 pub const HORIZON: Duration = Duration::from_millis(50);
 
-/// How long a lease may lie unused before it goes back.
-pub const LIFE: Duration = Duration::from_millis(200);
+/// How much demand a lease of a few requests covers at most.
+const SLOW_HORIZON: Duration = Duration::from_secs(10);
+
+/// A lease of a few requests: so many questions to the store become one.
+const FEW: u64 = 16;
+
+/// How long a lease may lie unused before it goes back, at least and at most.
+const LIVES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(20));
 
 /// A gateway takes at most this part of what is left, divided by the gateways.
 const SHARE: u64 = 8;
@@ -25,7 +31,7 @@ const SAMPLE: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Demand {
     /// Requests a second, smoothed.
-    rate: f64,
+    rate: f32,
     count: u32,
     since: Duration,
 }
@@ -38,16 +44,25 @@ impl Demand {
         if elapsed < SAMPLE {
             return;
         }
-        let sample = f64::from(self.count) / elapsed.as_secs_f64();
+        let sample = self.count as f32 / elapsed.as_secs_f32();
         // After a pause the past says nothing; within a burst it steadies.
         let weight = if elapsed >= HORIZON * 4 { 1.0 } else { 0.5 };
         self.rate += (sample - self.rate) * weight;
         (self.count, self.since) = (0, now);
     }
 
-    /// Requests expected in the next [`HORIZON`].
-    pub fn ahead(&self) -> u64 {
-        (self.rate * HORIZON.as_secs_f64()) as u64
+    /// Requests expected soon enough to be paid for ahead.
+    fn ahead(&self) -> u64 {
+        let within = |horizon: Duration| (self.rate * horizon.as_secs_f32()) as u64;
+        within(HORIZON).max(within(SLOW_HORIZON).min(FEW))
+    }
+
+    /// How long a lease that covers this demand may lie unused before it goes back: twice as long as it
+    /// should last.
+    pub fn life(&self) -> Duration {
+        let (least, most) = LIVES;
+        let lasts = self.ahead() as f32 / self.rate.max(0.01);
+        Duration::from_secs_f32(2.0 * lasts.min(most.as_secs_f32())).clamp(least, most)
     }
 }
 
@@ -76,9 +91,19 @@ mod tests {
     }
 
     #[test]
-    fn rare_requests_lease_nothing() {
-        assert_eq!(size(&steady(10), 1_000_000, 1), 0);
+    fn rare_requests_lease_a_few_and_single_ones_nothing() {
+        assert_eq!(size(&steady(10), 1_000_000, 1), FEW);
         assert_eq!(size(&Demand::default(), 1_000_000, 1), 0);
+        let mut rare = Demand::default();
+        (1..9).for_each(|minute| rare.note(Duration::from_secs(60) * minute));
+        assert_eq!(size(&rare, 1_000_000, 1), 0);
+    }
+
+    #[test]
+    fn a_lease_lives_twice_as_long_as_it_should_last() {
+        assert_eq!(steady(10_000).life(), LIVES.0);
+        assert!((2..=4).contains(&steady(10).life().as_secs()), "{:?}", steady(10).life());
+        assert_eq!(Demand::default().life(), LIVES.0);
     }
 
     #[test]

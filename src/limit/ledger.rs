@@ -6,7 +6,8 @@
 //! request waits; what lies unused goes back. When the store grants nothing, its answer says until
 //! when, and the subject is refused from memory. Refusals consume nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,10 +15,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::account::Account;
+use super::decision::Counted;
 pub use super::decision::{Decision, LimitState};
 use crate::clock::Clock;
 use crate::quota::Limit;
@@ -77,6 +78,8 @@ type Outcome = Result<Decision, StoreError>;
 struct State {
     account: Account,
     in_flight: bool,
+    /// Whether the ledger's list of leases has it.
+    is_listed: bool,
     waiting: VecDeque<oneshot::Sender<Outcome>>,
 }
 
@@ -84,6 +87,14 @@ struct Entry {
     subject: Arc<str>,
     limits: Arc<[Limit]>,
     state: Mutex<State>,
+}
+
+impl Entry {
+    /// Who decides here: some limits cannot be leased.
+    fn sync(&self, terms: Terms) -> Sync {
+        let leased = terms.sync == Sync::Leased && self.limits.iter().all(Limit::may_be_leased);
+        if leased { Sync::Leased } else { Sync::Exact }
+    }
 }
 
 /// The ledger of one process.
@@ -94,9 +105,32 @@ pub struct Ledger {
     clock: Arc<dyn Clock>,
     max_subjects: usize,
     subjects: AtomicUsize,
-    /// Leases by when to look whether they lie unused.
-    leases: Mutex<VecDeque<(Duration, Weak<Entry>)>>,
+    /// Leases by when to look whether they lie unused; a subject stands here once at most.
+    leases: Mutex<BinaryHeap<Lease>>,
 }
+
+/// A lease, and when to look at it.
+struct Lease(Reverse<Duration>, Weak<Entry>);
+
+impl Ord for Lease {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Lease {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Lease {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Lease {}
 
 impl Ledger {
     /// A ledger over `store` that keeps at most `max_subjects` subjects in memory.
@@ -118,7 +152,7 @@ impl Ledger {
     /// [`StoreError`] when the store did not answer and the policy is to deny.
     pub async fn admit(
         self: &Arc<Self>,
-        subject: &Arc<str>,
+        subject: &str,
         limits: &Arc<[Limit]>,
         terms: Terms,
     ) -> Result<Decision, StoreError> {
@@ -140,19 +174,50 @@ impl Ledger {
         }
     }
 
+    /// Takes back a decision of `subject` that admitted a request which is not made after all.
+    pub fn put_back(self: &Arc<Self>, subject: &str, decision: &mut Decision) {
+        let counted = std::mem::take(&mut decision.counted);
+        if counted == Counted::Nowhere {
+            return;
+        }
+        for (limit, state) in decision.limits.iter().zip(&mut decision.states) {
+            state.remaining = (state.remaining + 1).min(limit.quota);
+        }
+        let entry = self.entry(subject, &decision.limits);
+        let mut state = entry.state.lock();
+        let elsewhere = state.account.put_back(&counted);
+        self.list_lease(&entry, &mut state);
+        drop(state);
+        self.send_back(&entry, elsewhere);
+    }
+
     /// Gives back leases that lie unused. Called several times a second.
     pub fn expire_leases(self: &Arc<Self>) {
         let now = self.clock.monotonic();
-        let mut due: SmallVec<[Weak<Entry>; 16]> = SmallVec::new();
+        let mut due: Vec<Weak<Entry>> = Vec::new();
         {
             let mut leases = self.leases.lock();
-            while leases.front().is_some_and(|(at, _)| *at <= now) {
-                due.extend(leases.pop_front().map(|(_, entry)| entry));
+            while leases.peek().is_some_and(|lease| lease.0.0 <= now) {
+                due.extend(leases.pop().map(|lease| lease.1));
             }
         }
         for entry in due.iter().filter_map(Weak::upgrade) {
-            let idle = entry.state.lock().account.take_idle(now);
+            let mut state = entry.state.lock();
+            let idle = state.account.take_idle(now);
+            state.is_listed = false;
+            self.list_lease(&entry, &mut state);
+            drop(state);
             self.send_back(&entry, idle);
+        }
+    }
+
+    /// Notes when to look whether what an entry holds lies unused.
+    fn list_lease(&self, entry: &Arc<Entry>, state: &mut State) {
+        if let Some(at) = state.account.idle_at()
+            && !state.is_listed
+        {
+            state.is_listed = true;
+            self.leases.lock().push(Lease(Reverse(at), Arc::downgrade(entry)));
         }
     }
 
@@ -212,8 +277,8 @@ impl Ledger {
         self.shards.iter().map(of_shard).sum()
     }
 
-    fn entry(self: &Arc<Self>, subject: &Arc<str>, limits: &Arc<[Limit]>) -> Arc<Entry> {
-        let at = self.hasher.hash_one(&**subject) as usize % SHARDS;
+    fn entry(self: &Arc<Self>, subject: &str, limits: &Arc<[Limit]>) -> Arc<Entry> {
+        let at = self.hasher.hash_one(subject) as usize % SHARDS;
         let mut shard = self.shards[at].lock();
         let known = shard.get(subject);
         if let Some(entry) = known
@@ -222,14 +287,15 @@ impl Ledger {
             return Arc::clone(entry);
         }
         let replaced = known.cloned();
+        let subject: Arc<str> = subject.into();
         let entry = Arc::new(Entry {
-            subject: Arc::clone(subject),
+            subject: Arc::clone(&subject),
             limits: Arc::clone(limits),
             state: Mutex::new(State::default()),
         });
         // At the bound a subject is decided without being remembered: exact all the same, only dearer.
         let room = replaced.is_some() || self.subjects() < self.max_subjects;
-        if room && shard.insert(Arc::clone(subject), Arc::clone(&entry)).is_none() {
+        if room && shard.insert(subject, Arc::clone(&entry)).is_none() {
             self.subjects.fetch_add(1, Ordering::Relaxed);
         }
         drop(shard);
@@ -245,14 +311,14 @@ impl Ledger {
             Seat::Decided(decision) => return Ok(decision),
             Seat::Waits(receiver) => receiver,
         };
-        let mut ride = Ride { entry, receiver };
+        let mut ride = Ride { ledger: self, entry, receiver };
         let lost = |_| Err(StoreError::Failed("the flight was lost".into()));
         (&mut ride.receiver).await.unwrap_or_else(lost)
     }
 
     /// Decides from what is held, or takes a seat in the next flight; lets one depart where it is due.
     fn seat(self: &Arc<Self>, entry: &Arc<Entry>, terms: Terms) -> Result<Seat, StoreError> {
-        let leased = terms.sync == Sync::Leased;
+        let leased = entry.sync(terms) == Sync::Leased;
         let now = self.clock.monotonic();
         let mut state = entry.state.lock();
         if leased {
@@ -299,7 +365,7 @@ impl Ledger {
     }
 
     async fn adjust(&self, entry: &Entry, adjustment: &Adjustment) -> Result<(), StoreError> {
-        let returned = adjustment.windows.iter().map(|(_, by)| -by).max().unwrap_or(0);
+        let returned = adjustment.changes.iter().map(|(_, by)| -by).max().unwrap_or(0);
         let id = fastrand::u64(1..1 << 53);
         self.store.adjust(&entry.subject, &entry.limits, adjustment, id).await?;
         METRICS.limit_returned.inc_by(u64::try_from(returned).unwrap_or(0));
@@ -359,7 +425,7 @@ impl Flight {
             {
                 state.hand(decision);
             }
-            let ahead = match terms.sync {
+            let ahead = match entry.sync(*terms) {
                 Sync::Leased => state.account.lease(limits, sent_at, terms.gateways),
                 Sync::Exact => 0,
             };
@@ -396,7 +462,7 @@ impl Flight {
         if let Some(told) = &untold {
             state.account.told(told);
         }
-        let recheck = match terms.sync {
+        let recheck = match entry.sync(*terms) {
             Sync::Leased => RECHECK,
             Sync::Exact => Duration::MAX,
         };
@@ -412,9 +478,7 @@ impl Flight {
                 Ok(())
             }
         };
-        if state.account.held() > 0 {
-            ledger.leases.lock().push_back((now + super::lease::LIFE, Arc::downgrade(entry)));
-        }
+        ledger.list_lease(entry, &mut state);
         drop(state);
         ledger.send_back(entry, stale);
         ledger.send_back(entry, worthless);
@@ -441,17 +505,21 @@ impl Drop for Flight {
 impl State {
     /// Gives the first who waits a decision. If nobody is there to take it, it goes to the next one.
     fn hand(&mut self, decision: Decision) {
-        let admitted = decision.admitted;
-        let taken = self.waiting.pop_front().is_some_and(|rider| rider.send(Ok(decision)).is_ok());
-        if admitted && !taken {
-            self.account.put_back();
+        let refused = match self.waiting.pop_front() {
+            Some(rider) => rider.send(Ok(decision)).err(),
+            None => Some(Ok(decision)),
+        };
+        if let Some(Ok(decision)) = refused {
+            // Nothing has come between spending and putting back: the marks are the same.
+            self.account.put_back(&decision.counted);
         }
     }
 }
 
 /// Waits for a flight. Who goes away with an answer unread leaves it to the others.
 struct Ride<'a> {
-    entry: &'a Entry,
+    ledger: &'a Arc<Ledger>,
+    entry: &'a Arc<Entry>,
     receiver: oneshot::Receiver<Outcome>,
 }
 
@@ -459,8 +527,9 @@ impl Drop for Ride<'_> {
     fn drop(&mut self) {
         // Closed first: what came after a look into an open channel would be lost.
         self.receiver.close();
-        if let Ok(Ok(Decision { admitted: true, .. })) = self.receiver.try_recv() {
-            self.entry.state.lock().account.put_back();
+        if let Ok(Ok(decision)) = self.receiver.try_recv() {
+            let elsewhere = self.entry.state.lock().account.put_back(&decision.counted);
+            self.ledger.send_back(self.entry, elsewhere);
         }
     }
 }
@@ -540,7 +609,7 @@ mod tests {
     impl World {
         fn ask(&self) -> tokio::task::JoinHandle<Result<Decision, StoreError>> {
             let (ledger, limits) = (Arc::clone(&self.ledger), Arc::clone(&self.limits));
-            tokio::spawn(async move { ledger.admit(&"s".into(), &limits, EXACT).await })
+            tokio::spawn(async move { ledger.admit("s", &limits, EXACT).await })
         }
 
         async fn admitted(&self) -> bool {
@@ -643,7 +712,7 @@ mod tests {
                 let (ledger, limits) = (Arc::clone(&ledger), Arc::clone(&limits));
                 tokio::spawn(async move {
                     for _ in 0..20_000 {
-                        let decision = ledger.admit(&"s".into(), &limits, EXACT).await;
+                        let decision = ledger.admit("s", &limits, EXACT).await;
                         assert!(decision.unwrap().admitted);
                     }
                 })
@@ -656,6 +725,7 @@ mod tests {
 
     #[test]
     fn a_decision_handed_to_one_that_goes_away_is_not_lost() {
+        let ledger = world(&[], 0).ledger;
         for _ in 0..10_000 {
             let entry = Arc::new(Entry {
                 subject: "s".into(),
@@ -663,16 +733,19 @@ mod tests {
                 state: Mutex::default(),
             });
             let (sender, receiver) = oneshot::channel();
+            entry.state.lock().account.put_back(&Counted::AtStore(Default::default()));
             entry.state.lock().waiting.push_back(sender);
             let start = std::sync::Barrier::new(2);
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    let ride = Ride { entry: &entry, receiver };
+                    let ride = Ride { ledger: &ledger, entry: &entry, receiver };
                     start.wait();
                     drop(ride);
                 });
                 start.wait();
-                entry.state.lock().hand(Decision::unknown(&entry.limits));
+                let mut state = entry.state.lock();
+                let decision = state.account.spend(&entry.limits, Duration::ZERO);
+                state.hand(decision);
             });
             assert_eq!(entry.state.lock().account.held(), 1);
         }
@@ -700,7 +773,7 @@ mod tests {
         let ask = |on_failure| {
             let (ledger, limits) = (Arc::clone(&world.ledger), Arc::clone(&world.limits));
             let terms = Terms { on_failure, gateways: 2, ..EXACT };
-            async move { ledger.admit(&"s".into(), &limits, terms).await }
+            async move { ledger.admit("s", &limits, terms).await }
         };
         assert!(ask(FailurePolicy::Deny).await.is_err());
         for _ in 0..9 {
@@ -723,7 +796,7 @@ mod tests {
         let ask = || {
             let (ledger, limits) = (Arc::clone(&world.ledger), Arc::clone(&world.limits));
             let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
-            async move { ledger.admit(&"s".into(), &limits, terms).await.unwrap().admitted }
+            async move { ledger.admit("s", &limits, terms).await.unwrap().admitted }
         };
         for _ in 0..3 {
             assert!(ask().await);
@@ -742,7 +815,7 @@ mod tests {
         let terms = Terms { sync: Sync::Leased, ..EXACT };
         for _ in 0..10_000 {
             world.clock.advance(Duration::from_micros(100));
-            let decision = world.ledger.admit(&"s".into(), &world.limits, terms).await.unwrap();
+            let decision = world.ledger.admit("s", &world.limits, terms).await.unwrap();
             assert!(decision.admitted);
             tokio::task::yield_now().await;
         }
@@ -755,7 +828,7 @@ mod tests {
         world.settle().await;
         assert_eq!(world.ledger.held(), 0);
         let grant = world.store.inner.take("s", &world.limits, 1).await.unwrap();
-        assert_eq!(grant.used[0], 10_001);
+        assert_eq!(grant.standings[0].left, 100_000 - 10_001);
     }
 
     #[tokio::test]
@@ -765,7 +838,7 @@ mod tests {
         let mut admitted = 0;
         for _ in 0..5_000 {
             world.clock.advance(Duration::from_micros(100));
-            let decision = world.ledger.admit(&"s".into(), &world.limits, terms).await.unwrap();
+            let decision = world.ledger.admit("s", &world.limits, terms).await.unwrap();
             admitted += u32::from(decision.admitted);
             tokio::task::yield_now().await;
         }

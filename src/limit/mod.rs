@@ -4,3 +4,4 @@ pub mod account;
 pub mod decision;
 pub mod lease;
 pub mod ledger;
+pub mod subject;

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
@@ -13,7 +12,8 @@ use uuid::Builder;
 
 use crate::auth::Principal;
 use crate::config::{HeaderRules, RateHeaders};
-use crate::limit::ledger::Decision;
+use crate::limit::ledger::{Decision, LimitState};
+use crate::quota::Limit;
 
 const X_REQUEST_ID: &str = "x-request-id";
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
@@ -297,7 +297,7 @@ pub fn finish_response(
     response: &mut ResponseHeader,
     client: Version,
     request_id: Option<&HeaderValue>,
-    decision: Option<&Decision>,
+    decisions: &[Decision],
     rate_headers: RateHeaders,
     rules: &HeaderRules,
 ) -> Result<()> {
@@ -310,9 +310,7 @@ pub fn finish_response(
     if let Some(id) = request_id {
         response.insert_header("X-Request-ID", id)?;
     }
-    if let Some(decision) = decision {
-        set_rate_fields(response, decision, rate_headers)?;
-    }
+    set_rate_fields(response, decisions, rate_headers)?;
     for name in &rules.remove {
         response.remove_header(name);
     }
@@ -323,46 +321,43 @@ pub fn finish_response(
 }
 
 /// Sets the rate fields: draft-ietf-httpapi-ratelimit-headers, one member a limit, and the legacy ones
-/// for the tightest limit.
+/// for the tightest limit of all.
 ///
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
 pub fn set_rate_fields(
     response: &mut ResponseHeader,
-    decision: &Decision,
+    decisions: &[Decision],
     wanted: RateHeaders,
 ) -> Result<()> {
-    let Some(tightest) = decision.tightest() else { return Ok(()) };
+    let known = || {
+        decisions.iter().flat_map(|decision| {
+            let states = decision.limits.iter().zip(&decision.states);
+            states.enumerate().map(move |(at, (limit, state))| (decision, at, limit, state))
+        })
+    };
+    let tightness = |(decision, at, _, state): &(&Decision, usize, &Limit, &LimitState)| {
+        (decision.admitted, decision.tightness(*at, state))
+    };
+    let Some((_, _, tightest, left)) = known().min_by_key(tightness) else { return Ok(()) };
     if matches!(wanted, RateHeaders::Standard | RateHeaders::Both) {
-        response.insert_header("RateLimit-Policy", policy_field(&decision.limits))?;
-        let mut members = String::with_capacity(48);
-        for (limit, state) in decision.limits.iter().zip(&decision.states) {
+        let (mut policy, mut members) = (String::with_capacity(48), String::with_capacity(48));
+        for (_, _, limit, state) in known() {
             let separator = if members.is_empty() { "" } else { ", " };
-            let (name, remaining) = (&limit.name, state.remaining);
-            let seconds = whole_seconds(state.reset_after);
+            let (name, quota, window) = (&limit.name, limit.quota, limit.window.as_secs());
+            let _ = write!(policy, r#"{separator}"{name}";q={quota};w={window}"#);
+            let (remaining, seconds) = (state.remaining, whole_seconds(state.reset_after));
             let _ = write!(members, r#"{separator}"{name}";r={remaining};t={seconds}"#);
         }
+        response.insert_header("RateLimit-Policy", policy)?;
         response.insert_header("RateLimit", members)?;
     }
-    if matches!(wanted, RateHeaders::Legacy | RateHeaders::Both)
-        && let (Some(limit), Some(state)) =
-            (decision.limits.get(tightest), decision.states.get(tightest))
-    {
-        response.insert_header("X-RateLimit-Limit", limit.quota)?;
-        response.insert_header("X-RateLimit-Remaining", state.remaining)?;
-        response.insert_header("X-RateLimit-Reset", whole_seconds(state.reset_after))?;
+    if matches!(wanted, RateHeaders::Legacy | RateHeaders::Both) {
+        response.insert_header("X-RateLimit-Limit", tightest.quota)?;
+        response.insert_header("X-RateLimit-Remaining", left.remaining)?;
+        response.insert_header("X-RateLimit-Reset", whole_seconds(left.reset_after))?;
     }
     Ok(())
-}
-
-fn policy_field(limits: &Arc<[crate::quota::Limit]>) -> String {
-    let mut members = String::with_capacity(48);
-    for limit in limits.iter() {
-        let separator = if members.is_empty() { "" } else { ", " };
-        let (name, quota, window) = (&limit.name, limit.quota, limit.window.as_secs());
-        let _ = write!(members, r#"{separator}"{name}";q={quota};w={window}"#);
-    }
-    members
 }
 
 /// Seconds, rounded up: who waits that long does not come too early.

@@ -86,6 +86,7 @@ impl Proxy {
             path: &path,
             method: request.method.as_str(),
             headers: &request.headers,
+            client: ctx.client_ip,
             content_length: headers::content_length(&request.headers),
         };
         let permit = self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await?;
@@ -288,7 +289,7 @@ impl ProxyHttp for Proxy {
             response,
             version,
             ctx.request_id.as_ref(),
-            ctx.findings.decision.as_ref(),
+            &ctx.findings.decisions,
             ctx.policy.rate_headers,
             &permit.route().response_headers,
         )
@@ -364,7 +365,7 @@ impl ProxyHttp for Proxy {
         let (method, duration) = (request.method.as_str(), ctx.started.elapsed());
         let route = ctx.findings.route.as_deref();
         route.map_or(&self.unrouted, |route| &route.metrics).observe(method, status, duration);
-        count_decision(ctx);
+        count_decisions(ctx);
         if !ctx.policy.access_log {
             return;
         }
@@ -472,12 +473,12 @@ fn without_bytes(e: &Error) -> String {
     text
 }
 
-fn count_decision(ctx: &RequestContext) {
-    let Some(decision) = &ctx.findings.decision else { return };
-    let limit = decision.tightest().and_then(|at| decision.limits.get(at));
-    let name = limit.map_or("unknown", |limit| &*limit.name);
-    let word = if decision.admitted { "admitted" } else { "refused" };
-    METRICS.limit_decisions.with_label_values(&[name, word]).inc();
+fn count_decisions(ctx: &RequestContext) {
+    for decision in &ctx.findings.decisions {
+        let limit = decision.tightest().and_then(|at| decision.limits.get(at));
+        let name = limit.map_or("unknown", |limit| &*limit.name);
+        METRICS.limit_decision(name, decision.admitted);
+    }
 }
 
 /// Writes the canonical path, without the route's prefix where that is wanted; the query stays as it is.

@@ -43,6 +43,8 @@ impl Rejection {
             Self::RevokedToken => (StatusCode::UNAUTHORIZED, "revoked_token"),
             Self::RouteNotPermitted => (StatusCode::FORBIDDEN, "route_not_permitted"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::TooManyInFlight => (StatusCode::TOO_MANY_REQUESTS, "too_many_in_flight"),
+            Self::TooManyFailures(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
             Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
@@ -97,10 +99,12 @@ impl Rejection {
                 let state = decision.states.get(decision.tightest()?)?;
                 Some(whole_seconds(state.reset_after).max(1))
             }
+            Self::TooManyFailures(wait) => Some(whole_seconds(*wait).max(1)),
             // Spread, so that not everyone comes back in the same second.
-            Self::StoreUnavailable | Self::UpstreamUnavailable | Self::Draining => {
-                Some(fastrand::u64(1..=3))
-            }
+            Self::TooManyInFlight
+            | Self::StoreUnavailable
+            | Self::UpstreamUnavailable
+            | Self::Draining => Some(fastrand::u64(1..=3)),
             _ => None,
         }
     }
@@ -214,9 +218,7 @@ pub async fn respond(
     let request_id = ctx.request_id.get_or_insert_with(new_request_id).clone();
     let body = problem(rejection, &request_id);
     let mut response = response_header(rejection, &request_id, body.len())?;
-    if let Some(decision) = &ctx.findings.decision {
-        set_rate_fields(&mut response, decision, ctx.policy.rate_headers)?;
-    }
+    set_rate_fields(&mut response, &ctx.findings.decisions, ctx.policy.rate_headers)?;
     send(session, response, body).await
 }
 
@@ -299,7 +301,9 @@ mod tests {
             reset_after: Duration::from_millis(millis),
         };
         let states = [state(0, 44_001), state(800, 10_000_000)].into_iter().collect();
-        Rejection::RateLimited(Box::new(Decision { admitted: false, limits, states }))
+        let mut decision = Decision::unknown(&limits);
+        (decision.admitted, decision.states) = (false, states);
+        Rejection::RateLimited(Box::new(decision))
     }
 
     #[test]

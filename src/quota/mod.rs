@@ -1,8 +1,11 @@
-//! What a limit is and how a window counts: pure values and arithmetic, with time passed in.
+//! What a limit is and how it counts: pure values and arithmetic, with time passed in.
 //!
 //! The stores and the ledger both build on this room; it knows neither.
 
-pub mod algorithm;
+pub mod counter;
 pub mod rate;
+pub mod rule;
+pub mod standing;
 
-pub use rate::{Limit, RateError};
+pub use rate::{Algorithm, Limit, RateError};
+pub use standing::Standing;

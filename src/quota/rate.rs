@@ -3,10 +3,46 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::UnixTime;
+
 /// The largest quota accepted: counts stay exact in Lua's doubles with room to spare.
 pub const MAX_QUOTA: u64 = 1_000_000_000_000;
 
-/// At most `quota` requests in every window of `window`, windows aligned to the epoch.
+/// The largest quota of a sliding window: a count times the milliseconds of a day stays below 2^53.
+pub const MAX_SLIDING_QUOTA: u64 = 100_000_000;
+
+/// The largest quota of a sliding log, which keeps an entry for each request.
+pub const MAX_LOG_QUOTA: u64 = 100_000;
+
+/// How many limits one set may hold.
+pub const MAX_LIMITS: usize = 8;
+
+/// The longest time a request granted by a log or a bucket may wait to be admitted.
+const MAX_HOLD: Duration = Duration::from_secs(1);
+
+/// A bucket holds at least what its rate lets through in this part of a second: a smaller one would
+/// lose tokens between two looks at it, and never let the rate through.
+const LEAST_BURSTS_PER_SECOND: u64 = 10;
+
+/// How requests are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// At most `quota` in every window, windows aligned to the epoch.
+    FixedWindow,
+    /// As fixed windows, and the requests of the window before weigh by the part of it that a window
+    /// ending now would still cover.
+    SlidingWindow,
+    /// At most `quota` in any stretch of a window's length. Every decision is the store's.
+    SlidingLog,
+    /// A bucket of `burst` tokens that refills by `quota` in every window, evenly (the generic cell
+    /// rate algorithm, ITU-T I.371, as a leaky bucket of continuous state).
+    TokenBucket {
+        /// Most requests at once.
+        burst: u64,
+    },
+}
+
+/// At most `quota` requests in `window`, as `algorithm` counts them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// How the limit is called in headers, keys and metrics.
@@ -15,9 +51,11 @@ pub struct Limit {
     pub quota: u64,
     /// Length of a window, in whole seconds.
     pub window: Duration,
+    /// How requests are counted.
+    pub algorithm: Algorithm,
 }
 
-/// Why a text is not a limit.
+/// Why something written is not a limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RateError {
     /// The text is not `N/unit`.
@@ -29,6 +67,31 @@ pub enum RateError {
     /// The unit is not one of the four.
     #[error("`{0}` is not a unit: use second, minute, hour or day")]
     Unit(String),
+    /// The quota is too large for the algorithm.
+    #[error("a {0} counts at most {1} requests: write a smaller rate or another algorithm")]
+    TooLarge(&'static str, u64),
+    /// A burst that is no bucket's.
+    #[error("burst belongs to token_bucket: leave the burst or the algorithm out")]
+    NoBucket,
+    /// A burst that is out of range.
+    #[error(
+        "burst must be a whole number from {0} (a tenth of a second of the rate) to {MAX_QUOTA}"
+    )]
+    Burst(u64),
+    /// An algorithm there is not.
+    #[error(
+        "`{0}` is not an algorithm: use fixed_window, sliding_window, sliding_log or token_bucket"
+    )]
+    Algorithm(String),
+    /// Something that cannot be counted by.
+    #[error("`{0}` is not something to count by: use token, organization, ip or route, each once")]
+    By(String),
+    /// A name that is no name.
+    #[error("`{0}` is not a name: use 1 to 32 letters, digits, `_` or `-`")]
+    Name(String),
+    /// A member of a limit there is not.
+    #[error("a limit has no `{0}`: write rate, burst, algorithm, by or name")]
+    Member(String),
     /// Two limits of one set have one name.
     #[error("two limits are called `{0}`: a set may hold one limit of each name")]
     Duplicate(String),
@@ -37,11 +100,34 @@ pub enum RateError {
     TooMany(usize),
 }
 
-/// How many limits one set may hold.
-pub const MAX_LIMITS: usize = 8;
+impl Algorithm {
+    /// Reads the name of an algorithm; a bucket's burst is `burst`.
+    ///
+    /// # Errors
+    /// [`RateError::Algorithm`].
+    pub fn named(name: &str, burst: u64) -> Result<Self, RateError> {
+        Ok(match name {
+            "fixed_window" => Self::FixedWindow,
+            "sliding_window" => Self::SlidingWindow,
+            "sliding_log" => Self::SlidingLog,
+            "token_bucket" => Self::TokenBucket { burst },
+            other => return Err(RateError::Algorithm(other.into())),
+        })
+    }
+
+    /// The name people write.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FixedWindow => "fixed_window",
+            Self::SlidingWindow => "sliding_window",
+            Self::SlidingLog => "sliding_log",
+            Self::TokenBucket { .. } => "token_bucket",
+        }
+    }
+}
 
 impl Limit {
-    /// `quota` requests in each `window` of whole seconds, named after the window.
+    /// `quota` requests in each fixed `window` of whole seconds, named after the window.
     ///
     /// # Errors
     /// [`RateError::Quota`] when `quota` is 0 or above [`MAX_QUOTA`].
@@ -56,10 +142,10 @@ impl Limit {
             86_400 => "day".into(),
             secs => format!("{secs}s").into(),
         };
-        Ok(Self { name, quota, window })
+        Ok(Self { name, quota, window, algorithm: Algorithm::FixedWindow })
     }
 
-    /// Reads `N/second`, `N/minute`, `N/hour` or `N/day`.
+    /// Reads `N/second`, `N/minute`, `N/hour` or `N/day`: a fixed window.
     ///
     /// # Errors
     /// [`RateError`] says which part is wrong and what is allowed.
@@ -79,22 +165,85 @@ impl Limit {
         };
         Self::per(quota, Duration::from_secs(window))
     }
-}
 
-/// Checks that `limits` can be decided together.
-///
-/// # Errors
-/// [`RateError::Duplicate`] or [`RateError::TooMany`].
-pub fn limit_set(limits: Vec<Limit>) -> Result<Arc<[Limit]>, RateError> {
-    if limits.len() > MAX_LIMITS {
-        return Err(RateError::TooMany(limits.len()));
+    /// The same rate, counted by `algorithm`.
+    ///
+    /// # Errors
+    /// [`RateError::TooLarge`] and [`RateError::Burst`] where the rate does not suit it.
+    pub fn counted_by(self, algorithm: Algorithm) -> Result<Self, RateError> {
+        match algorithm {
+            Algorithm::SlidingWindow if self.quota > MAX_SLIDING_QUOTA => {
+                return Err(RateError::TooLarge(algorithm.name(), MAX_SLIDING_QUOTA));
+            }
+            Algorithm::SlidingLog if self.quota > MAX_LOG_QUOTA => {
+                return Err(RateError::TooLarge(algorithm.name(), MAX_LOG_QUOTA));
+            }
+            Algorithm::TokenBucket { burst } => {
+                let least = self.quota / self.window.as_secs().max(1) / LEAST_BURSTS_PER_SECOND;
+                if !(least.max(1)..=MAX_QUOTA).contains(&burst) {
+                    return Err(RateError::Burst(least.max(1)));
+                }
+            }
+            _ => {}
+        }
+        Ok(Self { algorithm, ..self })
     }
-    for (i, limit) in limits.iter().enumerate() {
-        if limits[..i].iter().any(|earlier| earlier.name == limit.name) {
-            return Err(RateError::Duplicate(limit.name.to_string()));
+
+    /// When the aligned window that holds `now` ends.
+    pub fn window_end(&self, now: UnixTime) -> UnixTime {
+        let length = self.window_micros();
+        let start = now.as_micros() - now.as_micros() % length;
+        UnixTime::from_micros(start.saturating_add(length))
+    }
+
+    /// The window's length in microseconds; never 0.
+    pub fn window_micros(&self) -> u64 {
+        u64::try_from(self.window.as_micros()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Most requests that can be left at a time.
+    pub fn capacity(&self) -> u64 {
+        match self.algorithm {
+            Algorithm::TokenBucket { burst } => burst,
+            _ => self.quota,
         }
     }
-    Ok(limits.into())
+
+    /// Whether a grant may be kept for a while. What a log grants is worth nothing a moment later.
+    pub fn may_be_leased(&self) -> bool {
+        self.algorithm != Algorithm::SlidingLog
+    }
+
+    /// What a grant made at `now` is counted under, and must be given back under: the window's end, or
+    /// the moment itself where there are no windows.
+    pub fn mark(&self, now: UnixTime) -> UnixTime {
+        match self.algorithm {
+            Algorithm::FixedWindow | Algorithm::SlidingWindow => self.window_end(now),
+            Algorithm::SlidingLog | Algorithm::TokenBucket { .. } => now,
+        }
+    }
+
+    /// The mark of grants of two marks held together, if they may be.
+    pub fn merged_mark(&self, one: UnixTime, other: UnixTime) -> Option<UnixTime> {
+        match self.algorithm {
+            // The earlier one: of it the least can be given back.
+            Algorithm::TokenBucket { .. } => Some(one.min(other)),
+            _ => (one == other).then_some(one),
+        }
+    }
+
+    /// How long a grant made at `now` may be spent. Windows end; without windows, requests admitted
+    /// long after they were granted would come on top of what was granted since. That time is the
+    /// whole difference between what is granted and what is admitted: a log admits its quota in any
+    /// window less this, a bucket its burst and what flows in during any stretch and this.
+    pub fn spendable_for(&self, now: UnixTime) -> Duration {
+        match self.algorithm {
+            Algorithm::FixedWindow | Algorithm::SlidingWindow => self.window_end(now) - now,
+            Algorithm::SlidingLog | Algorithm::TokenBucket { .. } => {
+                (self.window / 8).min(MAX_HOLD)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -124,12 +273,27 @@ mod tests {
     }
 
     #[test]
-    fn a_set_has_one_limit_of_a_name() {
+    fn a_rate_must_suit_its_algorithm() {
+        let by = |text: &str, algorithm| Limit::parse(text).unwrap().counted_by(algorithm);
+        let bucket = |burst| Algorithm::TokenBucket { burst };
+        assert!(by("1000000000000/day", Algorithm::FixedWindow).is_ok());
+        assert!(by("100000000/day", Algorithm::SlidingWindow).is_ok());
+        assert!(by("100000001/day", Algorithm::SlidingWindow).is_err());
+        assert!(by("100000/day", Algorithm::SlidingLog).is_ok());
+        assert!(by("100001/day", Algorithm::SlidingLog).is_err());
+        assert_eq!(by("5/minute", bucket(0)), Err(RateError::Burst(1)));
+        assert!(by("5/minute", bucket(1)).is_ok());
+        assert_eq!(by("1000/second", bucket(99)), Err(RateError::Burst(100)));
+        assert!(by("1000/second", bucket(100)).is_ok());
+        assert!(by("1000/second", bucket(MAX_QUOTA + 1)).is_err());
+    }
+
+    #[test]
+    fn windows_align_to_the_epoch() {
         let minute = Limit::parse("1/minute").unwrap();
-        assert!(matches!(
-            limit_set(vec![minute.clone(), minute.clone()]),
-            Err(RateError::Duplicate(_))
-        ));
-        assert_eq!(limit_set(vec![minute]).unwrap().len(), 1);
+        let end = |micros| minute.window_end(UnixTime::from_micros(micros)).as_micros();
+        assert_eq!(end(0), 60_000_000);
+        assert_eq!(end(59_999_999), 60_000_000);
+        assert_eq!(end(60_000_000), 120_000_000);
     }
 }

@@ -1,7 +1,7 @@
-//! The embedded store: records from the configuration, windows in this process.
+//! The embedded store: records from the configuration, counters in this process.
 //!
-//! It counts like the Redis script does, for as long as the process lives. Memory is bounded: counters
-//! are dropped when their windows have ended, and beyond a fixed number of subjects a new one is
+//! It counts like the Redis scripts do, for as long as the process lives. Memory is bounded: counters
+//! are dropped when they say no more than new ones, and beyond a fixed number of subjects a new one is
 //! refused, because forgetting a live counter would hand out its quota twice.
 
 use std::cmp::Reverse;
@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use super::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
 use crate::clock::{Clock, UnixTime};
 use crate::quota::Limit;
-use crate::quota::algorithm::{grantable, window_end};
+use crate::quota::counter::Counter;
 use crate::quota::rate::MAX_QUOTA;
 
 /// How many ended subjects one call drops at most, so that no call pays for all of them.
@@ -31,23 +31,29 @@ pub struct MemoryQuota<C> {
 
 #[derive(Default)]
 struct Counters {
-    /// The windows of every subject that was granted anything lately.
-    subjects: HashMap<Arc<str>, SmallVec<[Window; 2]>>,
-    /// Each subject once, by a time not later than the end of its last window.
+    /// What every subject was granted lately.
+    subjects: HashMap<Arc<str>, SmallVec<[Counted; 2]>>,
+    /// Each subject once, by a time not later than when its last counter is gone.
     ends: BinaryHeap<Reverse<(UnixTime, Arc<str>)>>,
 }
 
-/// A counter of one limit. Limits of one name and window share it, whatever their quota: a changed
-/// quota keeps the count.
-struct Window {
+/// The counter of one limit. Limits of one name, window and algorithm share it, whatever their quota:
+/// a changed quota keeps the count.
+struct Counted {
     name: Arc<str>,
-    length: Duration,
-    end: UnixTime,
-    used: u64,
+    window: Duration,
+    counter: Counter,
+    gone_at: UnixTime,
+}
+
+impl Counted {
+    fn belongs_to(&self, limit: &Limit) -> bool {
+        self.window == limit.window && self.name == limit.name && self.counter.fits(limit)
+    }
 }
 
 impl<C: Clock> MemoryQuota<C> {
-    /// Counts by `clock`, for at most `max_subjects` subjects with a window that has not ended.
+    /// Counts by `clock`, for at most `max_subjects` subjects with a counter that says something.
     pub fn new(clock: C, max_subjects: usize) -> Self {
         Self { clock, max_subjects, counters: Mutex::default() }
     }
@@ -57,34 +63,62 @@ impl<C: Clock> MemoryQuota<C> {
         let mut counters = self.counters.lock();
         counters.drop_ended(now, DROPPED_PER_CALL);
 
-        let windows = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
-        let mut used: SmallVec<[u64; 4]> =
-            limits.iter().map(|limit| counted(windows, limit, now)).collect();
-        let quotas = limits.iter().map(|limit| limit.quota);
-        let granted = grantable(wanted.min(MAX_QUOTA), quotas.zip(used.iter().copied()));
-
+        let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
+        let room = |limit: &Limit| match kept.iter().find(|counted| counted.belongs_to(limit)) {
+            Some(counted) => counted.counter.room(limit, now),
+            None => limit.capacity(),
+        };
+        let granted = limits.iter().map(room).fold(wanted.min(MAX_QUOTA), u64::min);
         if granted > 0 && !limits.is_empty() {
-            if !counters.subjects.contains_key(subject) {
-                self.admit(&mut counters, subject, limits, now)?;
-            }
-            if let Some(windows) = counters.subjects.get_mut(subject) {
-                for (limit, used) in limits.iter().zip(&mut used) {
-                    *used += granted;
-                    count(windows, limit, now, *used);
-                }
-            }
+            self.change(&mut counters, subject, limits, now, |_, counter, limit| {
+                counter.take(limit, now, granted);
+            })?;
         }
-        Ok(Grant { granted, now, used })
+        let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
+        let standing = |limit: &Limit| match kept.iter().find(|counted| counted.belongs_to(limit)) {
+            Some(counted) => counted.counter.standing(limit, now),
+            None => Counter::new(limit).standing(limit, now),
+        };
+        Ok(Grant { granted, now, standings: limits.iter().map(standing).collect() })
     }
 
-    /// Makes room for a new subject.
-    fn admit(
+    /// Lets `change` at the counter of each limit, made where there is none.
+    fn change(
         &self,
         counters: &mut Counters,
         subject: &str,
         limits: &[Limit],
         now: UnixTime,
+        mut change: impl FnMut(usize, &mut Counter, &Limit),
     ) -> Result<(), StoreError> {
+        if !counters.subjects.contains_key(subject) {
+            self.make_room(counters, now)?;
+            let subject: Arc<str> = subject.into();
+            counters.subjects.insert(Arc::clone(&subject), SmallVec::new());
+            counters.ends.push(Reverse((now, subject)));
+        }
+        let Some(kept) = counters.subjects.get_mut(subject) else { return Ok(()) };
+        for (at, limit) in limits.iter().enumerate() {
+            let place = kept.iter().position(|counted| counted.belongs_to(limit));
+            let place = place.unwrap_or_else(|| {
+                kept.retain(|counted| counted.gone_at > now);
+                kept.push(Counted {
+                    name: Arc::clone(&limit.name),
+                    window: limit.window,
+                    counter: Counter::new(limit),
+                    gone_at: now,
+                });
+                kept.len() - 1
+            });
+            if let Some(counted) = kept.get_mut(place) {
+                change(at, &mut counted.counter, limit);
+                counted.gone_at = counted.counter.gone_at(limit).max(now);
+            }
+        }
+        Ok(())
+    }
+
+    fn make_room(&self, counters: &mut Counters, now: UnixTime) -> Result<(), StoreError> {
         if counters.subjects.len() >= self.max_subjects {
             counters.drop_ended(now, usize::MAX);
         }
@@ -94,16 +128,12 @@ impl<C: Clock> MemoryQuota<C> {
                 self.max_subjects
             )));
         }
-        let subject: Arc<str> = subject.into();
-        let end = limits.iter().map(|limit| window_end(now, limit.window)).max().unwrap_or(now);
-        counters.subjects.insert(Arc::clone(&subject), SmallVec::new());
-        counters.ends.push(Reverse((end, subject)));
         Ok(())
     }
 }
 
 impl Counters {
-    /// Drops up to `most` subjects whose windows have all ended.
+    /// Drops up to `most` subjects whose counters are all gone.
     fn drop_ended(&mut self, now: UnixTime, most: usize) {
         for _ in 0..most {
             let Some(Reverse((end, _))) = self.ends.peek() else { return };
@@ -111,10 +141,8 @@ impl Counters {
                 return;
             }
             let Some(Reverse((_, subject))) = self.ends.pop() else { return };
-            let last = self
-                .subjects
-                .get(&subject)
-                .and_then(|windows| windows.iter().map(|window| window.end).max());
+            let kept = self.subjects.get(&subject);
+            let last = kept.and_then(|kept| kept.iter().map(|counted| counted.gone_at).max());
             match last {
                 Some(last) if last > now => self.ends.push(Reverse((last, subject))),
                 _ => {
@@ -122,33 +150,6 @@ impl Counters {
                 }
             }
         }
-    }
-}
-
-/// What `limit` has counted in its present window.
-fn counted(windows: &[Window], limit: &Limit, now: UnixTime) -> u64 {
-    let end = window_end(now, limit.window);
-    windows
-        .iter()
-        .find(|window| window.counts(limit) && window.end == end)
-        .map_or(0, |window| window.used)
-}
-
-/// Sets what `limit` has counted in its present window.
-fn count(windows: &mut SmallVec<[Window; 2]>, limit: &Limit, now: UnixTime, used: u64) {
-    let end = window_end(now, limit.window);
-    match windows.iter_mut().find(|window| window.counts(limit)) {
-        Some(window) => (window.end, window.used) = (end, used),
-        None => {
-            windows.retain(|window| window.end > now);
-            windows.push(Window { name: Arc::clone(&limit.name), length: limit.window, end, used });
-        }
-    }
-}
-
-impl Window {
-    fn counts(&self, limit: &Limit) -> bool {
-        self.length == limit.window && self.name == limit.name
     }
 }
 
@@ -171,15 +172,17 @@ impl<C: Clock> QuotaStore for MemoryQuota<C> {
         adjustment: &Adjustment,
         _id: u64,
     ) -> Result<(), StoreError> {
+        let now = self.clock.now();
         let mut counters = self.counters.lock();
-        let Some(windows) = counters.subjects.get_mut(subject) else { return Ok(()) };
-        for (limit, (end, by)) in limits.iter().zip(&adjustment.windows) {
-            let present = windows.iter_mut().find(|window| window.counts(limit));
-            if let Some(window) = present.filter(|window| window.end == *end) {
-                window.used = window.used.saturating_add_signed(*by);
-            }
+        let returns = adjustment.changes.iter().all(|(_, by)| *by <= 0);
+        if returns && !counters.subjects.contains_key(subject) {
+            return Ok(());
         }
-        Ok(())
+        self.change(&mut counters, subject, limits, now, |at, counter, limit| {
+            if let Some((mark, by)) = adjustment.changes.get(at) {
+                counter.adjust(limit, now, *mark, *by);
+            }
+        })
     }
 }
 
@@ -214,6 +217,10 @@ mod tests {
         MemoryQuota::new(ManualClock::new(UnixTime::from_secs(1_000_000_020)), max_subjects)
     }
 
+    fn left(grant: &Grant) -> Vec<u64> {
+        grant.standings.iter().map(|standing| standing.left).collect()
+    }
+
     fn subjects(quota: &MemoryQuota<ManualClock>) -> usize {
         let counters = quota.counters.lock();
         assert_eq!(counters.ends.len(), counters.subjects.len());
@@ -226,17 +233,17 @@ mod tests {
         let limits = [Limit::parse("3/second").unwrap(), Limit::parse("5/minute").unwrap()];
         let take = |wanted| {
             let grant = quota.take_now("a", &limits, wanted).unwrap();
-            (grant.granted, grant.used.to_vec())
+            (grant.granted, left(&grant))
         };
-        assert_eq!(take(2), (2, vec![2, 2]));
-        assert_eq!(take(2), (1, vec![3, 3]));
-        assert_eq!(take(1), (0, vec![3, 3]));
+        assert_eq!(take(2), (2, vec![1, 3]));
+        assert_eq!(take(2), (1, vec![0, 2]));
+        assert_eq!(take(1), (0, vec![0, 2]));
         quota.clock.advance(Duration::from_secs(1));
-        assert_eq!(take(9), (2, vec![2, 5]));
+        assert_eq!(take(9), (2, vec![1, 0]));
         quota.clock.advance(Duration::from_secs(1));
-        assert_eq!(take(1), (0, vec![0, 5]));
+        assert_eq!(take(1), (0, vec![3, 0]));
         quota.clock.advance(Duration::from_secs(60));
-        assert_eq!(take(1), (1, vec![1, 1]));
+        assert_eq!(take(1), (1, vec![2, 4]));
     }
 
     #[test]
@@ -244,7 +251,7 @@ mod tests {
         let quota = quota(10);
         let take = |rate: &str| quota.take_now("a", &[Limit::parse(rate).unwrap()], 4).unwrap();
         assert_eq!(take("10/minute").granted, 4);
-        assert_eq!((take("2/minute").granted, take("2/minute").used[0]), (0, 4));
+        assert_eq!(take("2/minute").granted, 0);
         assert_eq!(take("6/minute").granted, 2);
     }
 
@@ -267,7 +274,7 @@ mod tests {
 
         quota.clock.advance(Duration::from_secs(1));
         assert_eq!(quota.take_now("c", &second, 1).unwrap().granted, 1);
-        assert_eq!(quota.take_now("long", &both, 1).unwrap().used.to_vec(), [1, 2]);
+        assert_eq!(left(&quota.take_now("long", &both, 1).unwrap()), [0, 3]);
         quota.clock.advance(Duration::from_secs(60));
         for subject in ["x", "x", "x"] {
             quota.take_now(subject, &second, 1).unwrap();

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use smallvec::SmallVec;
 
 use crate::clock::UnixTime;
-use crate::quota::Limit;
+use crate::quota::{Limit, Standing};
 
 pub mod breaker;
 pub mod memory;
@@ -44,8 +44,8 @@ pub trait QuotaStore: Send + Sync {
     async fn take(&self, subject: &str, limits: &[Limit], wanted: u64)
     -> Result<Grant, StoreError>;
 
-    /// Changes what the windows of `subject` have counted: gives back what was taken and not used, or
-    /// counts what was admitted while the store was away. A window that has ended is left alone.
+    /// Changes what is counted of `subject`: gives back what was taken and not used, or counts what was
+    /// admitted while the store was away. What is no longer counted at all is left alone.
     /// Asking again with the same `id` changes nothing.
     ///
     /// # Errors
@@ -59,22 +59,24 @@ pub trait QuotaStore: Send + Sync {
     ) -> Result<(), StoreError>;
 }
 
-/// By how much to change what is counted, limit by limit: the window by its end, and the difference.
+/// By how much to change what is counted, limit by limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adjustment {
-    /// One entry a limit, in the order of the limits.
-    pub windows: SmallVec<[(UnixTime, i64); 4]>,
+    /// One entry a limit, in the order of the limits: what the change belongs to, which is the
+    /// [mark](Limit::mark) of a grant that is given back, or the end of the aligned window in which
+    /// requests were admitted elsewhere; and the difference.
+    pub changes: SmallVec<[(UnixTime, i64); 2]>,
 }
 
-/// What a store granted, and how the subject's windows stand after it.
+/// What a store granted, and how the subject stands after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Requests granted: at most what was asked for, 0 when any limit is used up.
     pub granted: u64,
     /// The store's clock when it decided.
     pub now: UnixTime,
-    /// Requests counted in the present window of each limit, in the order of the limits asked with.
-    pub used: SmallVec<[u64; 4]>,
+    /// How each limit stands, in the order of the limits asked with.
+    pub standings: SmallVec<[Standing; 2]>,
 }
 
 /// Why a store gave no answer.

@@ -17,6 +17,9 @@ const SECONDS: [f64; 14] =
 const STORE_SECONDS: [f64; 10] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.25];
 
+/// Limits that have a label of their own.
+const MAX_LIMIT_NAMES: usize = 100;
+
 /// The handles, registered once with the registry that Pingora's Prometheus service gathers.
 pub struct Metrics {
     requests: IntCounterVec,
@@ -24,8 +27,9 @@ pub struct Metrics {
     upstream_seconds: HistogramVec,
     /// Answers of the gateway's own, by code.
     pub rejections: IntCounterVec,
-    /// Decisions, by the limit that decided and `admitted` or `refused`.
-    pub limit_decisions: IntCounterVec,
+    limit_decisions: IntCounterVec,
+    /// By limit: admitted and refused. A process has few limits, so a scan beats a hash.
+    limits: RwLock<Vec<(String, [IntCounter; 2])>>,
     store_operations: IntCounterVec,
     store_seconds: HistogramVec,
     /// Look-ups of token records, by outcome.
@@ -106,6 +110,7 @@ impl Metrics {
                 "Decisions about limits",
                 &["limit", "decision"],
             ),
+            limits: RwLock::default(),
             store_operations: counters(
                 "tollgate_store_operations_total",
                 "Operations on the store",
@@ -165,6 +170,28 @@ impl Metrics {
     /// States what is running.
     pub fn set_build_info(&self, version: &str, commit: &str) {
         self.build_info.with_label_values(&[version, commit]).set(1);
+    }
+
+    /// Counts one decision by the limit that decided. Records may name limits: beyond a fixed number of
+    /// names the rest are `other`.
+    pub fn limit_decision(&self, limit: &str, admitted: bool) {
+        let count = |limits: &[(String, [IntCounter; 2])], name: &str| {
+            let found = limits.iter().find(|(known, _)| known == name);
+            found.map(|(_, [admits, refuses])| if admitted { admits.inc() } else { refuses.inc() })
+        };
+        let known = self.limits.read();
+        let name = if known.len() > MAX_LIMIT_NAMES { "other" } else { limit };
+        if count(&known, limit).or_else(|| count(&known, name)).is_some() {
+            return;
+        }
+        drop(known);
+        let mut limits = self.limits.write();
+        let name = if limits.len() < MAX_LIMIT_NAMES { limit } else { "other" };
+        if !limits.iter().any(|(known, _)| known == name) {
+            let handle = |word| self.limit_decisions.with_label_values(&[name, word]);
+            limits.push((name.to_owned(), [handle("admitted"), handle("refused")]));
+        }
+        count(&limits, name);
     }
 
     /// Counts one store operation.

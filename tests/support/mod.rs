@@ -274,6 +274,6 @@ fn complete(yaml: &str, dir: &Path) -> String {
 /// The value of `auth` with the tests' key and these `tokens`, in YAML's flow style.
 pub fn auth(tokens: &str) -> String {
     format!(
-        "{{ jwt: {{ keys: [ {{ algorithm: HS256, secret: \"{SECRET}\" }} ] }}, tokens: {tokens} }}"
+        "{{ jwt: {{ keys: [ {{ algorithm: HS256, secret: \"{SECRET}\" }} ] }}, tokens: {tokens}, max_failures: none }}"
     )
 }

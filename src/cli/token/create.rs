@@ -11,13 +11,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{StoreArguments, example, limit_text, limits_text, plain, pretty};
+use super::{StoreArguments, example, plain, pretty};
 use crate::auth::record::TokenRecord;
+use crate::cli::limits_text;
 use crate::cli::{Failure, hidden};
 use crate::clock::{Clock as _, SystemClock, UnixTime};
 use crate::config::{Config, Jwt, JwtAlgorithm, JwtKey};
-use crate::quota::Limit;
-use crate::quota::rate::{MAX_QUOTA, limit_set};
+use crate::quota::rate::MAX_QUOTA;
+use crate::quota::rule::{LimitRule, rule_set};
 use crate::route::path::CanonicalPath;
 use crate::secret::Secret;
 use crate::store::StoredRecord;
@@ -78,7 +79,7 @@ enum LimitArgument {
     /// A number: over the window that the gateway is configured with.
     Bare(u64),
     /// A rate with its own window.
-    Rate(Limit),
+    Rate(LimitRule),
 }
 
 /// Makes the token and stores its record.
@@ -334,7 +335,7 @@ fn record_limits(arguments: &[LimitArgument]) -> Result<(Option<u64>, Vec<String
     if let [LimitArgument::Bare(quota)] = arguments {
         return Ok((Some(*quota), Vec::new()));
     }
-    let rates: Option<Vec<Limit>> = arguments
+    let rates: Option<Vec<LimitRule>> = arguments
         .iter()
         .map(|argument| match argument {
             LimitArgument::Bare(_) => None,
@@ -347,8 +348,9 @@ fn record_limits(arguments: &[LimitArgument]) -> Result<(Option<u64>, Vec<String
                 .into(),
         ));
     };
-    let rates = limit_set(rates).map_err(|error| Failure::Usage(format!("--limit: {error}")))?;
-    Ok((None, rates.iter().map(limit_text).collect()))
+    let rates =
+        rule_set(rates, false).map_err(|error| Failure::Usage(format!("--limit: {error}")))?;
+    Ok((None, rates.iter().map(LimitRule::to_string).collect()))
 }
 
 /// When a token made at `now` expires: whole seconds, as `exp` has them.
@@ -367,7 +369,9 @@ fn limit(text: &str) -> Result<LimitArgument, String> {
     match text.parse() {
         Ok(quota) if (1..=MAX_QUOTA).contains(&quota) => Ok(LimitArgument::Bare(quota)),
         Ok(_) => Err(format!("write a whole number from 1 to {MAX_QUOTA}")),
-        Err(_) => Limit::parse(text).map(LimitArgument::Rate).map_err(|error| error.to_string()),
+        Err(_) => {
+            LimitRule::parse(text).map(LimitArgument::Rate).map_err(|error| error.to_string())
+        }
     }
 }
 

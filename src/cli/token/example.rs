@@ -88,6 +88,8 @@ mod tests {
 
     fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth: RouteAuth) -> Route {
         Route {
+            limits: [].into(),
+            max_in_flight: None,
             prefix: prefix.into(),
             host: host.map(str::to_owned),
             methods: methods.iter().map(|&method| method.to_owned()).collect(),

@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 
 use super::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
-use crate::quota::Limit;
 use crate::secret::Secret;
 use crate::store::StoredRecord;
 
@@ -217,26 +216,6 @@ fn fields(record: &StoredRecord) -> Map<String, Value> {
             })
             .collect(),
     }
-}
-
-/// A set of limits as people write it.
-pub(super) fn limits_text(limits: &[Limit]) -> String {
-    match limits {
-        [] => "none".to_owned(),
-        limits => limits.iter().map(limit_text).collect::<Vec<_>>().join(", "),
-    }
-}
-
-/// A limit as people write it.
-fn limit_text(limit: &Limit) -> String {
-    let unit = match limit.window.as_secs() {
-        1 => "second".to_owned(),
-        60 => "minute".into(),
-        3_600 => "hour".into(),
-        86_400 => "day".into(),
-        _ => humantime::format_duration(limit.window).to_string(),
-    };
-    format!("{}/{unit}", limit.quota)
 }
 
 /// A value without quotes and brackets.

@@ -10,28 +10,38 @@ use serde_json::{Map, Value, json};
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
-use super::super::{Auth, Jwt, JwtAlgorithm, JwtKey, StaticToken, TokenCache};
-use super::{deadline, each, limit_list, need};
-use crate::quota::Limit;
+use super::super::{Auth, FailureRate, Jwt, JwtAlgorithm, JwtKey, StaticToken, TokenCache};
+use super::{deadline, each, limits, need};
+use crate::quota::Algorithm;
+use crate::quota::rule::{LimitRule, Written, rule_set};
 use crate::secret::Secret;
 
 /// Plans by name; a plan with a fault has no limits.
-type Plans = [(String, Option<Arc<[Limit]>>)];
+type Plans = [(String, Option<Arc<[LimitRule]>>)];
+
+/// Invalid credentials of one client address that are answered with 401, where nothing else is said.
+const MAX_FAILURES: FailureRate = FailureRate { failures: 100, window: Duration::from_secs(60) };
 
 /// Largest secret file, in bytes.
 const MAX_SECRET_FILE: u64 = 64 << 10;
 
-pub(super) fn compile(written: file::Auth, plans: &Plans, report: &mut Report) -> Auth {
+pub(super) fn compile(
+    written: file::Auth,
+    plans: &Plans,
+    algorithm: Algorithm,
+    report: &mut Report,
+) -> Auth {
     let at = KeyPath::top("auth");
     let cache = written.cache.unwrap_or_default();
     Auth {
         jwt: jwt(written.jwt.unwrap_or_default(), &at.key("jwt"), report),
-        tokens: tokens(written.tokens, plans, &at.key("tokens"), report),
+        tokens: tokens(written.tokens, plans, algorithm, &at.key("tokens"), report),
         cache: TokenCache {
             ttl: deadline(cache.ttl, 10),
             entries: super::count(cache.entries.map(|n| n.0.0), 100_000),
             max_stale: cache.max_stale.map_or(Duration::from_secs(5 * 60), |span| span.0.0),
         },
+        max_failures: written.max_failures.map_or(Some(MAX_FAILURES), |rate| rate.0.0),
     }
 }
 
@@ -130,6 +140,7 @@ fn check_length(algorithm: JwtAlgorithm, secret: &Secret, at: &KeyPath, report: 
 fn tokens(
     written: file::List<file::Token>,
     plans: &Plans,
+    algorithm: Algorithm,
     at: &KeyPath,
     report: &mut Report,
 ) -> Vec<StaticToken> {
@@ -141,7 +152,7 @@ fn tokens(
             report.fault(&at, "is empty; write a record with an api_key");
             continue;
         };
-        let Some(token) = record(token, plans, &at, report) else {
+        let Some(token) = record(token, plans, algorithm, &at, report) else {
             continue;
         };
         if !seen.insert(token.api_key.clone()) {
@@ -159,6 +170,7 @@ fn tokens(
 fn record(
     written: file::Token,
     plans: &Plans,
+    algorithm: Algorithm,
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<StaticToken> {
@@ -170,9 +182,14 @@ fn record(
     if written.rate_limit.is_some() && written.limits.is_some() {
         report.fault(&at.key("limits"), "stands beside rate_limit; write one of the two");
     }
-    let limits = written.limits.map(|limits| {
-        let limits = limit_list(Some(limits), &at.key("limits"), report).unwrap_or_default();
-        limits.iter().map(|limit| format!("{}/{}", limit.quota, limit.name)).collect::<Vec<_>>()
+    let limits = written.limits.map(|written| {
+        let at = at.key("limits");
+        let (written, rules): (Vec<_>, Vec<_>) =
+            limits::each_written(Some(written), algorithm, false, &at, report).into_iter().unzip();
+        if let Err(error) = rule_set(rules, false) {
+            report.fault(&at, error);
+        }
+        written.iter().map(limit_json).collect::<Vec<_>>()
     });
     let routes = written.allowed_routes.map(|routes| {
         let routes = each(Some(routes), &at.key("allowed_routes"), report);
@@ -194,6 +211,21 @@ fn record(
     put("name", written.name.map(|text| json!(text.0)));
     put("disabled", written.disabled.map(|disabled| json!(disabled.0)));
     Some(StaticToken { api_key: api_key?, json: Value::Object(object).to_string() })
+}
+
+/// A limit as a record has it.
+fn limit_json(written: &Written) -> Value {
+    if *written == (Written { rate: written.rate.clone(), ..Written::default() }) {
+        return json!(written.rate);
+    }
+    let members = [
+        ("rate", Some(json!(written.rate))),
+        ("burst", written.burst.map(Value::from)),
+        ("algorithm", written.algorithm.clone().map(Value::from)),
+        ("by", written.by.clone().map(Value::from)),
+        ("name", written.name.clone().map(Value::from)),
+    ];
+    members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// The message for a reference to something that does not exist.

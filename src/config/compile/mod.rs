@@ -4,32 +4,33 @@
 //! one it cannot go on from. Nothing here reads YAML or the environment.
 
 mod auth;
+mod limits;
 mod routing;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
-
-use crate::quota::rate::{Limit, limit_set};
 
 use super::fault::Report;
 use super::file::{self, File, List, Map, Maybe};
 use super::key_path::KeyPath;
 use super::scalar::{Leaf, Name, Scalar};
-use super::{
-    ClientTimeouts, Config, LimitSync, Limits, Listener, Log, LogColor, LogFormat, OnStoreFailure,
-    RateHeaders, Redis, Server,
-};
+use super::{ClientTimeouts, Config, Listener, Log, LogColor, LogFormat, Redis, Server};
 
 /// The valid configuration, unless something was reported on the way.
 pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     let listeners = listeners(file.listeners, report);
     let metrics = metrics(file.metrics.unwrap_or_default(), &listeners, report);
-    let plans = named(file.plans, &KeyPath::top("plans"), report, plan);
-    let auth = auth::compile(file.auth.unwrap_or_default(), &plans, report);
+    let written_limits = file.limits.unwrap_or_default();
+    let algorithm = limits::algorithm(&written_limits);
+    let plans = named(file.plans, &KeyPath::top("plans"), report, |plan, at, report| {
+        limits::plan(plan, algorithm, at, report)
+    });
+    let auth = auth::compile(file.auth.unwrap_or_default(), &plans, algorithm, report);
     let upstreams = named(file.upstreams, &KeyPath::top("upstreams"), report, routing::upstream);
-    let routes = routing::routes(file.routes, &upstreams, !auth.jwt.keys.is_empty(), report);
+    let given =
+        routing::Given { upstreams: &upstreams, has_jwt_key: !auth.jwt.keys.is_empty(), algorithm };
+    let routes = routing::routes(file.routes, &given, report);
     let present = |(name, value): (String, Option<_>)| Some((name, value?));
     Some(Config {
         server: server(file.server.unwrap_or_default()),
@@ -43,7 +44,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
         redis: file.redis.and_then(|redis| self::redis(redis, report)),
         auth,
         plans: plans.into_iter().filter_map(present).collect(),
-        limits: limits(file.limits.unwrap_or_default(), report),
+        limits: limits::compile(written_limits, report),
         upstreams: upstreams.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
         routes,
     })
@@ -133,41 +134,6 @@ fn redis(written: file::Redis, report: &mut Report) -> Option<Redis> {
         url: url.0,
         timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0),
     })
-}
-
-fn plan(written: file::Plan, at: &KeyPath, report: &mut Report) -> Option<Arc<[Limit]>> {
-    let at = at.key("limits");
-    if written.limits.is_none() {
-        report.fault(
-            &at,
-            "is missing; write a list of limits such as [ 100/minute ], or [] for none",
-        );
-    }
-    limit_list(written.limits, &at, report)
-}
-
-fn limits(written: file::Limits, report: &mut Report) -> Limits {
-    let at = KeyPath::top("limits").key("default");
-    let default = match written.default {
-        None => Limit::per(100, Duration::from_secs(60)).into_iter().collect(),
-        written => limit_list(written, &at, report).unwrap_or_default(),
-    };
-    Limits {
-        default,
-        window: written.window.map_or(Duration::from_secs(60), |window| window.0.0),
-        sync: or(written.sync, LimitSync::Leased),
-        on_store_failure: or(written.on_store_failure, OnStoreFailure::Local),
-        headers: or(written.headers, RateHeaders::Both),
-    }
-}
-
-/// Limits that can be decided together.
-fn limit_list(
-    written: List<Leaf<Limit>>,
-    at: &KeyPath,
-    report: &mut Report,
-) -> Option<Arc<[Limit]>> {
-    limit_set(each(written, at, report)).map_err(|error| report.fault(at, error)).ok()
 }
 
 /// A mapping from names to things. A thing with a fault keeps its name, so that references to it hold.

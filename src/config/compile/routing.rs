@@ -9,7 +9,8 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::{Endpoint, HeaderRules, Route, RouteAuth, Upstream, UpstreamTimeouts};
 use super::auth::unknown;
-use super::{deadline, each, need, or};
+use super::{deadline, each, limits, need, or};
+use crate::quota::Algorithm;
 
 pub(super) fn upstream(
     written: file::Upstream,
@@ -58,10 +59,19 @@ fn endpoints(
     endpoints
 }
 
+/// What routes refer to.
+pub(super) struct Given<'a> {
+    /// Upstreams by name; one with a fault has no value.
+    pub upstreams: &'a [(String, Option<Upstream>)],
+    /// Whether there is a key that verifies tokens.
+    pub has_jwt_key: bool,
+    /// How limits count that do not say so themselves.
+    pub algorithm: Algorithm,
+}
+
 pub(super) fn routes(
     written: file::List<file::Route>,
-    upstreams: &[(String, Option<Upstream>)],
-    has_jwt_key: bool,
+    given: &Given<'_>,
     report: &mut Report,
 ) -> Vec<Route> {
     let at = KeyPath::top("routes");
@@ -72,7 +82,7 @@ pub(super) fn routes(
             report.fault(&at, "is empty; write { prefix, upstream }");
             continue;
         };
-        let Some(route) = self::route(route, upstreams, has_jwt_key, &at, report) else {
+        let Some(route) = self::route(route, given, &at, report) else {
             continue;
         };
         if let Some((earlier, _)) = routes.iter().find(|(_, earlier)| overlap(earlier, &route)) {
@@ -100,11 +110,11 @@ fn overlap(a: &Route, b: &Route) -> bool {
 
 fn route(
     written: file::Route,
-    upstreams: &[(String, Option<Upstream>)],
-    has_jwt_key: bool,
+    given: &Given<'_>,
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<Route> {
+    let Given { upstreams, has_jwt_key, algorithm } = *given;
     let prefix = need(written.prefix, &at.key("prefix"), report);
     let upstream = need(written.upstream, &at.key("upstream"), report).map(|name| name.0);
     if let Some(name) = &upstream
@@ -120,6 +130,14 @@ fn route(
         report.fault(
             &at.key("auth"),
             "is required, but auth.jwt.keys is empty; write a key there, or auth: none",
+        );
+    }
+    let at_limits = at.key("limits");
+    let limits = limits::list(written.limits, algorithm, true, &at_limits, report)?;
+    if auth == RouteAuth::None && limits.iter().any(|rule| rule.by().needs_token()) {
+        report.fault(
+            &at_limits,
+            "count by token or organization, and this route needs no token; write by: ip or by: route",
         );
     }
     let headers = written.headers.unwrap_or_default();
@@ -145,6 +163,8 @@ fn route(
         host: written.host.map(|host| host.0.0),
         upstream: upstream?,
         auth,
+        limits,
+        max_in_flight: written.max_in_flight.and_then(limits::few),
         strip_prefix: or(written.strip_prefix, false),
         forward_credential: or(written.forward_credential, true),
         request_headers,

@@ -1,6 +1,8 @@
 //! Quota in Redis: every decision is one atomic script, on the store's clock.
 //!
-//! The arithmetic is that of `quota::algorithm`; the script's comment says how counters are kept.
+//! The arithmetic is that of `quota::counter`; the scripts' comments say how counters are kept.
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fred::error::{Error, ErrorKind};
@@ -9,8 +11,8 @@ use fred::types::{Key, Value};
 use super::RedisStore;
 use super::client::{ADJUST, TAKE};
 use crate::clock::UnixTime;
-use crate::quota::Limit;
 use crate::quota::rate::MAX_QUOTA;
+use crate::quota::{Algorithm, Limit, Standing};
 use crate::store::{Adjustment, Grant, QuotaStore, StoreError};
 
 /// How long an adjustment is remembered, so that it is not made twice, in milliseconds.
@@ -26,16 +28,9 @@ impl QuotaStore for RedisStore {
     ) -> Result<Grant, StoreError> {
         let take = async |redis: std::sync::Arc<super::client::Connection>| {
             let numbers: Vec<u64> = redis.eval(TAKE, || input(subject, limits, wanted)).await?;
-            match numbers.as_slice() {
-                [now, granted, used @ ..] if used.len() == limits.len() => Ok(Grant {
-                    granted: *granted,
-                    now: UnixTime::from_micros(*now),
-                    used: used.into(),
-                }),
-                _ => {
-                    Err(Error::new(ErrorKind::Protocol, "unexpected answer from the quota script"))
-                }
-            }
+            grant(&numbers, limits.len()).ok_or_else(|| {
+                Error::new(ErrorKind::Protocol, "unexpected answer from the quota script")
+            })
         };
         self.client.call("take", take).await
     }
@@ -55,6 +50,19 @@ impl QuotaStore for RedisStore {
     }
 }
 
+/// Reads the answer of `scripts/take.lua`.
+fn grant(numbers: &[u64], limits: usize) -> Option<Grant> {
+    let [now, granted, rest @ ..] = numbers else { return None };
+    let standing =
+        |pair: &[u64; 2]| Standing { left: pair[0], reset_after: Duration::from_micros(pair[1]) };
+    let (pairs, []) = rest.as_chunks() else { return None };
+    (pairs.len() == limits).then(|| Grant {
+        granted: *granted,
+        now: UnixTime::from_micros(*now),
+        standings: pairs.iter().map(standing).collect(),
+    })
+}
+
 /// The keys and arguments of `scripts/adjust.lua`.
 fn adjust_input(
     subject: &str,
@@ -66,8 +74,9 @@ fn adjust_input(
     let counters = limits.iter().map(|limit| counter_key(subject, limit));
     let keys = std::iter::once(mark).chain(counters).map(Key::from).collect();
     let mut arguments = vec![number(ADJUSTED_FOR_MS)];
-    for (end, by) in &adjustment.windows {
-        arguments.push(number(end.as_millis()));
+    for (limit, (mark, by)) in limits.iter().zip(&adjustment.changes) {
+        arguments.extend(described(limit));
+        arguments.push(number(mark.as_micros()));
         arguments.push(Value::Integer(*by));
     }
     (keys, arguments)
@@ -76,18 +85,36 @@ fn adjust_input(
 /// The keys and arguments of `scripts/take.lua`.
 fn input(subject: &str, limits: &[Limit], wanted: u64) -> (Vec<Key>, Vec<Value>) {
     let keys = limits.iter().map(|limit| counter_key(subject, limit).into()).collect();
-    let mut arguments = Vec::with_capacity(1 + 2 * limits.len());
+    let mut arguments = Vec::with_capacity(1 + 4 * limits.len());
     arguments.push(number(wanted.min(MAX_QUOTA)));
-    for limit in limits {
-        arguments.push(number(limit.quota));
-        arguments.push(number(u64::try_from(limit.window.as_millis()).unwrap_or(u64::MAX)));
-    }
+    arguments.extend(limits.iter().flat_map(described));
     (keys, arguments)
 }
 
-/// The braces keep all counters of a subject in one slot of a cluster.
+/// A limit as both scripts read it.
+fn described(limit: &Limit) -> [Value; 4] {
+    let window_ms = u64::try_from(limit.window.as_millis()).unwrap_or(u64::MAX);
+    let kind = Value::from_static_str(kind(limit.algorithm));
+    [kind, number(limit.quota), number(window_ms), number(limit.capacity())]
+}
+
+fn kind(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::FixedWindow => "fixed",
+        Algorithm::SlidingWindow => "sliding",
+        Algorithm::SlidingLog => "log",
+        Algorithm::TokenBucket { .. } => "bucket",
+    }
+}
+
+/// The braces keep all counters of a subject in one slot of a cluster. Each kind has keys of its own:
+/// what another kind has counted cannot be read.
 fn counter_key(subject: &str, limit: &Limit) -> String {
-    format!("quota:{{{subject}}}:{}:{}", limit.name, limit.window.as_secs())
+    let (name, window) = (&limit.name, limit.window.as_secs());
+    match limit.algorithm {
+        Algorithm::FixedWindow => format!("quota:{{{subject}}}:{name}:{window}"),
+        other => format!("quota:{{{subject}}}:{name}:{window}:{}", kind(other)),
+    }
 }
 
 fn number(value: u64) -> Value {

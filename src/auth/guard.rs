@@ -1,0 +1,71 @@
+//! Slows whoever guesses credentials: an address that sends too many invalid ones is told to wait.
+//!
+//! Only what would be refused anyway is answered differently. A valid credential passes whatever else
+//! comes from its address, so that nobody can lock his neighbours out.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use pingora_limits::rate::{Rate, RateComponents};
+
+use crate::net::Network;
+
+/// Counts invalid credentials by client address. Counts are estimates that are never too low
+/// (a count-min sketch): memory is bounded whatever arrives, and an address may be told to wait early.
+pub struct FailureGuard {
+    failures: u32,
+    window: Duration,
+    rate: Rate,
+}
+
+impl FailureGuard {
+    /// Allows `failures` in each `window`, a second or more.
+    pub fn new(failures: u32, window: Duration) -> Self {
+        Self { failures, window, rate: Rate::new(window) }
+    }
+
+    /// Whether it was made for this rule.
+    pub fn is_for(&self, failures: u32, window: Duration) -> bool {
+        (self.failures, self.window) == (failures, window)
+    }
+
+    /// Notes an invalid credential from `client`; how long it should wait if there were too many.
+    pub fn failed(&self, client: IpAddr) -> Option<Duration> {
+        let client = Network::of(client);
+        let count = self.rate.observe(&client, 1);
+        let over = u64::try_from(count).is_ok_and(|count| count > u64::from(self.failures));
+        let rest = |rate: RateComponents| 1.0 - rate.current_interval_fraction.clamp(0.0, 1.0);
+        over.then(|| self.window.mul_f64(self.rate.rate_with(&client, rest)))
+    }
+}
+
+impl std::fmt::Debug for FailureGuard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FailureGuard")
+            .field("failures", &self.failures)
+            .field("window", &self.window)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_failures_of_one_network_are_told_to_wait() {
+        let guard = FailureGuard::new(3, Duration::from_secs(3_600));
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for client in ["192.0.2.1", "2001:db8::1"] {
+            for _ in 0..3 {
+                assert_eq!(guard.failed(ip(client)), None, "{client}");
+            }
+            let wait = guard.failed(ip(client)).unwrap();
+            assert!((3_590..=3_600).contains(&wait.as_secs()), "{wait:?}");
+        }
+        assert!(guard.failed(ip("2001:db8::ffff")).is_some(), "the same /64");
+        assert_eq!(guard.failed(ip("2001:db8:0:1::1")), None);
+        assert!(guard.failed(ip("::ffff:192.0.2.1")).is_some(), "the same address, mapped");
+        assert_eq!(guard.failed(ip("192.0.2.2")), None);
+    }
+}

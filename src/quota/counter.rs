@@ -1,0 +1,471 @@
+//! What a store keeps of one limit of one subject, and how it counts.
+//!
+//! The scripts in `store/redis/scripts` compute the same, step by step: every number here is one that
+//! Lua's doubles hold exactly, or a double that both compute by the same operations in the same order.
+//!
+//! What is admitted, whatever the order of calls, where nothing is adjusted upwards:
+//! - fixed window: at most the quota in each aligned window;
+//! - sliding window: besides, at most the quota less the weighed count of the window before; so at most
+//!   `quota * (1 + g)` in a stretch of a window's length of which the part `g` lies after a boundary;
+//! - sliding log: at most the quota in any stretch of a window's length;
+//! - token bucket: at most `burst + rate * t` in any stretch of length `t`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Algorithm, Limit, Standing};
+use crate::clock::UnixTime;
+
+/// One counter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Counter {
+    /// Requests in the window that ends at `end`.
+    Fixed {
+        /// When the window ends.
+        end: UnixTime,
+        /// Requests counted in it.
+        used: u64,
+    },
+    /// Requests in the window that ends at `end`, and in the one before it.
+    Sliding {
+        /// When the window ends.
+        end: UnixTime,
+        /// Requests counted in it.
+        used: u64,
+        /// Requests counted in the window before.
+        before: u64,
+    },
+    /// Moments and how many requests were granted in each, oldest first.
+    Log(VecDeque<(UnixTime, u64)>),
+    /// What had not leaked out at a moment.
+    Bucket {
+        /// The moment.
+        at: UnixTime,
+        /// Requests in the bucket then.
+        level: f64,
+    },
+}
+
+impl Counter {
+    /// Nothing counted yet.
+    pub fn new(limit: &Limit) -> Self {
+        let end = UnixTime::default();
+        match limit.algorithm {
+            Algorithm::FixedWindow => Self::Fixed { end, used: 0 },
+            Algorithm::SlidingWindow => Self::Sliding { end, used: 0, before: 0 },
+            Algorithm::SlidingLog => Self::Log(VecDeque::new()),
+            Algorithm::TokenBucket { .. } => Self::Bucket { at: end, level: 0.0 },
+        }
+    }
+
+    /// Whether this counts as `limit` says.
+    pub fn fits(&self, limit: &Limit) -> bool {
+        matches!(
+            (self, limit.algorithm),
+            (Self::Fixed { .. }, Algorithm::FixedWindow)
+                | (Self::Sliding { .. }, Algorithm::SlidingWindow)
+                | (Self::Log(_), Algorithm::SlidingLog)
+                | (Self::Bucket { .. }, Algorithm::TokenBucket { .. })
+        )
+    }
+
+    /// How many requests may be taken.
+    pub fn room(&self, limit: &Limit, now: UnixTime) -> u64 {
+        match self {
+            Self::Fixed { end, used } => {
+                let used = if *end == limit.window_end(now) { *used } else { 0 };
+                limit.quota.saturating_sub(used)
+            }
+            Self::Sliding { .. } => {
+                let (used, before) = self.sliding(limit, now);
+                let weighed = weigh(limit, before, rest_ms(limit, now));
+                limit.quota.saturating_sub(used).saturating_sub(weighed)
+            }
+            Self::Log(entries) => limit.quota.saturating_sub(counted(entries, limit, now)),
+            Self::Bucket { at, level } => {
+                let room = (limit.capacity() as f64 - leaked(limit, *at, *level, now)).floor();
+                room.max(0.0) as u64
+            }
+        }
+    }
+
+    /// Takes `requests`, for which there is room.
+    pub fn take(&mut self, limit: &Limit, now: UnixTime, requests: u64) {
+        if requests == 0 {
+            return;
+        }
+        let (used, before) = self.sliding(limit, now);
+        match self {
+            Self::Fixed { end, used } => {
+                let present = limit.window_end(now);
+                *used = requests + if *end == present { *used } else { 0 };
+                *end = present;
+            }
+            Self::Sliding { .. } => {
+                *self = Self::Sliding { end: limit.window_end(now), used: used + requests, before };
+            }
+            Self::Log(entries) => {
+                forget_old(entries, limit, now);
+                insert(entries, now, requests);
+            }
+            Self::Bucket { at, level } => {
+                *level = leaked(limit, *at, *level, now) + requests as f64;
+                *at = now;
+            }
+        }
+    }
+
+    /// How the limit stands.
+    pub fn standing(&self, limit: &Limit, now: UnixTime) -> Standing {
+        let left = self.room(limit, now);
+        let window_rest = limit.window_end(now) - now;
+        let reset_after = match self {
+            Self::Fixed { .. } => window_rest,
+            Self::Sliding { .. } => {
+                let (used, before) = self.sliding(limit, now);
+                match (left, used, before) {
+                    (0, ..) => sliding_wait(limit, now, used, before),
+                    (_, 0, 0) => Duration::ZERO,
+                    (_, 0, _) => window_rest,
+                    _ => window_rest + limit.window,
+                }
+            }
+            Self::Log(entries) => log_wait(entries, limit, now, left),
+            Self::Bucket { at, level } => {
+                let level = leaked(limit, *at, *level, now);
+                let above = if left == 0 { level - (limit.capacity() as f64 - 1.0) } else { level };
+                drain(limit, above)
+            }
+        };
+        Standing { left, reset_after }
+    }
+
+    /// Gives back what was taken under `mark` (`by` below zero), or counts what was admitted elsewhere
+    /// in the aligned window that ends at `mark`.
+    pub fn adjust(&mut self, limit: &Limit, now: UnixTime, mark: UnixTime, by: i64) {
+        let present = limit.window_end(now);
+        let (now_used, now_before) = self.sliding(limit, now);
+        let amount = by.unsigned_abs();
+        match self {
+            Self::Fixed { end, used } => {
+                if by > 0 && *end != present && mark == present {
+                    (*end, *used) = (present, 0);
+                }
+                if *end == mark && mark == present {
+                    *used = used.saturating_add_signed(by);
+                }
+            }
+            Self::Sliding { .. } => {
+                let changed = |count: u64, changes: bool| match changes {
+                    true => count.saturating_add_signed(by),
+                    false => count,
+                };
+                *self = Self::Sliding {
+                    end: present,
+                    used: changed(now_used, mark == present),
+                    before: changed(now_before, mark + limit.window == present),
+                };
+            }
+            Self::Log(entries) if by < 0 => {
+                forget_old(entries, limit, now);
+                if let Some(entry) = entries.iter_mut().find(|(at, _)| *at == mark) {
+                    entry.1 = entry.1.saturating_sub(amount);
+                }
+                entries.retain(|(_, requests)| *requests > 0);
+            }
+            Self::Log(entries) => {
+                forget_old(entries, limit, now);
+                if mark + limit.window > now {
+                    insert(entries, mark.min(now), amount.min(limit.quota));
+                }
+            }
+            Self::Bucket { at, level } => {
+                let present = leaked(limit, *at, *level, now);
+                *level = if by < 0 {
+                    // What has leaked out since it was taken is there again already.
+                    let gone = leak(limit, now - mark).ceil();
+                    (present - (amount as f64 - gone).max(0.0)).max(0.0)
+                } else if mark + limit.window > now {
+                    (present + amount as f64).min(limit.capacity() as f64).max(present)
+                } else {
+                    present
+                };
+                *at = now;
+            }
+        }
+    }
+
+    /// From when on this counter says no more than a new one.
+    pub fn gone_at(&self, limit: &Limit) -> UnixTime {
+        match self {
+            Self::Fixed { end, .. } => *end,
+            Self::Sliding { end, .. } => *end + limit.window,
+            Self::Log(entries) => {
+                entries.back().map_or(UnixTime::default(), |(at, _)| *at + limit.window)
+            }
+            Self::Bucket { at, level } => *at + drain(limit, *level),
+        }
+    }
+
+    /// What a sliding window has counted in the present window and in the one before.
+    fn sliding(&self, limit: &Limit, now: UnixTime) -> (u64, u64) {
+        let Self::Sliding { end, used, before } = self else { return (0, 0) };
+        let present = limit.window_end(now);
+        if *end == present {
+            (*used, *before)
+        } else if *end + limit.window == present {
+            (0, *used)
+        } else {
+            (0, 0)
+        }
+    }
+}
+
+/// Milliseconds until the present window ends, as a clock of whole milliseconds sees it: never too few.
+fn rest_ms(limit: &Limit, now: UnixTime) -> u64 {
+    limit.window_end(now).as_millis() - now.as_millis()
+}
+
+fn window_ms(limit: &Limit) -> u64 {
+    limit.window_micros() / 1_000
+}
+
+/// The part of `before` that lies within `rest` of a window's length, rounded up.
+fn weigh(limit: &Limit, before: u64, rest_ms: u64) -> u64 {
+    (before * rest_ms).div_ceil(window_ms(limit))
+}
+
+/// How long until a sliding window that is full admits one more.
+fn sliding_wait(limit: &Limit, now: UnixTime, used: u64, before: u64) -> Duration {
+    let (window, rest) = (window_ms(limit), rest_ms(limit, now));
+    // So much of `count` may still weigh that one more fits; then this much of its window is left.
+    let fits = |spare: u64, count: u64| (spare * window).checked_div(count).unwrap_or(window);
+    let wait = if used < limit.quota {
+        rest.saturating_sub(fits(limit.quota - 1 - used, before))
+    } else {
+        rest + window.saturating_sub(fits(limit.quota - 1, used))
+    };
+    // Between two milliseconds the later one is the truth.
+    let now_part = Duration::from_micros(now.as_micros() % 1_000);
+    Duration::from_millis(wait).saturating_sub(now_part)
+}
+
+/// How many requests of the last window's length are in the log.
+fn counted(entries: &VecDeque<(UnixTime, u64)>, limit: &Limit, now: UnixTime) -> u64 {
+    let live = entries.iter().filter(|(at, _)| *at + limit.window > now);
+    live.map(|(_, requests)| requests).sum()
+}
+
+fn forget_old(entries: &mut VecDeque<(UnixTime, u64)>, limit: &Limit, now: UnixTime) {
+    while entries.front().is_some_and(|(at, _)| *at + limit.window <= now) {
+        entries.pop_front();
+    }
+}
+
+/// Adds requests to the entry of their moment, in order.
+fn insert(entries: &mut VecDeque<(UnixTime, u64)>, at: UnixTime, requests: u64) {
+    let place = entries.partition_point(|(earlier, _)| *earlier < at);
+    match entries.get_mut(place) {
+        Some(entry) if entry.0 == at => entry.1 += requests,
+        _ => entries.insert(place, (at, requests)),
+    }
+}
+
+/// How long until the log admits one more; where it does, until it is empty.
+fn log_wait(
+    entries: &VecDeque<(UnixTime, u64)>,
+    limit: &Limit,
+    now: UnixTime,
+    left: u64,
+) -> Duration {
+    let mut stay = match left {
+        0 => limit.quota - 1,
+        _ => 0,
+    };
+    for (at, requests) in entries.iter().rev() {
+        if *requests > stay {
+            return (*at + limit.window) - now;
+        }
+        stay -= requests;
+    }
+    Duration::ZERO
+}
+
+/// What leaks out of a bucket in `elapsed`.
+fn leak(limit: &Limit, elapsed: Duration) -> f64 {
+    elapsed.as_micros() as f64 * limit.quota as f64 / limit.window_micros() as f64
+}
+
+/// What is left in a bucket that held `level` at `at`.
+fn leaked(limit: &Limit, at: UnixTime, level: f64, now: UnixTime) -> f64 {
+    (level - leak(limit, now - at)).max(0.0)
+}
+
+/// How long `level` takes to leak out.
+fn drain(limit: &Limit, level: f64) -> Duration {
+    let micros = (level * limit.window_micros() as f64 / limit.quota as f64).ceil();
+    Duration::from_micros(micros.max(0.0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(text: &str, algorithm: Algorithm) -> Limit {
+        Limit::parse(text).unwrap().counted_by(algorithm).unwrap()
+    }
+
+    /// What happened, asked in the plainest way: every request by its moment, in exact numbers.
+    struct Oracle {
+        requests: Vec<u64>,
+    }
+
+    impl Oracle {
+        /// How many requests fit at `now`.
+        fn room(&self, limit: &Limit, now: u64) -> i128 {
+            let window = i128::from(limit.window_micros());
+            let (quota, now) = (i128::from(limit.quota), i128::from(now));
+            let requests = || self.requests.iter().map(|at| i128::from(*at));
+            let start = now - now % window;
+            let within = |from: i128, to: i128| {
+                requests().filter(|at| (from..to).contains(at)).count() as i128
+            };
+            match limit.algorithm {
+                Algorithm::FixedWindow => quota - within(start, start + window),
+                Algorithm::SlidingWindow => {
+                    let before = within(start - window, start);
+                    // The clock of sliding windows ticks in milliseconds.
+                    let rest = start + window - (now - now % 1_000);
+                    let weighed = (before * rest + window - 1) / window;
+                    quota - within(start, start + window) - weighed
+                }
+                Algorithm::SlidingLog => quota - within(now - window + 1, now + 1),
+                Algorithm::TokenBucket { burst } => {
+                    // In parts of a request so small that every number is whole.
+                    let (mut level, mut last) = (0, 0);
+                    for at in requests() {
+                        level = (level - (at - last) * quota).max(0) + window;
+                        last = at;
+                    }
+                    level = (level - (now - last) * quota).max(0);
+                    (i128::from(burst) * window - level).div_euclid(window)
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_algorithm_agrees_with_its_definition() {
+        let mut random = fastrand::Rng::with_seed(11);
+        for algorithm in [
+            Algorithm::FixedWindow,
+            Algorithm::SlidingWindow,
+            Algorithm::SlidingLog,
+            Algorithm::TokenBucket { burst: 1 },
+            Algorithm::TokenBucket { burst: 7 },
+            Algorithm::TokenBucket { burst: 40 },
+        ] {
+            for text in ["1/second", "7/second", "20/minute", "3/minute"] {
+                let limit = limit(text, algorithm);
+                for _ in 0..60 {
+                    let (mut counter, mut oracle) =
+                        (Counter::new(&limit), Oracle { requests: vec![] });
+                    let mut now = UnixTime::from_secs(1_000_000_000 + random.u64(..60));
+                    for _ in 0..60 {
+                        let most = limit.window_micros() / [2, 20, 200][random.usize(..3)];
+                        now = now + Duration::from_micros(random.u64(..most));
+                        let (room, truth) = (
+                            counter.room(&limit, now),
+                            oracle.room(&limit, now.as_micros()).max(0),
+                        );
+                        assert_eq!(
+                            i128::from(room),
+                            truth,
+                            "{limit:?} at {now:?}: {oracle:?}",
+                            oracle = oracle.requests
+                        );
+                        let requests = random.u64(..=room);
+                        counter.take(&limit, now, requests);
+                        oracle.requests.extend((0..requests).map(|_| now.as_micros()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_counter_that_is_gone_says_nothing() {
+        let mut random = fastrand::Rng::with_seed(12);
+        for algorithm in [
+            Algorithm::FixedWindow,
+            Algorithm::SlidingWindow,
+            Algorithm::SlidingLog,
+            Algorithm::TokenBucket { burst: 9 },
+        ] {
+            let limit = limit("9/minute", algorithm);
+            let mut counter = Counter::new(&limit);
+            let mut now = UnixTime::from_secs(1_000_000_000);
+            for _ in 0..1_000 {
+                now = now + Duration::from_micros(random.u64(..40_000_000));
+                let room = counter.room(&limit, now);
+                counter.take(&limit, now, random.u64(..=room));
+                let gone = counter.gone_at(&limit);
+                assert_eq!(counter.room(&limit, gone), limit.capacity(), "{algorithm:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_given_back_was_never_taken() {
+        let mut random = fastrand::Rng::with_seed(13);
+        for algorithm in [
+            Algorithm::FixedWindow,
+            Algorithm::SlidingWindow,
+            Algorithm::SlidingLog,
+            Algorithm::TokenBucket { burst: 9 },
+        ] {
+            let limit = limit("9/second", algorithm);
+            for _ in 0..2_000 {
+                let (mut counter, mut without) = (Counter::new(&limit), Counter::new(&limit));
+                let mut now = UnixTime::from_secs(1_000_000_000);
+                let mut lent = None;
+                for _ in 0..12 {
+                    now = now + Duration::from_micros(random.u64(..300_000));
+                    let requests = random.u64(..=counter.room(&limit, now));
+                    counter.take(&limit, now, requests);
+                    match lent {
+                        None if requests > 0 => lent = Some((limit.mark(now), requests)),
+                        Some((mark, requests)) if random.u8(..4) == 0 => {
+                            counter.adjust(&limit, now, mark, -(requests as i64));
+                            lent = Some((mark, 0));
+                        }
+                        _ => without.take(&limit, now, requests),
+                    }
+                    let (room, most) = (counter.room(&limit, now), without.room(&limit, now));
+                    assert!(room <= most, "{algorithm:?}: {counter:?} {without:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_admitted_elsewhere_counts() {
+        let now = UnixTime::from_secs(1_000_000_000);
+        for algorithm in [
+            Algorithm::FixedWindow,
+            Algorithm::SlidingWindow,
+            Algorithm::SlidingLog,
+            Algorithm::TokenBucket { burst: 9 },
+        ] {
+            let limit = limit("9/minute", algorithm);
+            let mut counter = Counter::new(&limit);
+            counter.adjust(&limit, now, limit.window_end(now), 4);
+            assert_eq!(counter.room(&limit, now), 5, "{algorithm:?}");
+            counter.adjust(&limit, now, limit.window_end(now), 400);
+            assert_eq!(counter.room(&limit, now), 0, "{algorithm:?}");
+            let later = now + Duration::from_secs(3_600);
+            counter.adjust(&limit, later, limit.window_end(now), 4);
+            assert_eq!(counter.room(&limit, later), 9, "{algorithm:?}: long ago");
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! A limit as a configuration or a record states it, with what it counts by, and how a set of them
+//! becomes groups that are decided together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rate::MAX_LIMITS;
+use super::{Algorithm, Limit, RateError};
+
+/// Longest name of a limit, in bytes.
+const MAX_NAME: usize = 32;
+
+/// What a limit counts by: each combination of these has a counter of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct By {
+    /// The token.
+    pub token: bool,
+    /// The token's organization, or the token where it has none.
+    pub organization: bool,
+    /// The client's address, of IPv6 the first 64 bits.
+    pub ip: bool,
+    /// The route.
+    pub route: bool,
+}
+
+impl By {
+    /// The token alone.
+    pub const TOKEN: Self = Self { token: true, organization: false, ip: false, route: false };
+
+    /// Whether it takes a token to count by this.
+    pub fn needs_token(self) -> bool {
+        self.token || self.organization
+    }
+
+    fn read(words: &[String]) -> Result<Self, RateError> {
+        let mut by = Self::default();
+        for word in words {
+            let part = match word.as_str() {
+                "token" => &mut by.token,
+                "organization" => &mut by.organization,
+                "ip" => &mut by.ip,
+                "route" => &mut by.route,
+                _ => return Err(RateError::By(word.clone())),
+            };
+            if std::mem::replace(part, true) {
+                return Err(RateError::By(word.clone()));
+            }
+        }
+        match by == Self::default() {
+            true => Err(RateError::By("[]".into())),
+            false => Ok(by),
+        }
+    }
+
+    fn words(self) -> impl Iterator<Item = &'static str> {
+        let words = [
+            (self.token, "token"),
+            (self.organization, "organization"),
+            (self.ip, "ip"),
+            (self.route, "route"),
+        ];
+        words.into_iter().filter_map(|(is, word)| is.then_some(word))
+    }
+}
+
+/// A limit as it is written: `N/unit` alone, or with the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// `N/unit`.
+    pub rate: String,
+    /// Most requests at once: makes it a token bucket.
+    pub burst: Option<u64>,
+    /// The algorithm's name; `None` for the configured one.
+    pub algorithm: Option<String>,
+    /// What it counts by; `None` for the token.
+    pub by: Option<Vec<String>>,
+    /// What it is called; `None` for a name made of the rest.
+    pub name: Option<String>,
+}
+
+/// A valid limit that does not know its route or the configured algorithm yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitRule {
+    /// The rate, as a fixed window.
+    rate: Limit,
+    /// `None`: whatever is configured.
+    algorithm: Option<Algorithm>,
+    by: By,
+    name: Option<Arc<str>>,
+}
+
+/// Limits that are counted by the same, and decided in one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What they count by.
+    pub by: By,
+    /// The limits.
+    pub limits: Arc<[Limit]>,
+}
+
+impl LimitRule {
+    /// Reads a limit.
+    ///
+    /// # Errors
+    /// [`RateError`] says which part is wrong and what is allowed.
+    pub fn read(written: &Written) -> Result<Self, RateError> {
+        let rate = Limit::parse(&written.rate)?;
+        let algorithm = match (written.algorithm.as_deref(), written.burst) {
+            (None, None) => None,
+            (None, Some(burst)) => Some(Algorithm::TokenBucket { burst }),
+            (Some(name), burst) => {
+                let algorithm = Algorithm::named(name, burst.unwrap_or(rate.quota))?;
+                if burst.is_some() && !matches!(algorithm, Algorithm::TokenBucket { .. }) {
+                    return Err(RateError::NoBucket);
+                }
+                Some(algorithm)
+            }
+        };
+        if let Some(algorithm) = algorithm {
+            rate.clone().counted_by(algorithm)?;
+        }
+        let by = written.by.as_deref().map_or(Ok(By::TOKEN), By::read)?;
+        let name = written.name.as_deref().map(checked_name).transpose()?;
+        Ok(Self { rate, algorithm, by, name })
+    }
+
+    /// Reads `N/unit`.
+    ///
+    /// # Errors
+    /// [`RateError`] says which part is wrong and what is allowed.
+    pub fn parse(rate: &str) -> Result<Self, RateError> {
+        Self::read(&Written { rate: rate.into(), ..Written::default() })
+    }
+
+    /// `quota` requests in each `window` of whole seconds.
+    ///
+    /// # Errors
+    /// [`RateError::Quota`].
+    pub fn per(quota: u64, window: Duration) -> Result<Self, RateError> {
+        let rate = Limit::per(quota, window)?;
+        Ok(Self { rate, algorithm: None, by: By::TOKEN, name: None })
+    }
+
+    /// What it counts by.
+    pub fn by(&self) -> By {
+        self.by
+    }
+
+    /// The limit, counted by `default` where it names no algorithm itself. Where that cannot count so
+    /// many, it is counted in fixed windows.
+    ///
+    /// # Errors
+    /// The limit in fixed windows, and why it is that.
+    pub fn limit(&self, default: Algorithm, of_route: bool) -> Result<Limit, (Limit, RateError)> {
+        let rate = Limit { name: self.name(of_route), ..self.rate.clone() };
+        let algorithm = self.algorithm.unwrap_or(match default {
+            Algorithm::TokenBucket { .. } => Algorithm::TokenBucket { burst: rate.quota },
+            other => other,
+        });
+        rate.clone().counted_by(algorithm).map_err(|error| (rate, error))
+    }
+
+    /// What it is called: its own name, else the window's, with what it counts by where that is not
+    /// the token of whoever holds it.
+    fn name(&self, of_route: bool) -> Arc<str> {
+        if let Some(name) = &self.name {
+            return Arc::clone(name);
+        }
+        if self.by == By::TOKEN && !of_route {
+            return Arc::clone(&self.rate.name);
+        }
+        let mut name = String::from(if of_route { "route-" } else { "" });
+        name.push_str(&self.rate.name);
+        // A route's limit by route is simply the route's.
+        for word in self.by.words().filter(|word| !(of_route && *word == "route")) {
+            name.push('-');
+            name.push_str(word);
+        }
+        name.into()
+    }
+}
+
+/// As people write it: `100/minute`, then what it says besides.
+impl fmt::Display for LimitRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.rate.quota, self.rate.name)?;
+        match self.algorithm {
+            Some(Algorithm::TokenBucket { burst }) => write!(f, " burst {burst}")?,
+            Some(algorithm) => write!(f, " {}", algorithm.name())?,
+            None => {}
+        }
+        if self.by != By::TOKEN {
+            write!(f, " by {}", self.by.words().collect::<Vec<_>>().join(" and "))?;
+        }
+        Ok(())
+    }
+}
+
+fn checked_name(name: &str) -> Result<Arc<str>, RateError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    match (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed) {
+        true => Ok(name.into()),
+        false => Err(RateError::Name(name.chars().take(MAX_NAME).collect())),
+    }
+}
+
+/// Checks that `rules` can be decided together, as those of a route or of a token.
+///
+/// # Errors
+/// [`RateError::Duplicate`] or [`RateError::TooMany`].
+pub fn rule_set(rules: Vec<LimitRule>, of_route: bool) -> Result<Arc<[LimitRule]>, RateError> {
+    if rules.len() > MAX_LIMITS {
+        return Err(RateError::TooMany(rules.len()));
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let name = rule.name(of_route);
+        if rules[..i].iter().any(|earlier| earlier.name(of_route) == name) {
+            return Err(RateError::Duplicate(name.to_string()));
+        }
+    }
+    Ok(rules.into())
+}
+
+/// The groups of `rules`, in the order in which they are first needed.
+pub fn groups(rules: &[LimitRule], default: Algorithm, of_route: bool) -> Arc<[Group]> {
+    let mut groups: Vec<(By, Vec<Limit>)> = Vec::new();
+    for rule in rules {
+        let limit = rule.limit(default, of_route).unwrap_or_else(|(limit, _)| limit);
+        match groups.iter_mut().find(|(by, _)| *by == rule.by) {
+            Some((_, limits)) => limits.push(limit),
+            None => groups.push((rule.by, vec![limit])),
+        }
+    }
+    groups.into_iter().map(|(by, limits)| Group { by, limits: limits.into() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(rate: &str) -> Written {
+        Written { rate: rate.into(), ..Written::default() }
+    }
+
+    fn by(words: &[&str]) -> Option<Vec<String>> {
+        Some(words.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_burst_makes_a_bucket_and_nothing_else_has_one() {
+        let limit = |written: Written, default| {
+            LimitRule::read(&written).unwrap().limit(default, false).unwrap().algorithm
+        };
+        let bucket = |burst| Algorithm::TokenBucket { burst };
+        let burst = Written { burst: Some(50), ..written("100/minute") };
+        assert_eq!(limit(burst.clone(), Algorithm::FixedWindow), bucket(50));
+        let named = Written { algorithm: Some("token_bucket".into()), ..written("100/minute") };
+        assert_eq!(limit(named, Algorithm::FixedWindow), bucket(100));
+        assert_eq!(limit(written("9/minute"), bucket(0)), bucket(9));
+        assert_eq!(limit(written("9/minute"), Algorithm::SlidingLog), Algorithm::SlidingLog);
+        for name in ["fixed_window", "sliding_window", "sliding_log"] {
+            let wrong = Written { algorithm: Some(name.into()), ..burst.clone() };
+            assert_eq!(LimitRule::read(&wrong), Err(RateError::NoBucket), "{name}");
+        }
+        let large = LimitRule::parse("1000000/day").unwrap();
+        let (limit, _) = large.limit(Algorithm::SlidingLog, false).unwrap_err();
+        assert_eq!(limit.algorithm, Algorithm::FixedWindow);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let wrong = |written: Written| LimitRule::read(&written).unwrap_err();
+        assert_eq!(
+            wrong(Written { by: by(&["planet"]), ..written("1/day") }),
+            RateError::By("planet".into())
+        );
+        assert_eq!(
+            wrong(Written { by: by(&["ip", "ip"]), ..written("1/day") }),
+            RateError::By("ip".into())
+        );
+        assert!(matches!(wrong(Written { by: by(&[]), ..written("1/day") }), RateError::By(_)));
+        for name in ["", "a b", "é", &"x".repeat(33), "a;b"] {
+            let named = Written { name: Some(name.into()), ..written("1/day") };
+            assert!(matches!(wrong(named), RateError::Name(_)), "{name}");
+        }
+        let named = Written { algorithm: Some("leaky".into()), ..written("1/day") };
+        assert_eq!(wrong(named), RateError::Algorithm("leaky".into()));
+        assert_eq!(wrong(Written { burst: Some(0), ..written("5/minute") }), RateError::Burst(1));
+    }
+
+    #[test]
+    fn rules_are_grouped_by_what_they_count_by_and_named_after_it() {
+        let rules = [
+            written("100/minute"),
+            Written { by: by(&["ip"]), ..written("10/second") },
+            written("1000/day"),
+            Written { by: by(&["token", "route"]), ..written("5/second") },
+            Written { by: by(&["ip"]), name: Some("burst".into()), ..written("9/minute") },
+        ];
+        let rules: Vec<_> = rules.iter().map(|written| LimitRule::read(written).unwrap()).collect();
+        let names = |of_route| {
+            let rules = rule_set(rules.clone(), of_route).unwrap();
+            let groups = groups(&rules, Algorithm::FixedWindow, of_route);
+            let names = |group: &Group| {
+                group.limits.iter().map(|limit| limit.name.to_string()).collect::<Vec<_>>()
+            };
+            groups.iter().map(names).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(false),
+            [vec!["minute", "day"], vec!["second-ip", "burst"], vec!["second-token-route"]]
+        );
+        assert_eq!(
+            names(true),
+            [
+                vec!["route-minute-token", "route-day-token"],
+                vec!["route-second-ip", "burst"],
+                vec!["route-second-token"]
+            ]
+        );
+    }
+
+    #[test]
+    fn a_set_has_one_limit_of_a_name() {
+        let minute = LimitRule::parse("1/minute").unwrap();
+        let other = LimitRule::parse("2/minute").unwrap();
+        assert_eq!(
+            rule_set(vec![minute.clone(), other], false),
+            Err(RateError::Duplicate("minute".into()))
+        );
+        assert_eq!(rule_set(vec![minute], false).unwrap().len(), 1);
+    }
+}
