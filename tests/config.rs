@@ -305,7 +305,8 @@ fn faults_of_the_environment_name_the_variable() {
             "TOLLGATE_REDIS__TIMEOUT",
             "20ms",
             "environment TOLLGATE_REDIS__TIMEOUT: redis.url: is missing; write \
-             redis://[user:password@]host[:port][/database] or rediss://… for TLS",
+             redis://[user:password@]host[:port][/database], \
+             redis-sentinel://…?sentinelServiceName=NAME or redis-cluster://…; rediss… for TLS",
         ),
         (
             "TOLLGATE_LISTENERS__2__ADDRESS",
@@ -335,9 +336,10 @@ fn faults_of_the_environment_name_the_variable() {
         ),
         (
             "TOLLGATE_REDIS__URL",
-            "redis-sentinel://:not-to-be-printed@redis",
+            "valkey://:not-to-be-printed@redis",
             "environment TOLLGATE_REDIS__URL: redis.url: has another scheme; write \
-             redis://[user:password@]host[:port][/database] or rediss://… for TLS",
+             redis://[user:password@]host[:port][/database], \
+             redis-sentinel://…?sentinelServiceName=NAME or redis-cluster://…; rediss… for TLS",
         ),
     ] {
         assert_eq!(read(text, &[(name, value)]).unwrap_err().to_string(), line, "{name}");

@@ -19,7 +19,7 @@ use tollgate::clock::{ManualClock, SystemClock, UnixTime};
 use tollgate::quota::{Algorithm, Limit};
 use tollgate::secret::Secret;
 use tollgate::store::memory::{MemoryQuota, MemoryTokens};
-use tollgate::store::redis::{OnOperation, RedisStore};
+use tollgate::store::redis::{OnOperation, PageStart, RedisStore};
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
 
 /// The deadline of calls that are expected to succeed: generous, so that a busy machine fails nothing.
@@ -337,7 +337,7 @@ async fn records_are_written_listed_and_deleted() {
         server.command(&["HSET", &format!("token:many-{i}"), "plan", "basic"]);
     }
     server.command(&["SET", COUNTER, "1:1"]);
-    let (mut ids, mut start, mut pages) = (Vec::new(), Some(0), 0);
+    let (mut ids, mut start, mut pages) = (Vec::new(), Some(PageStart::default()), 0);
     while let Some(cursor) = start {
         let page = store.list(cursor).await.unwrap();
         ids.extend(page.ids);
@@ -438,7 +438,7 @@ async fn every_operation_is_reported_once() {
     store.take("good", &limits, 1).await.unwrap();
     store.take("bad", &limits, 1).await.unwrap_err();
     store.put("a", &[("plan".into(), "basic".into())], None).await.unwrap();
-    store.list(0).await.unwrap();
+    store.list(PageStart::default()).await.unwrap();
     store.delete("a").await.unwrap();
     let expected = [
         ("record", "ok"),

@@ -188,8 +188,8 @@ mod tests {
         let read = |text: &str| crate::config::parse(text, "t.yaml", &environment).unwrap();
         let refused = |config: &Config| compiled(config).unwrap_err().to_string();
 
-        let user_alone = refused(&read("redis: { url: \"redis://user@127.0.0.1\" }"));
-        assert!(user_alone.starts_with("redis.url: "), "{user_alone}");
+        let encoding = refused(&read("redis: { url: \"redis://:%ff@127.0.0.1\" }"));
+        assert!(encoding.starts_with("redis.url: "), "{encoding}");
 
         let mut config = read("");
         compiled(&config).unwrap();

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::cli::{Failure, check};
 use crate::clock::UnixTime;
 use crate::secret::Secret;
-use crate::store::redis::RedisStore;
+use crate::store::redis::{PageStart, RedisStore};
 use crate::store::{StoreError, StoredRecord, TokenStore as _};
 
 /// The deadline of one call: longer than on the request path, for someone is waiting anyway.
@@ -34,7 +34,7 @@ impl Admin {
             .build()
             .map_err(|error| Failure::Internal(format!("no runtime: {error}")))?;
         let store = RedisStore::new(url, DEADLINE, Arc::new(|_, _, _| {}))
-            .map_err(|error| Failure::Usage(format!("redis: {error}")))?;
+            .map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
         runtime.block_on(async { store.start() });
         Ok(Self { runtime, store, place: check::place(url) })
     }
@@ -72,7 +72,7 @@ impl Admin {
     async fn pages(&self) -> Result<Vec<(String, StoredRecord)>, StoreError> {
         let mut seen = BTreeSet::new();
         let mut records = Vec::new();
-        let mut start = Some(0);
+        let mut start = Some(PageStart::default());
         while let Some(at) = start {
             let page = self.store.list(at).await?;
             start = page.next;

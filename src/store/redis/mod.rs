@@ -1,10 +1,15 @@
-//! The Redis store. Only this room names the Redis client.
+//! The Redis store: one server, the primary behind Sentinels, or a cluster. Only this room names the
+//! Redis client.
 //!
 //! It keeps working through everything that happens to a Redis: away at the start, restarted, silent,
-//! read-only, its scripts forgotten. It knows keys and commands, not what a record means.
+//! read-only, failed over, its scripts forgotten. It knows keys and commands, not what a record means.
 
 mod client;
+mod cluster;
+mod node;
+pub(crate) mod place;
 mod quota;
+mod scripts;
 mod tokens;
 
 use std::sync::Arc;
@@ -12,28 +17,27 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use fred::types::Key;
+use futures_util::future::join_all;
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use self::client::{HEARTBEAT, RedisClient};
-pub use self::tokens::TokenPage;
+pub use self::place::RedisUrlError;
+pub use self::tokens::{PageStart, TokenPage};
 use crate::secret::Secret;
 use crate::store::StoreError;
 
-/// The sorted set of gateways by when they were last seen.
+/// The sorted set of gateways by when they were last seen; in a cluster each node has one.
 const GATEWAYS_KEY: &str = "tollgate:gateways";
 
 /// How long a gateway counts after it was last seen.
 const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 
-/// Heartbeats in a row that must fail before the connection is given up for a new one.
-const FAILURES_TO_RECONNECT: u32 = 3;
-
 /// Told of every operation: its name (`record`, `take`, `heartbeat`, `put`, `delete` or `list`), its
 /// outcome (`ok` or [`StoreError::outcome`]) and how long it took.
 pub type OnOperation = Arc<dyn Fn(&'static str, &'static str, Duration) + Send + Sync>;
 
-/// Token records and quota in one Redis server, version 6.0 or newer.
+/// Token records and quota in Redis, version 6.0 or newer.
 ///
 /// Implements [`TokenStore`](crate::store::TokenStore) and [`QuotaStore`](crate::store::QuotaStore).
 /// Every call answers within the timeout given to [`RedisStore::new`].
@@ -43,36 +47,8 @@ pub struct RedisStore {
     gateways: AtomicU32,
 }
 
-/// Why a URL does not name a Redis server. Never says what the URL holds: it may hold a password.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RedisUrlError {
-    /// The text is not a URL.
-    #[error("not a URL ({0}): write redis://[[user]:password@]host[:port][/database]")]
-    Form(String),
-    /// Another scheme.
-    #[error("the URL must start with redis:// or rediss://")]
-    Scheme,
-    /// No host.
-    #[error("the URL has no host: write redis://host[:port]")]
-    Host,
-    /// The path is not a database.
-    #[error("the path of the URL is not a database: write a number from 0 to 255")]
-    Database,
-    /// Parameters that nothing would read.
-    #[error("the URL may have no query and no fragment")]
-    Query,
-    /// A user without password, or broken percent-encoding.
-    #[error(
-        "the URL's credentials are incomplete or badly encoded: write user:password@ or :password@"
-    )]
-    Credentials,
-    /// The system's certificates could not be read.
-    #[error("no TLS: {0}")]
-    Tls(String),
-}
-
 impl RedisStore {
-    /// A store in the server `url` names. Nothing is connected before [`RedisStore::start`].
+    /// A store in the servers `url` names. Nothing is connected before [`RedisStore::start`].
     ///
     /// `timeout` bounds every call, and `on_operation` hears of each.
     ///
@@ -98,7 +74,8 @@ impl RedisStore {
         self.client.start();
     }
 
-    /// Whether Redis has answered, and has not failed repeatedly since. Never waits.
+    /// Whether Redis has answered, and has not failed repeatedly since; of a cluster, whether any node
+    /// has. Never waits.
     pub fn available(&self) -> bool {
         self.client.available()
     }
@@ -117,36 +94,29 @@ impl RedisStore {
     /// Asks Redis about once a second, and several times a second while it fails; never returns.
     ///
     /// Only this notices a silent Redis while nobody calls, lets calls through again after an outage,
-    /// and counts the gateways. Run it once, beside [`RedisStore::start`].
+    /// and counts the gateways. In a cluster it asks each node. Run it once, beside
+    /// [`RedisStore::start`].
     pub async fn run_probe(&self) {
-        let mut failures = 0;
         loop {
-            match self.heartbeat().await {
-                Ok(gateways) => {
-                    failures = 0;
-                    self.gateways.store(gateways.max(1), Ordering::Relaxed);
-                    tokio::select! {
-                        () = sleep(between(800, 1_200)) => continue,
-                        () = self.client.opened() => {}
-                    }
-                }
-                Err(_) => failures += 1,
+            let keys = self.client.keys(GATEWAYS_KEY);
+            let answers = join_all(keys.iter().map(|key| self.heartbeat(key))).await;
+            if let Some(gateways) = answers.iter().flatten().max() {
+                self.gateways.store((*gateways).max(1), Ordering::Relaxed);
             }
-            if failures >= FAILURES_TO_RECONNECT {
-                failures = 0;
-                self.client.abandon_connection();
+            if !answers.is_empty() && answers.iter().all(Result::is_ok) {
+                tokio::select! {
+                    () = sleep(between(800, 1_200)) => continue,
+                    () = self.client.opened() => {}
+                }
             }
             sleep(between(100, 500)).await;
         }
     }
 
-    async fn heartbeat(&self) -> Result<u32, StoreError> {
+    async fn heartbeat(&self, key: &Key) -> Result<u32, StoreError> {
         let input = || {
             let life_ms = i64::try_from(GATEWAY_LIFE.as_millis()).unwrap_or(i64::MAX);
-            (
-                vec![Key::from_static_str(GATEWAYS_KEY)],
-                vec![self.gateway.as_str().into(), life_ms.into()],
-            )
+            (vec![key.clone()], vec![self.gateway.as_str().into(), life_ms.into()])
         };
         self.client.probe("heartbeat", async |redis| redis.eval(HEARTBEAT, input).await).await
     }

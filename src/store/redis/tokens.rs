@@ -3,13 +3,16 @@
 //! Records are written as hashes; hashes and strings holding JSON are both read.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use fred::clients::Client;
+use fred::error::Error;
 use fred::interfaces::{HashesInterface, KeysInterface};
 use fred::types::{Key, Value};
 
 use super::RedisStore;
-use super::client::PUT;
+use super::client::{Connection, PUT};
 use crate::clock::UnixTime;
 use crate::store::{StoreError, StoredRecord, TokenStore};
 
@@ -26,23 +29,24 @@ pub struct TokenPage {
     /// two pages.
     pub ids: Vec<String>,
     /// Where the next page starts; `None` on the last one.
-    pub next: Option<u64>,
+    pub next: Option<PageStart>,
+}
+
+/// Where a page of tokens starts; the default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageStart {
+    /// A slot of the cluster's node that the page is of.
+    slot: u16,
+    /// What that node said where to go on.
+    cursor: u64,
 }
 
 #[async_trait]
 impl TokenStore for RedisStore {
     async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError> {
-        let record = async |redis: std::sync::Arc<super::client::Connection>| {
-            let fields = redis.client.hgetall::<HashMap<String, String>, _>(key(id)).await;
-            match fields {
-                Ok(fields) if fields.is_empty() => Ok(None),
-                Ok(fields) => Ok(Some(StoredRecord::Fields(fields))),
-                Err(error) if error.details().starts_with("WRONGTYPE") => {
-                    let text: Option<String> = redis.client.get(key(id)).await?;
-                    Ok(text.map(StoredRecord::Json))
-                }
-                Err(error) => Err(error),
-            }
+        let record = async |redis: Arc<Connection>| {
+            let key = key(id);
+            redis.at_key(&key, async |session| read(&session.client, &key).await).await
         };
         self.client.call("record", record).await
     }
@@ -74,28 +78,49 @@ impl RedisStore {
     /// # Errors
     /// [`StoreError`] when Redis did not answer in time; the record may be gone nevertheless.
     pub async fn delete(&self, id: &str) -> Result<bool, StoreError> {
-        self.client.call("delete", async |redis| redis.client.del(key(id)).await).await
+        let delete = async |redis: Arc<Connection>| {
+            let key = key(id);
+            redis.at_key(&key, async |session| session.client.del(&key).await).await
+        };
+        self.client.call("delete", delete).await
     }
 
-    /// A page of the tokens there are, starting where an earlier page said, or at 0.
+    /// A page of the tokens there are, starting where an earlier page said. The nodes of a cluster
+    /// follow one another; tokens that move between nodes meanwhile may be missed.
     ///
     /// # Errors
     /// [`StoreError`] when Redis did not answer in time.
-    pub async fn list(&self, start: u64) -> Result<TokenPage, StoreError> {
-        let page = async |redis: std::sync::Arc<super::client::Connection>| {
-            let pattern = format!("{PREFIX}*");
-            let (next, keys): (u64, Vec<Key>) =
-                redis.client.scan_page(start.to_string(), pattern, Some(PAGE_KEYS), None).await?;
+    pub async fn list(&self, start: PageStart) -> Result<TokenPage, StoreError> {
+        let page = async |redis: Arc<Connection>| {
+            let (cursor, keys) =
+                redis.at(|| start.slot, async |session| scan(&session.client, start).await).await?;
+            let next = match cursor {
+                0 => redis.node_after(start.slot).map(|slot| PageStart { slot, cursor }),
+                cursor => Some(PageStart { cursor, ..start }),
+            };
             let id = |key: &Key| {
                 key.as_str().and_then(|key| key.strip_prefix(PREFIX)).map(str::to_owned)
             };
-            Ok(TokenPage {
-                ids: keys.iter().filter_map(id).collect(),
-                next: (next != 0).then_some(next),
-            })
+            Ok(TokenPage { ids: keys.iter().filter_map(id).collect(), next })
         };
         self.client.call("list", page).await
     }
+}
+
+async fn read(redis: &Client, key: &Key) -> Result<Option<StoredRecord>, Error> {
+    match redis.hgetall::<HashMap<String, String>, _>(key).await {
+        Ok(fields) if fields.is_empty() => Ok(None),
+        Ok(fields) => Ok(Some(StoredRecord::Fields(fields))),
+        Err(error) if error.details().starts_with("WRONGTYPE") => {
+            let text: Option<String> = redis.get(key).await?;
+            Ok(text.map(StoredRecord::Json))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn scan(redis: &Client, start: PageStart) -> Result<(u64, Vec<Key>), Error> {
+    redis.scan_page(start.cursor.to_string(), format!("{PREFIX}*"), Some(PAGE_KEYS), None).await
 }
 
 fn key(id: &str) -> Key {

@@ -1,0 +1,330 @@
+//! One multiplexed connection to a server that takes writes: replaced when it breaks, falls silent or
+//! leads to a replica, with a breaker before it.
+//!
+//! The client library is used for the protocol, and for finding the primary that Sentinels name.
+//! Reconnecting and the breaker are decided here, so that nothing queues behind a dead server. This
+//! file knows no keys, and not which other servers there are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike, LuaInterface};
+use fred::types::config::{Config, ConnectionConfig, ServerConfig, TcpConfig, UnresponsiveConfig};
+use fred::types::{ConnectHandle, FromValue, Key, Value};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use super::scripts::{SCRIPTS, Script};
+use crate::store::breaker::{Breaker, Transition};
+
+/// The longest pause between two attempts to connect.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Probes in a row that must fail before the connection is given up for a new one.
+const FAILURES_TO_RECONNECT: u32 = 3;
+
+/// A server, or whichever server Sentinels name. See the file's comment.
+pub(super) struct Node {
+    /// What log lines call it.
+    name: String,
+    breaker: Mutex<Breaker>,
+    open: AtomicBool,
+    available: AtomicBool,
+    failed_probes: AtomicU32,
+    /// Told when a breaker opens; it may be that of several nodes.
+    opened: Arc<Notify>,
+    link: watch::Receiver<Link>,
+    /// Taken by the task that keeps the connection.
+    link_keeper: Mutex<Option<(Config, watch::Sender<Link>)>>,
+}
+
+/// Where the connection stands.
+#[derive(Clone)]
+enum Link {
+    /// The first attempt since the start, or since a connection was lost, is under way.
+    Pending,
+    /// The last attempt failed, and why; the next one follows.
+    Down(Arc<str>),
+    /// Connected.
+    Up(Arc<Session>),
+}
+
+/// A connection that answered, with its scripts loaded.
+pub(super) struct Session {
+    pub(super) client: Client,
+    hashes: [String; SCRIPTS.len()],
+    retired: Notify,
+}
+
+impl Node {
+    /// A node that `config` leads to. Nothing is connected before [`Node::start`].
+    pub(super) fn new(name: String, config: Config, opened: Arc<Notify>) -> Self {
+        let (link_keeper, link) = watch::channel(Link::Pending);
+        Self {
+            name,
+            breaker: Mutex::default(),
+            open: AtomicBool::new(false),
+            available: AtomicBool::new(false),
+            failed_probes: AtomicU32::new(0),
+            opened,
+            link,
+            link_keeper: Mutex::new(Some((config, link_keeper))),
+        }
+    }
+
+    /// Spawns the task that keeps the connection, on the present runtime; it ends with the node.
+    pub(super) fn start(&self, connect_timeout: Duration) {
+        if let Some((config, keeper)) = self.link_keeper.lock().take() {
+            tokio::spawn(keep_connected(config, connect_timeout, keeper));
+        }
+    }
+
+    /// Whether the server has answered, and has not failed repeatedly since.
+    pub(super) fn available(&self) -> bool {
+        self.available.load(Ordering::Acquire)
+    }
+
+    /// Whether the server has failed repeatedly, so that only probes may ask it.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// The connection, if there is one at the moment.
+    pub(super) fn session(&self) -> Option<Arc<Session>> {
+        match &*self.link.borrow() {
+            Link::Up(session) => Some(Arc::clone(session)),
+            Link::Pending | Link::Down(_) => None,
+        }
+    }
+
+    /// Runs `run` on the connection; waits while the first attempt to get one is under way.
+    pub(super) async fn ask<T, F>(&self, run: impl FnOnce(Arc<Session>) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut link = self.link.clone();
+        let session = connected(&mut link).await?;
+        let result = tokio::select! {
+            biased;
+            result = run(Arc::clone(&session)) => result,
+            // What reaches a connection in the moment it ends is never answered.
+            _ = link.changed() => Err(Error::new(ErrorKind::IO, "the connection was lost")),
+        };
+        if let Err(error) = &result
+            && is_replica(error)
+        {
+            session.retired.notify_one();
+        }
+        result
+    }
+
+    /// Counts what became of a call: whether the server can serve, and if not, why.
+    pub(super) fn count(&self, serves: bool, reason: impl FnOnce() -> String) {
+        let now = Instant::now();
+        let mut breaker = self.breaker.lock();
+        let transition = if serves { breaker.succeeded(now) } else { breaker.failed(now) };
+        self.open.store(breaker.is_open(), Ordering::Release);
+        if serves {
+            self.available.store(true, Ordering::Release);
+        } else if breaker.is_open() {
+            self.available.store(false, Ordering::Release);
+        }
+        drop(breaker);
+        let name = &self.name;
+        match transition {
+            Some(Transition::Opened) => {
+                log::warn!(
+                    "{name} failed repeatedly and is not asked until a probe succeeds: {}",
+                    reason()
+                );
+                self.opened.notify_one();
+            }
+            Some(Transition::Closed(after)) => {
+                log::info!("{name} answers again after {:.1} s", after.as_secs_f64())
+            }
+            None => {}
+        }
+    }
+
+    /// Counts a probe. Where several fail in a row, the connection is replaced: it may be silent.
+    pub(super) fn count_probe(&self, serves: bool) {
+        if serves {
+            self.failed_probes.store(0, Ordering::Relaxed);
+        } else if self.failed_probes.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_TO_RECONNECT {
+            self.failed_probes.store(0, Ordering::Relaxed);
+            if let Some(session) = self.session() {
+                session.retired.notify_one();
+            }
+        }
+    }
+}
+
+/// The present connection; waits while the first attempt to get one is under way. A later change of
+/// `link` means that the connection is gone.
+async fn connected(link: &mut watch::Receiver<Link>) -> Result<Arc<Session>, Error> {
+    loop {
+        match &*link.borrow_and_update() {
+            Link::Up(session) => return Ok(Arc::clone(session)),
+            Link::Down(reason) => return Err(Error::new(ErrorKind::IO, reason.to_string())),
+            Link::Pending => {}
+        }
+        if link.changed().await.is_err() {
+            return Err(Error::new(ErrorKind::IO, "the runtime of the connection has ended"));
+        }
+    }
+}
+
+impl Session {
+    /// Runs `script` with the keys and arguments `input` builds: by its hash, or by its source when
+    /// the server has forgotten it.
+    pub(super) async fn eval<R: FromValue>(
+        &self,
+        script: Script,
+        input: impl Fn() -> (Vec<Key>, Vec<Value>),
+    ) -> Result<R, Error> {
+        let (keys, arguments) = input();
+        match self.client.evalsha(self.hashes[script.index].as_str(), keys, arguments).await {
+            Err(error) if error.details().starts_with("NOSCRIPT") => {
+                let (keys, arguments) = input();
+                self.client.eval(script.source, keys, arguments).await
+            }
+            result => result,
+        }
+    }
+}
+
+/// Whether the server turned out to be a replica, so that the primary must be looked for.
+fn is_replica(error: &Error) -> bool {
+    ["READONLY", "MASTERDOWN"].iter().any(|code| error.details().starts_with(code))
+}
+
+/// What went wrong, for people: the library hands errors of the system on as their `Debug` text.
+pub(super) fn reason(error: &Error) -> String {
+    let details = error.details();
+    let inner = ["message: ", "error: "].iter().find_map(|name| details.split_once(name));
+    let text = match inner.and_then(|(_, rest)| rest.strip_suffix(" }")) {
+        Some(text) if *error.kind() == ErrorKind::IO => text.trim_matches('"'),
+        _ => return details.to_owned(),
+    };
+    let mut letters = text.chars();
+    letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect()
+}
+
+async fn keep_connected(config: Config, connect_timeout: Duration, link: watch::Sender<Link>) {
+    let mut failures = 0;
+    loop {
+        let connected = tokio::select! {
+            () = link.closed() => return,
+            connected = connect(&config, connect_timeout) => connected,
+        };
+        match connected {
+            Ok((session, mut driver)) => {
+                failures = 0;
+                link.send_replace(Link::Up(Arc::clone(&session)));
+                tokio::select! {
+                    () = link.closed() => return,
+                    _ = &mut driver.0 => log::debug!("the connection to redis ended"),
+                    () = session.retired.notified() => log::debug!("the connection to redis is given up"),
+                }
+                link.send_replace(Link::Pending);
+            }
+            Err(error) => {
+                failures += 1;
+                let reason = reason(&error);
+                log::debug!("no connection to redis: {reason}");
+                link.send_replace(Link::Down(reason.into()));
+            }
+        }
+        tokio::select! {
+            () = link.closed() => return,
+            () = sleep(backoff(failures)) => {}
+        }
+    }
+}
+
+/// A random pause before the next attempt, growing with the failures so far.
+pub(super) fn backoff(failures: u32) -> Duration {
+    let ceiling = Duration::from_millis(25).saturating_mul(1 << failures.min(6)).min(MAX_BACKOFF);
+    ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// The task that reads and writes a connection. Dropping it closes the connection, and whoever waits
+/// for an answer gets an error.
+pub(super) struct Driver(ConnectHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub(super) async fn connect(
+    config: &Config,
+    connect_timeout: Duration,
+) -> Result<(Arc<Session>, Driver), Error> {
+    let options = ConnectionConfig {
+        connection_timeout: connect_timeout,
+        internal_command_timeout: connect_timeout,
+        max_command_attempts: 1,
+        tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+        unresponsive: UnresponsiveConfig { max_timeout: None, ..UnresponsiveConfig::default() },
+        ..ConnectionConfig::default()
+    };
+    // No reconnect policy: a connection that ends is replaced above, and nothing is sent twice.
+    let mut config = config.clone();
+    if let ServerConfig::Sentinel { hosts, .. } = &mut config.server {
+        // The library asks them in order; one that accepts and says nothing must not always be the first.
+        fastrand::shuffle(hosts);
+    }
+    let client = Client::new(config, None, Some(options), None);
+    let driver = Driver(client.init().await?);
+    let mut hashes = SCRIPTS.map(|_| String::new());
+    let load = async {
+        for script in SCRIPTS {
+            hashes[script.index] = client.script_load(script.source).await?;
+        }
+        Ok(())
+    };
+    timeout(connect_timeout, load)
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer")))?;
+    Ok((Arc::new(Session { client, hashes, retired: Notify::new() }), driver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_said_in_words() {
+        use std::io;
+        let custom = io::Error::new(io::ErrorKind::InvalidData, "name or service not known");
+        for (error, text) in [
+            (Error::from(io::Error::from_raw_os_error(libc::ECONNREFUSED)), "connection refused"),
+            (Error::from(custom), "name or service not known"),
+            (Error::new(ErrorKind::IO, "the connection was lost"), "the connection was lost"),
+            (
+                Error::new(ErrorKind::Auth, "WRONGPASS message: \"x\" }"),
+                "WRONGPASS message: \"x\" }",
+            ),
+        ] {
+            assert_eq!(reason(&error), text);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_second_and_vary() {
+        for (failures, least, most) in
+            [(0, 12, 25), (1, 25, 50), (3, 100, 200), (6, 500, 1_000), (99, 500, 1_000)]
+        {
+            for _ in 0..100 {
+                let pause = backoff(failures).as_millis();
+                assert!((least..=most).contains(&pause), "{failures} failures: {pause} ms");
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The scripts that Redis runs for the store: each is one decision, atomic and on Redis' clock.
+
+/// A script, and which entry of a session's table holds its hash.
+#[derive(Clone, Copy)]
+pub(super) struct Script {
+    pub(super) source: &'static str,
+    pub(super) index: usize,
+}
+
+pub(super) const TAKE: Script = Script { source: include_str!("scripts/take.lua"), index: 0 };
+pub(super) const PUT: Script = Script { source: include_str!("scripts/put.lua"), index: 1 };
+pub(super) const HEARTBEAT: Script =
+    Script { source: include_str!("scripts/heartbeat.lua"), index: 2 };
+pub(super) const ADJUST: Script = Script { source: include_str!("scripts/adjust.lua"), index: 3 };
+
+/// Every script, to be loaded into each server.
+pub(super) const SCRIPTS: [Script; 4] = [TAKE, PUT, HEARTBEAT, ADJUST];
