@@ -19,11 +19,13 @@ pub mod http;
 pub mod origin;
 pub mod redis;
 pub mod token;
+pub mod topology;
 
 pub use http::{Client, Message, chunked, request};
 pub use origin::Origin;
 pub use redis::Redis;
 pub use token::{SECRET, bearer, token};
+pub use topology::{RedisCluster, Sentinels};
 
 /// How long anything may take before the test fails; far more than it should.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,13 +34,22 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const NOBODY: &str = "127.0.0.1:1";
 
 /// Asks `probe` until it gives something.
-pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    wait_longer_for(PATIENCE, what, probe)
+}
+
+/// The same with more patience, for what waits on others' deadlines.
+pub fn wait_longer_for<T>(
+    patience: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -11,17 +11,44 @@ use super::{signal, wait_for};
 pub struct Redis {
     port: u16,
     child: Child,
+    config: String,
+    mode: &'static [&'static str],
     dir: TempDir,
 }
 
 impl Redis {
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a server with these lines in its configuration.
+    pub fn start_with(lines: &str) -> Self {
+        let config = format!("save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n{lines}");
+        Self::launch(config, &[])
+    }
+
+    /// Starts a Sentinel that watches the primary at `port` under the name `main`.
+    pub fn start_sentinel(port: u16) -> Self {
+        let config = format!(
+            "sentinel monitor main 127.0.0.1 {port} 2
+sentinel down-after-milliseconds main 1000
+sentinel failover-timeout main 3000
+sentinel parallel-syncs main 2"
+        );
+        Self::launch(config, &["--sentinel"])
+    }
+
+    fn launch(config: String, mode: &'static [&'static str]) -> Self {
         let dir = TempDir::new().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = serve(port, &dir);
-        let mut redis = Self { port, child, dir };
+        let port = free_port();
+        let child = serve(port, &config, mode, &dir);
+        let mut redis = Self { port, child, config, mode, dir };
         redis.wait();
         redis
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self) -> String {
@@ -30,9 +57,16 @@ impl Redis {
 
     /// Runs one command and gives what `redis-cli` prints.
     pub fn command(&self, arguments: &[&str]) -> String {
+        self.try_command(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    /// The same where it may fail.
+    pub fn try_command(&self, arguments: &[&str]) -> Result<String, String> {
         let out = self.cli(arguments).output().unwrap();
-        assert!(out.status.success(), "{arguments:?}: {out:?}");
-        String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
+        match out.status.success() {
+            true => Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned()),
+            false => Err(format!("{out:?}")),
+        }
     }
 
     /// Stores a token's record as a hash.
@@ -60,7 +94,7 @@ impl Redis {
 
     /// Back on the same port, empty.
     pub fn restart(&mut self) {
-        self.child = serve(self.port, &self.dir);
+        self.child = serve(self.port, &self.config, self.mode, &self.dir);
         self.wait();
     }
 
@@ -68,7 +102,7 @@ impl Redis {
     fn wait(&mut self) {
         wait_for("redis-server to answer", || {
             if self.child.try_wait().unwrap().is_some() {
-                self.child = serve(self.port, &self.dir);
+                self.child = serve(self.port, &self.config, self.mode, &self.dir);
             }
             self.cli(&["PING"]).output().unwrap().stdout.starts_with(b"PONG").then_some(())
         });
@@ -88,20 +122,18 @@ impl Drop for Redis {
     }
 }
 
-fn serve(port: u16, dir: &TempDir) -> Child {
+/// A port where nothing listens now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn serve(port: u16, config: &str, mode: &[&str], dir: &TempDir) -> Child {
+    let path = dir.path().join("redis.conf");
+    let home = dir.path().display();
+    std::fs::write(&path, format!("port {port}\nbind 127.0.0.1\ndir {home}\n{config}\n")).unwrap();
     Command::new("redis-server")
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--dir",
-        ])
-        .arg(dir.path())
+        .arg(path)
+        .args(mode)
         .stdout(Stdio::null())
         .spawn()
         .expect("redis-server is needed: apt-get install redis-server")

@@ -1,0 +1,282 @@
+//! Redis that fails over: a cluster, and a primary that Sentinels replace. What clients see of it.
+//! It must not know how the gateway finds its way.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::topology::ELECTION;
+use support::*;
+
+/// Primaries of a cluster.
+const PRIMARIES: usize = 3;
+
+/// More than a test asks for.
+const PLENTY: &str = "1000000/day";
+
+/// What is refused while Redis is away is answered with 503, so that no count is the gateway's own.
+fn gateway(url: &str, origin: &Origin) -> Gateway {
+    Gateway::start(&format!(
+        r#"
+redis: {{ url: "{url}", timeout: 1s }}
+auth:
+  jwt: {{ keys: [ {{ algorithm: HS256, secret: "{SECRET}" }} ] }}
+  cache: {{ ttl: 1s, entries: 1000, max_stale: 1h }}
+limits: {{ default: [ 5/day ], window: 1d, on_store_failure: deny }}
+upstreams: {{ up: {{ endpoints: [ "{origin}" ] }} }}
+routes: [ {{ prefix: /, upstream: up }} ]
+"#,
+        origin = origin.url(),
+    ))
+}
+
+/// Runs `tollgate token …` on `gateway`'s configuration; what it says, if that is JSON.
+fn run(gateway: &Gateway, arguments: &[&str]) -> Value {
+    let file = gateway.config.to_str().unwrap();
+    let mut command = tollgate();
+    let output = command.arg("token").args(arguments).args(["-c", file]).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// Makes a token and gives its name.
+fn create(gateway: &Gateway, limit: &str) -> String {
+    let made = run(gateway, &["create", "--limit", limit, "--json"]);
+    made["api_key"].as_str().unwrap().to_owned()
+}
+
+/// Asks one request after the other until `limit` were admitted, and as often again.
+fn use_up(gateways: &[Gateway], api_key: &str, limit: usize) {
+    let mut admitted = 0;
+    let mut ask = |nth: usize| {
+        let status = gateways[nth % gateways.len()].get_as(api_key, "/").status();
+        assert!([200, 429].contains(&status), "{api_key}: {status}");
+        admitted += usize::from(status == 200);
+        admitted
+    };
+    let mut asked = 0;
+    wait_for("the limit to be used up", || {
+        asked += 1;
+        (ask(asked) == limit).then_some(())
+    });
+    for nth in 0..2 * limit {
+        assert_eq!(ask(asked + nth), limit, "{api_key} got more than its limit");
+    }
+}
+
+/// Requests of several tokens at several gateways, one after the other without end.
+struct Load {
+    answers: Receiver<(String, u16)>,
+}
+
+impl Load {
+    /// Runs `work` while the load lasts; fails when an answer is none that an outage explains.
+    fn during<T>(gateways: &[Gateway], tokens: &[&String], work: impl FnOnce(&Self) -> T) -> T {
+        let (sender, answers) = channel();
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for gateway in gateways {
+                for token in tokens {
+                    let (sender, ended) = (sender.clone(), &ended);
+                    let credential = bearer(token);
+                    scope.spawn(move || {
+                        let mut client = gateway.connect();
+                        while !ended.load(Ordering::Relaxed) {
+                            let answer =
+                                client.call("GET", "/", &[("Authorization", &credential)], b"");
+                            let _ = sender.send((token.to_string(), answer.status()));
+                            thread::sleep(Duration::from_millis(2));
+                        }
+                    });
+                }
+            }
+            drop(sender);
+            let _end = EndOnDrop(&ended);
+            work(&Self { answers })
+        })
+    }
+
+    /// What each token was answered from now until `enough`.
+    fn until(
+        &self,
+        what: &str,
+        mut enough: impl FnMut(&BTreeMap<String, Vec<u16>>) -> bool,
+    ) -> BTreeMap<String, Vec<u16>> {
+        self.answers.try_iter().for_each(allowed);
+        let mut seen: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+        wait_longer_for(ELECTION, what, || {
+            for answer in self.answers.try_iter() {
+                seen.entry(answer.0.clone()).or_default().push(answer.1);
+                allowed(answer);
+            }
+            enough(&seen).then_some(())
+        });
+        seen
+    }
+
+    /// Until each of `tokens` was admitted `times` in a row, from now on.
+    fn admits(&self, tokens: &[&String], times: usize) {
+        self.until("every token to be admitted again", |seen| {
+            tokens.iter().all(|token| {
+                let last = seen.get(*token).map_or(&[][..], |all| &all[..]);
+                last.iter().rev().take_while(|status| **status == 200).count() >= times
+            })
+        });
+    }
+}
+
+/// Never 401: nothing is known about a token while its record cannot be read.
+fn allowed((token, status): (String, u16)) {
+    assert!([200, 429, 503].contains(&status), "{token}: {status}");
+}
+
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_cluster_is_one_store_and_follows_its_primaries() {
+    let (mut cluster, origin) = (RedisCluster::start(), Origin::start());
+    let gateways = [0, 1].map(|_| gateway(&cluster.url(), &origin));
+
+    let plenty = tokens_of_each_primary(&cluster, &gateways[0], PLENTY);
+    let few = tokens_of_each_primary(&cluster, &gateways[0], "7/day");
+    for token in &few {
+        use_up(&gateways, token, 7);
+    }
+    the_command_line_sees_all_nodes(&gateways[0], &[&plenty[..], &few].concat());
+
+    Load::during(&gateways, &plenty.iter().collect::<Vec<_>>(), |load| {
+        load.admits(&plenty.iter().collect::<Vec<_>>(), 3);
+        forgotten_scripts_heal(load, cluster.nodes());
+        a_handover_heals(load, &cluster, &plenty);
+        a_killed_primary_is_replaced(load, &mut cluster, &plenty);
+    });
+    // Replication is asynchronous: what was counted in the last moment before the kill may be lost. What
+    // was used up well before it is not.
+    let late = gateway(&cluster.url(), &origin);
+    for gateway in gateways.iter().chain([&late]) {
+        for token in &few {
+            assert_eq!(gateway.get_as(token, "/").status(), 429, "{token}");
+        }
+    }
+    for token in &plenty {
+        assert_eq!(late.get_as(token, "/").status(), 200, "{token}");
+    }
+}
+
+/// A token whose counters and record are on the first primary, one on the second, one on the third.
+fn tokens_of_each_primary(cluster: &RedisCluster, gateway: &Gateway, limit: &str) -> Vec<String> {
+    let mut homes: [Option<String>; PRIMARIES] = Default::default();
+    wait_longer_for(ELECTION, "tokens on every primary", || {
+        let token = create(gateway, limit);
+        let home = cluster.home(&format!("{{token:{token}}}"));
+        homes[home].get_or_insert(token);
+        homes.iter().all(Option::is_some).then_some(())
+    });
+    homes.into_iter().flatten().collect()
+}
+
+fn the_command_line_sees_all_nodes(gateway: &Gateway, tokens: &[String]) {
+    let revoked = create(gateway, PLENTY);
+    assert_eq!(gateway.get_as(&revoked, "/").status(), 200);
+    let listed = run(gateway, &["list", "--json"]);
+    let listed: BTreeSet<_> =
+        listed.as_array().unwrap().iter().map(|entry| entry["api_key"].as_str().unwrap()).collect();
+    for token in tokens.iter().chain([&revoked]) {
+        assert!(listed.contains(token.as_str()), "{token} is not in {listed:?}");
+        assert!(run(gateway, &["show", token, "--json"])["record"].is_object(), "{token}");
+    }
+    run(gateway, &["revoke", &revoked]);
+    wait_for("the revoked token to be refused", || {
+        (gateway.get_as(&revoked, "/").status() == 401).then_some(())
+    });
+}
+
+fn forgotten_scripts_heal(load: &Load, nodes: &[Redis]) {
+    for node in nodes {
+        node.command(&["SCRIPT", "FLUSH"]);
+    }
+    let answers = load.until("answers after the flush", |seen| {
+        !seen.is_empty() && seen.values().all(|all| all.len() >= 20)
+    });
+    let failed = answers.values().flatten().filter(|status| **status != 200).count();
+    assert_eq!(failed, 0, "of {answers:?}");
+}
+
+/// The third primary hands over to its replica on purpose.
+fn a_handover_heals(load: &Load, cluster: &RedisCluster, tokens: &[String]) {
+    cluster.replica(2).command(&["CLUSTER", "FAILOVER"]);
+    let role = || cluster.replica(2).command(&["ROLE"]);
+    wait_longer_for(ELECTION, "the handover", || role().starts_with("master").then_some(()));
+    load.admits(&tokens.iter().collect::<Vec<_>>(), 5);
+}
+
+fn a_killed_primary_is_replaced(load: &Load, cluster: &mut RedisCluster, tokens: &[String]) {
+    let (orphan, others) = (&tokens[0], &tokens[1..]);
+    cluster.wait_replicated(0);
+    cluster.primary(0).kill();
+    let killed = Instant::now();
+    let count = |answers: &[u16], status: u16| answers.iter().filter(|s| **s == status).count();
+    // While one primary is missed, the others serve.
+    load.until("the others to be served while one is missed", |seen| {
+        let missed = seen.get(orphan).map_or(0, |answers| count(answers, 503));
+        let served = |token| seen.get(token).map_or(0, |answers| count(answers, 200));
+        missed > 0 && others.iter().all(|token| served(token) >= 5)
+    });
+    assert!(
+        !cluster.replica(0).command(&["ROLE"]).starts_with("master"),
+        "the others were not served before the replica took over"
+    );
+    let role = || cluster.replica(0).command(&["ROLE"]);
+    wait_longer_for(ELECTION, "the replica to take over", || {
+        role().starts_with("master").then_some(())
+    });
+    let elected = killed.elapsed();
+    load.admits(&tokens.iter().collect::<Vec<_>>(), 5);
+    eprintln!("cluster: elected after {elected:?}, all admitted after {:?}", killed.elapsed());
+}
+
+#[test]
+fn a_primary_that_sentinels_replace_is_found() {
+    let (mut redis, origin) = (Sentinels::start(), Origin::start());
+    let gateways = [0, 1].map(|_| gateway(&redis.url(), &origin));
+    let plenty = create(&gateways[0], PLENTY);
+    let few = create(&gateways[0], "7/day");
+    use_up(&gateways, &few, 7);
+
+    Load::during(&gateways, &[&plenty], |load| {
+        load.admits(&[&plenty], 3);
+        forgotten_scripts_heal(load, redis.servers());
+        redis.wait_replicated();
+        // One that accepts connections and says nothing must not stop the search.
+        redis.sentinel(0).freeze();
+        redis.primary().kill();
+        let killed = Instant::now();
+        load.until("the outage", |seen| {
+            seen.get(&plenty).is_some_and(|answers| answers.contains(&503))
+        });
+        wait_longer_for(ELECTION, "a replica to take over", || {
+            let role = |redis: &Redis| redis.command(&["ROLE"]);
+            redis.servers()[1..].iter().any(|r| role(r).starts_with("master")).then_some(())
+        });
+        let elected = killed.elapsed();
+        load.admits(&[&plenty], 5);
+        eprintln!("sentinel: elected after {elected:?}, admitted after {:?}", killed.elapsed());
+    });
+    let late = gateway(&redis.url(), &origin);
+    for gateway in gateways.iter().chain([&late]) {
+        assert_eq!(gateway.get_as(&few, "/").status(), 429);
+        assert_eq!(gateway.get_as(&plenty, "/").status(), 200);
+    }
+}
