@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::topology::ELECTION;
+use support::topology::{ELECTION, is_primary};
 use support::*;
 
 /// Primaries of a cluster.
@@ -131,6 +131,10 @@ impl Load {
     }
 }
 
+fn count(seen: &BTreeMap<String, Vec<u16>>, token: &str, status: u16) -> usize {
+    seen.get(token).map_or(0, |answers| answers.iter().filter(|s| **s == status).count())
+}
+
 /// Never 401: nothing is known about a token while its record cannot be read.
 fn allowed((token, status): (String, u16)) {
     assert!([200, 429, 503].contains(&status), "{token}: {status}");
@@ -161,6 +165,7 @@ fn a_cluster_is_one_store_and_follows_its_primaries() {
         forgotten_scripts_heal(load, cluster.nodes());
         a_handover_heals(load, &cluster, &plenty);
         a_killed_primary_is_replaced(load, &mut cluster, &plenty);
+        a_silent_primary_is_replaced(load, &mut cluster, &plenty);
     });
     // Replication is asynchronous: what was counted in the last moment before the kill may be lost. What
     // was used up well before it is not.
@@ -217,8 +222,7 @@ fn forgotten_scripts_heal(load: &Load, nodes: &[Redis]) {
 /// The third primary hands over to its replica on purpose.
 fn a_handover_heals(load: &Load, cluster: &RedisCluster, tokens: &[String]) {
     cluster.replica(2).command(&["CLUSTER", "FAILOVER"]);
-    let role = || cluster.replica(2).command(&["ROLE"]);
-    wait_longer_for(ELECTION, "the handover", || role().starts_with("master").then_some(()));
+    wait_longer_for(ELECTION, "the handover", || is_primary(cluster.replica(2)).then_some(()));
     load.admits(&tokens.iter().collect::<Vec<_>>(), 5);
 }
 
@@ -227,24 +231,35 @@ fn a_killed_primary_is_replaced(load: &Load, cluster: &mut RedisCluster, tokens:
     cluster.wait_replicated(0);
     cluster.primary(0).kill();
     let killed = Instant::now();
-    let count = |answers: &[u16], status: u16| answers.iter().filter(|s| **s == status).count();
     // While one primary is missed, the others serve.
     load.until("the others to be served while one is missed", |seen| {
-        let missed = seen.get(orphan).map_or(0, |answers| count(answers, 503));
-        let served = |token| seen.get(token).map_or(0, |answers| count(answers, 200));
-        missed > 0 && others.iter().all(|token| served(token) >= 5)
+        count(seen, orphan, 503) > 0 && others.iter().all(|token| count(seen, token, 200) >= 5)
     });
-    assert!(
-        !cluster.replica(0).command(&["ROLE"]).starts_with("master"),
-        "the others were not served before the replica took over"
-    );
-    let role = || cluster.replica(0).command(&["ROLE"]);
+    assert!(!is_primary(cluster.replica(0)), "the others were served only after the election");
     wait_longer_for(ELECTION, "the replica to take over", || {
-        role().starts_with("master").then_some(())
+        is_primary(cluster.replica(0)).then_some(())
     });
     let elected = killed.elapsed();
     load.admits(&tokens.iter().collect::<Vec<_>>(), 5);
     eprintln!("cluster: elected after {elected:?}, all admitted after {:?}", killed.elapsed());
+}
+
+/// Connections stay open, and nothing says that the primary is gone.
+fn a_silent_primary_is_replaced(load: &Load, cluster: &mut RedisCluster, tokens: &[String]) {
+    cluster.wait_replicated(1);
+    cluster.primary(1).freeze();
+    let frozen = Instant::now();
+    wait_longer_for(ELECTION, "the replica to take over", || {
+        is_primary(cluster.replica(1)).then_some(())
+    });
+    let elected = frozen.elapsed();
+    load.admits(&tokens.iter().collect::<Vec<_>>(), 5);
+    eprintln!("cluster: elected after {elected:?}, all admitted after {:?}", frozen.elapsed());
+    cluster.primary(1).thaw();
+    wait_longer_for(ELECTION, "the old primary to follow", || {
+        (!is_primary(cluster.primary(1))).then_some(())
+    });
+    load.admits(&tokens.iter().collect::<Vec<_>>(), 5);
 }
 
 #[test]
@@ -261,22 +276,69 @@ fn a_primary_that_sentinels_replace_is_found() {
         redis.wait_replicated();
         // One that accepts connections and says nothing must not stop the search.
         redis.sentinel(0).freeze();
-        redis.primary().kill();
+        redis.first().kill();
         let killed = Instant::now();
-        load.until("the outage", |seen| {
-            seen.get(&plenty).is_some_and(|answers| answers.contains(&503))
-        });
-        wait_longer_for(ELECTION, "a replica to take over", || {
-            let role = |redis: &Redis| redis.command(&["ROLE"]);
-            redis.servers()[1..].iter().any(|r| role(r).starts_with("master")).then_some(())
-        });
+        load.until("the outage", |seen| count(seen, &plenty, 503) > 0);
+        let second = wait_longer_for(ELECTION, "a replica to take over", || redis.successor());
         let elected = killed.elapsed();
         load.admits(&[&plenty], 5);
         eprintln!("sentinel: elected after {elected:?}, admitted after {:?}", killed.elapsed());
+        second.freeze();
+        let frozen = Instant::now();
+        load.until("the outage", |seen| count(seen, &plenty, 503) > 0);
+        wait_longer_for(ELECTION, "the last server to take over", || redis.successor());
+        let elected = frozen.elapsed();
+        load.admits(&[&plenty], 5);
+        eprintln!("sentinel: elected after {elected:?}, admitted after {:?}", frozen.elapsed());
     });
     let late = gateway(&redis.url(), &origin);
     for gateway in gateways.iter().chain([&late]) {
         assert_eq!(gateway.get_as(&few, "/").status(), 429);
         assert_eq!(gateway.get_as(&plenty, "/").status(), 200);
+    }
+}
+
+#[test]
+fn a_server_that_becomes_a_replica_is_an_outage_and_no_answer() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&redis.url(), &origin);
+    let (known, strange) = (create(&gateway, PLENTY), create(&gateway, PLENTY));
+    // A replica whose primary is away may answer from what it has, or not at all.
+    for serves_stale_data in ["yes", "no"] {
+        redis.command(&["CONFIG", "SET", "replica-serve-stale-data", serves_stale_data]);
+        redis.command(&["REPLICAOF", "127.0.0.1", "1"]);
+        for token in [&known, &strange] {
+            wait_for("the outage", || {
+                let status = gateway.get_as(token, "/").status();
+                assert!([200, 503].contains(&status), "{status}");
+                (status == 503).then_some(())
+            });
+        }
+        redis.command(&["REPLICAOF", "NO", "ONE"]);
+        for token in [&known, &strange] {
+            wait_for("recovery", || {
+                let status = gateway.get_as(token, "/").status();
+                assert!([200, 503].contains(&status), "{status}");
+                (status == 200).then_some(())
+            });
+        }
+    }
+}
+
+#[test]
+fn a_url_of_another_kind_of_redis_is_named_as_such() {
+    let (single, clustered) = (Redis::start(), Redis::start_with("cluster-enabled yes"));
+    let port = single.port();
+    for (url, expected) in [
+        (clustered.url(), "CLUSTERDOWN"),
+        (format!("redis-cluster://127.0.0.1:{}", clustered.port()), "it knows of no slots"),
+        (format!("redis-cluster://127.0.0.1:{port}"), "cluster support disabled"),
+        (format!("redis-sentinel://127.0.0.1:{port}?sentinelServiceName=main"), "SENTINEL"),
+        (format!("redis-sentinel://{NOBODY}?sentinelServiceName=main"), "sentinel nodes"),
+    ] {
+        let output = tollgate().args(["token", "show", "x", "--redis", &url]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(69), "{url}: {said}");
+        assert!(said.contains(expected), "{url}: {said}");
     }
 }

@@ -2,10 +2,14 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
 
 use super::{signal, wait_for};
+
+/// The password of servers whose configuration asks for one.
+pub const PASSWORD: &str = "tests:only@/%";
 
 /// A server of its own, gone when dropped. It keeps nothing on disk.
 pub struct Redis {
@@ -13,6 +17,7 @@ pub struct Redis {
     child: Child,
     config: String,
     mode: &'static [&'static str],
+    frozen: AtomicBool,
     dir: TempDir,
 }
 
@@ -28,9 +33,11 @@ impl Redis {
     }
 
     /// Starts a Sentinel that watches the primary at `port` under the name `main`.
-    pub fn start_sentinel(port: u16) -> Self {
+    pub fn start_sentinel(port: u16, lines: &str) -> Self {
         let config = format!(
-            "sentinel monitor main 127.0.0.1 {port} 2
+            "{lines}
+sentinel monitor main 127.0.0.1 {port} 2
+sentinel auth-pass main {PASSWORD}
 sentinel down-after-milliseconds main 1000
 sentinel failover-timeout main 3000
 sentinel parallel-syncs main 2"
@@ -42,13 +49,17 @@ sentinel parallel-syncs main 2"
         let dir = TempDir::new().unwrap();
         let port = free_port();
         let child = serve(port, &config, mode, &dir);
-        let mut redis = Self { port, child, config, mode, dir };
+        let mut redis = Self { port, child, config, mode, frozen: AtomicBool::new(false), dir };
         redis.wait();
         redis
     }
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    fn locked(&self) -> bool {
+        self.config.contains("requirepass")
     }
 
     pub fn url(&self) -> String {
@@ -60,8 +71,11 @@ sentinel parallel-syncs main 2"
         self.try_command(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
     }
 
-    /// The same where it may fail.
+    /// The same where it may fail. A frozen server is not asked: nothing would end the wait.
     pub fn try_command(&self, arguments: &[&str]) -> Result<String, String> {
+        if self.frozen.load(Ordering::Relaxed) {
+            return Err("it is frozen".into());
+        }
         let out = self.cli(arguments).output().unwrap();
         match out.status.success() {
             true => Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned()),
@@ -85,11 +99,13 @@ sentinel parallel-syncs main 2"
 
     /// Connections stay open and nothing answers.
     pub fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
         signal("STOP", self.child.id());
     }
 
     pub fn thaw(&self) {
         signal("CONT", self.child.id());
+        self.frozen.store(false, Ordering::Relaxed);
     }
 
     /// Back on the same port, empty.
@@ -110,6 +126,7 @@ sentinel parallel-syncs main 2"
 
     fn cli(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("redis-cli");
+        command.env("REDISCLI_AUTH", if self.locked() { PASSWORD } else { "" });
         command.args(["-e", "-p", &self.port.to_string()]).args(arguments);
         command
     }

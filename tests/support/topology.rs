@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::redis::{Redis, free_port};
+use super::redis::{PASSWORD, Redis, free_port};
 use super::wait_longer_for;
 
 /// How long a cluster may take to agree, or Sentinels to elect; on a busy machine both do it again.
@@ -11,6 +11,9 @@ pub const ELECTION: Duration = Duration::from_secs(60);
 
 const PRIMARIES: usize = 3;
 const SLOTS: usize = 16_384;
+
+/// The password as it stands in a URL.
+const ENCODED: &str = "tests%3Aonly%40%2F%25";
 
 /// Three primaries, then a replica of each in the same order; gone when dropped.
 pub struct RedisCluster {
@@ -22,7 +25,9 @@ impl RedisCluster {
     pub fn start() -> Self {
         let start = |bus: &u16| {
             Redis::start_with(&format!(
-                "cluster-enabled yes
+                "requirepass {PASSWORD}
+masterauth {PASSWORD}
+cluster-enabled yes
 cluster-port {bus}
 cluster-node-timeout 1500
 cluster-require-full-coverage no
@@ -83,7 +88,7 @@ cluster-replica-validity-factor 0"
         let ports: Vec<u16> = self.nodes[..PRIMARIES].iter().map(Redis::port).collect();
         let others = ports[1..].iter().map(|port| format!("node=127.0.0.1:{port}"));
         let others: Vec<_> = others.collect();
-        format!("redis-cluster://127.0.0.1:{}?{}", ports[0], others.join("&"))
+        format!("redis-cluster://:{ENCODED}@127.0.0.1:{}?{}", ports[0], others.join("&"))
     }
 
     /// Which primary has the slot of `key`, as the cluster was made.
@@ -120,11 +125,15 @@ pub struct Sentinels {
 impl Sentinels {
     /// Starts all and waits until the Sentinels know each other and the replicas.
     pub fn start() -> Self {
-        let primary = Redis::start();
-        let replica = || Redis::start_with(&format!("replicaof 127.0.0.1 {}", primary.port()));
+        let password = format!("requirepass {PASSWORD}");
+        let server =
+            |line: &str| Redis::start_with(&format!("{password}\nmasterauth {PASSWORD}\n{line}"));
+        let primary = server("");
+        let replica = || server(&format!("replicaof 127.0.0.1 {}", primary.port()));
         let replicas = [replica(), replica()];
         wait_replicated(&primary, &[&replicas[0], &replicas[1]]);
-        let sentinels: Vec<_> = (0..3).map(|_| Redis::start_sentinel(primary.port())).collect();
+        let sentinels: Vec<_> =
+            (0..3).map(|_| Redis::start_sentinel(primary.port(), &password)).collect();
         for sentinel in &sentinels {
             wait_longer_for(ELECTION, "the Sentinels to know each other", || {
                 let known = sentinel.command(&["SENTINEL", "MASTER", "main"]);
@@ -141,14 +150,20 @@ impl Sentinels {
     pub fn url(&self) -> String {
         let ports: Vec<u16> = self.sentinels.iter().map(Redis::port).collect();
         format!(
-            "redis-sentinel://127.0.0.1:{}/2?sentinelServiceName=main&node=127.0.0.1:{}&node=127.0.0.1:{}",
+            "redis-sentinel://:{ENCODED}@127.0.0.1:{}/2?sentinelServiceName=main&sentinelPassword={ENCODED}\
+             &node=127.0.0.1:{}&node=127.0.0.1:{}",
             ports[0], ports[1], ports[2]
         )
     }
 
     /// The primary at the start.
-    pub fn primary(&mut self) -> &mut Redis {
+    pub fn first(&mut self) -> &mut Redis {
         &mut self.servers[0]
+    }
+
+    /// The replica at the start that is the primary now, if one is.
+    pub fn successor(&self) -> Option<&Redis> {
+        self.servers[1..].iter().find(|server| is_primary(server))
     }
 
     pub fn sentinel(&mut self, nth: usize) -> &mut Redis {
@@ -163,6 +178,11 @@ impl Sentinels {
     pub fn wait_replicated(&self) {
         wait_replicated(&self.servers[0], &[&self.servers[1], &self.servers[2]]);
     }
+}
+
+/// Whether it takes writes; false also when it does not say.
+pub fn is_primary(redis: &Redis) -> bool {
+    redis.try_command(&["ROLE"]).is_ok_and(|role| role.starts_with("master"))
 }
 
 /// The line after `name`, as `redis-cli` prints maps.
