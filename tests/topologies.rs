@@ -159,6 +159,7 @@ fn a_cluster_is_one_store_and_follows_its_primaries() {
         use_up(&gateways, token, 7);
     }
     the_command_line_sees_all_nodes(&gateways[0], &[&plenty[..], &few].concat());
+    assert!(said_by_show(&cluster.url_of_a_replica()).contains("must start with redis-cluster://"));
 
     Load::during(&gateways, &plenty.iter().collect::<Vec<_>>(), |load| {
         load.admits(&plenty.iter().collect::<Vec<_>>(), 3);
@@ -336,9 +337,15 @@ fn a_url_of_another_kind_of_redis_is_named_as_such() {
         (format!("redis-sentinel://127.0.0.1:{port}?sentinelServiceName=main"), "SENTINEL"),
         (format!("redis-sentinel://{NOBODY}?sentinelServiceName=main"), "sentinel nodes"),
     ] {
-        let output = tollgate().args(["token", "show", "x", "--redis", &url]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(69), "{url}: {said}");
+        let said = said_by_show(&url);
         assert!(said.contains(expected), "{url}: {said}");
     }
+}
+
+/// Why `tollgate token show` gets no answer from Redis.
+fn said_by_show(url: &str) -> String {
+    let output = tollgate().args(["token", "show", "x", "--redis", url]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(69), "{url}: {said}");
+    said
 }

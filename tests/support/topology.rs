@@ -91,6 +91,11 @@ cluster-replica-validity-factor 0"
         format!("redis-cluster://:{ENCODED}@127.0.0.1:{}?{}", ports[0], others.join("&"))
     }
 
+    /// As if a replica were a server of its own.
+    pub fn url_of_a_replica(&self) -> String {
+        format!("redis://:{ENCODED}@127.0.0.1:{}", self.replica(0).port())
+    }
+
     /// Which primary has the slot of `key`, as the cluster was made.
     pub fn home(&self, key: &str) -> usize {
         // Any node can tell; those that are replicas are not killed.
