@@ -29,7 +29,7 @@ impl RedisCluster {
 masterauth {PASSWORD}
 cluster-enabled yes
 cluster-port {bus}
-cluster-node-timeout 1500
+cluster-node-timeout 2000
 cluster-require-full-coverage no
 cluster-replica-validity-factor 0"
             ))
