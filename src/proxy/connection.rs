@@ -5,8 +5,9 @@
 //! it, and hands Pingora a stream that holds exactly one request: what a client sends ahead of its turn
 //! waits here, which is also how pipelining works (RFC 9112 section 9.3.2).
 
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -27,7 +28,7 @@ use pingora_core::protocols::{
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::{HttpProxy, Session};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::Proxy;
 use super::chunks::ChunkedBody;
@@ -72,32 +73,37 @@ impl ServerApp for Connections {
         let way_back = WayBack::default();
         let start = Returned { inner: stream, ahead: BytesMut::new() };
         let mut client = ClientStream::new(start, &way_back);
+        // Both outlive the request: to register and unregister them each time is dear.
+        let mut alarm = Alarm::new(Instant::now() + self.policy.load().timeouts.idle);
         let mut shutdown_seen = shutdown.clone();
+        let mut shutdown_begun = pin!(shutdown_seen.wait_for(|down| *down));
         loop {
             let timeouts = self.policy.load().timeouts;
-            let idle = timeout(timeouts.idle, client.wait_for_request());
+            let idle = alarm.until(Instant::now() + timeouts.idle, client.wait_for_request());
             let begun = tokio::select! {
                 biased;
                 begun = idle => begun,
-                _ = shutdown_seen.wait_for(|down| *down) => return None,
+                _ = &mut shutdown_begun => return None,
             };
             // The client left, said nothing for too long, or a read failed: nobody to answer.
-            if !matches!(begun, Ok(Ok(true))) {
+            if !matches!(begun, Some(Ok(true))) {
                 return None;
             }
-            match timeout_at(Instant::now() + timeouts.header, client.read_head()).await {
-                Ok(Ok(head)) => client.admit(head),
-                Ok(Err(HeadFault::Gone)) => return None,
-                Ok(Err(HeadFault::Refused(error))) => {
+            let head = alarm.until(Instant::now() + timeouts.header, client.read_head()).await;
+            let head = match head {
+                Some(Ok(head)) => client.admit(head),
+                Some(Err(HeadFault::Gone)) => return None,
+                Some(Err(HeadFault::Refused(error))) => {
                     client.refuse(&Rejection::from(error), timeouts.write).await;
                     return None;
                 }
-                Err(_) => {
+                None => {
                     client.refuse(&Rejection::RequestTimeout, timeouts.write).await;
                     return None;
                 }
-            }
+            };
             let mut session = ServerSession::new_http1(client);
+            session.set_pipelined_prefix(head);
             session.set_keepalive(Some(timeouts.idle.as_secs().max(1)));
             client = match self.proxy.process_new_http(session, shutdown).await {
                 Some(reused) => reused.consume().0.into_any().downcast().ok()?,
@@ -108,6 +114,37 @@ impl ServerApp for Connections {
 
     async fn cleanup(&self) {
         self.proxy.http_cleanup().await;
+    }
+}
+
+/// The one timer of a connection. It is only moved when it goes off too early or would go off too
+/// late, so that a request in time, which is nearly every one, moves none.
+struct Alarm(Pin<Box<Sleep>>);
+
+impl Alarm {
+    fn new(at: Instant) -> Self {
+        Self(Box::pin(sleep_until(at)))
+    }
+
+    /// Waits for `future`, or `None` once `deadline` has passed.
+    async fn until<F: Future>(&mut self, deadline: Instant, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            if self.0.deadline() > deadline {
+                self.0.as_mut().reset(deadline);
+            }
+            while self.0.as_mut().poll(cx).is_ready() {
+                if self.0.deadline() >= deadline {
+                    return Poll::Ready(None);
+                }
+                self.0.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 
@@ -195,8 +232,8 @@ impl Drop for ClientStream {
 enum Visible {
     /// So many more bytes.
     Bytes(u64),
-    /// The rest of the head, then a chunked body.
-    Chunked { head: usize, body: ChunkedBody },
+    /// The rest of a chunked body.
+    Chunked(ChunkedBody),
     /// Everything: the connection may become something else.
     Everything,
 }
@@ -259,15 +296,18 @@ impl ClientStream {
         self.inner.read_buf(&mut self.ahead).await
     }
 
-    /// Shows Pingora the request that begins with `head`.
-    fn admit(&mut self, head: Head) {
+    /// Shows Pingora the body that belongs to `head`, whose bytes are handed out for it.
+    fn admit(&mut self, head: Head) -> BytesMut {
         self.visible = match head.framing {
-            Framing::Length(body) => Visible::Bytes(body.saturating_add(head.length as u64)),
-            Framing::Chunked => {
-                Visible::Chunked { head: head.length, body: ChunkedBody::default() }
-            }
+            Framing::Length(body) => Visible::Bytes(body),
+            Framing::Chunked => Visible::Chunked(ChunkedBody::default()),
             Framing::Upgrade => Visible::Everything,
         };
+        if self.ahead.len() == head.length {
+            // Whole buffers stay plain; what is split is counted by reference.
+            return std::mem::take(&mut self.ahead);
+        }
+        self.ahead.split_to(head.length)
     }
 
     /// Answers a request that is not served, and says that the connection ends.
@@ -301,14 +341,9 @@ impl ClientStream {
                 *left -= shown as u64;
                 Ok(shown)
             }
-            Visible::Chunked { head, body } => {
-                let of_head = (*head).min(candidates);
-                *head -= of_head;
-                let of_body = body
-                    .pass(&self.ahead[of_head..candidates])
-                    .map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken))?;
-                Ok(of_head + of_body)
-            }
+            Visible::Chunked(body) => body
+                .pass(&self.ahead[..candidates])
+                .map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken)),
         }
     }
 
@@ -316,18 +351,13 @@ impl ClientStream {
         match &self.visible {
             Visible::Everything => false,
             Visible::Bytes(left) => *left == 0,
-            Visible::Chunked { head, body } => *head == 0 && body.is_done(),
+            Visible::Chunked(body) => body.is_done(),
         }
     }
 
     fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let before = self.ahead.len();
-        self.ahead.resize(before + READ_SIZE, 0);
-        let mut buf = ReadBuf::new(&mut self.ahead[before..]);
-        let result = Pin::new(&mut self.inner).poll_read(cx, &mut buf);
-        let read = buf.filled().len();
-        self.ahead.truncate(before + read);
-        result.map_ok(|()| read)
+        // Nothing is lost when it is dropped while pending: what was read is in the buffer then.
+        pin!(self.read_more()).poll(cx)
     }
 }
 
