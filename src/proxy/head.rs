@@ -115,11 +115,11 @@ impl HeadReader {
             return malformed("a header line has no colon");
         };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.is_empty() || !name.iter().all(|&byte| is_token_byte(byte)) {
+        if name.is_empty() || !consists_of(name, &TOKEN) {
             // This is also what a folded line or white space before the colon comes to.
             return malformed("a header name is not a token");
         }
-        if value.iter().any(|&byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
+        if value.iter().fold(false, |found, &byte| found | is_control(byte)) {
             return malformed("a header value holds a control character");
         }
         match name.len() {
@@ -204,7 +204,7 @@ fn request_line(line: &[u8]) -> Result<(Version, Option<Range<usize>>), HeadErro
     else {
         return malformed("the request line is not method, target and version");
     };
-    if method.is_empty() || method.len() > 32 || !method.iter().all(|&byte| is_token_byte(byte)) {
+    if method.is_empty() || method.len() > 32 || !consists_of(method, &TOKEN) {
         return malformed("the method is not a token");
     }
     if method == b"CONNECT" {
@@ -226,7 +226,7 @@ fn request_line(line: &[u8]) -> Result<(Version, Option<Range<usize>>), HeadErro
         }
         _ => {}
     }
-    if !target.iter().all(|byte| (0x21..0x7f).contains(byte) && !b"\"<>\\^`#".contains(byte)) {
+    if !consists_of(target, &TARGET) {
         return malformed("the request target holds a character that must be percent-encoded");
     }
     match version {
@@ -236,9 +236,39 @@ fn request_line(line: &[u8]) -> Result<(Version, Option<Range<usize>>), HeadErro
     }
 }
 
+/// Which bytes belong to a class.
+type Class = [bool; 256];
+
 /// `tchar` of RFC 9110 section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+
+/// What a request target is made of; what must be percent-encoded is not among it.
+const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[]_{|}~");
+
+/// `reg-name` of RFC 3986 section 3.2.2.
+const HOST: Class = alphanumeric_and(b"-._~!$&'()*+,;=%");
+
+const fn alphanumeric_and(others: &[u8]) -> Class {
+    let mut class = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        class[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        class[others[at] as usize] = true;
+        at += 1;
+    }
+    class
+}
+
+fn consists_of(bytes: &[u8], class: &Class) -> bool {
+    bytes.iter().all(|&byte| class[usize::from(byte)])
+}
+
+fn is_control(byte: u8) -> bool {
+    (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
 /// Whether a comma-separated list names `wanted`.
@@ -258,11 +288,8 @@ pub fn is_authority(value: &[u8]) -> bool {
     } else {
         value.split_at(memchr(b':', value).unwrap_or(value.len()))
     };
-    let host_is_good = host.first() == Some(&b'[')
-        || (!host.is_empty()
-            && host
-                .iter()
-                .all(|&byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte)));
+    let host_is_good =
+        host.first() == Some(&b'[') || (!host.is_empty() && consists_of(host, &HOST));
     let port_is_good = match port.strip_prefix(b":") {
         None => port.is_empty(),
         Some(digits) => {
