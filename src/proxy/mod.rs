@@ -202,7 +202,7 @@ impl ProxyHttp for Proxy {
         // Each attempt sends the body from its beginning.
         ctx.body_seen = 0;
         match permit.route().upstream.pick(&mut ctx.turn) {
-            Some(peer) => Ok(Box::new(peer)),
+            Some(peer) => Ok(peer),
             None => {
                 ctx.rejection = Some(Rejection::UpstreamUnavailable);
                 Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint has an address")

@@ -124,7 +124,7 @@ impl Upstream {
 
     /// A peer for the next attempt of a request: another endpoint than before, where there is one.
     /// `None` when no endpoint has an address.
-    pub fn pick(&self, turn: &mut Turn) -> Option<HttpPeer> {
+    pub fn pick(&self, turn: &mut Turn) -> Option<Box<HttpPeer>> {
         let start = *turn.start.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
         let first = self.rotation[start % self.rotation.len()];
         let attempt = turn.attempts;
@@ -133,7 +133,8 @@ impl Upstream {
         (0..self.endpoints.len()).find_map(|step| {
             let at = (first + attempt + step) % self.endpoints.len();
             let peers = self.endpoints[at].peers.load();
-            (!peers.is_empty()).then(|| peers[start / self.rotation.len() % peers.len()].clone())
+            let peer = || Box::new(peers[start / self.rotation.len() % peers.len()].clone());
+            (!peers.is_empty()).then(peer)
         })
     }
 }
@@ -217,7 +218,7 @@ mod tests {
         })
     }
 
-    fn port(peer: Option<HttpPeer>) -> Option<u16> {
+    fn port(peer: Option<Box<HttpPeer>>) -> Option<u16> {
         peer.and_then(|peer| peer._address.as_inet().map(SocketAddr::port))
     }
 
