@@ -11,6 +11,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -79,7 +80,7 @@ impl ServerApp for Connections {
         let mut shutdown_begun = pin!(shutdown_seen.wait_for(|down| *down));
         loop {
             let timeouts = self.policy.load().timeouts;
-            let idle = alarm.until(Instant::now() + timeouts.idle, client.wait_for_request());
+            let idle = alarm.within(timeouts.idle, client.wait_for_request());
             let begun = tokio::select! {
                 biased;
                 begun = idle => begun,
@@ -89,8 +90,7 @@ impl ServerApp for Connections {
             if !matches!(begun, Some(Ok(true))) {
                 return None;
             }
-            let head = alarm.until(Instant::now() + timeouts.header, client.read_head()).await;
-            let head = match head {
+            let head = match alarm.within(timeouts.header, client.read_head()).await {
                 Some(Ok(head)) => client.admit(head),
                 Some(Err(HeadFault::Gone)) => return None,
                 Some(Err(HeadFault::Refused(error))) => {
@@ -126,13 +126,16 @@ impl Alarm {
         Self(Box::pin(sleep_until(at)))
     }
 
-    /// Waits for `future`, or `None` once `deadline` has passed.
-    async fn until<F: Future>(&mut self, deadline: Instant, future: F) -> Option<F::Output> {
+    /// Waits for `future`, or `None` once it has been waited for so long.
+    async fn within<F: Future>(&mut self, limit: Duration, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
+        let mut deadline = None;
         poll_fn(|cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(output));
             }
+            // What is there at once, as a head nearly always is, need not even look at the clock.
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
             if self.0.deadline() > deadline {
                 self.0.as_mut().reset(deadline);
             }
@@ -311,7 +314,7 @@ impl ClientStream {
     }
 
     /// Answers a request that is not served, and says that the connection ends.
-    async fn refuse(&mut self, rejection: &Rejection, deadline: std::time::Duration) {
+    async fn refuse(&mut self, rejection: &Rejection, deadline: Duration) {
         let answer = problem::closing_response(rejection);
         let _ = timeout(deadline, async {
             self.inner.write_all(&answer).await?;
