@@ -83,6 +83,9 @@ pub fn asks_for_upgrade(headers: &HeaderMap) -> bool {
 
 /// The client's address: the peer, or what trusted proxies say, read from the right.
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    if !is_trusted(peer, trusted) {
+        return peer;
+    }
     let mut client = peer;
     for value in headers.get_all(&X_FORWARDED_FOR).iter().rev() {
         for hop in value.to_str().unwrap_or_default().rsplit(',') {

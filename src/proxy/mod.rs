@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
+use memchr::memchr;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -137,7 +138,7 @@ fn host_of(request: &RequestHeader) -> Option<&str> {
     let host = request.headers.get(header::HOST)?.to_str().ok()?;
     let without_port = match host.strip_prefix('[') {
         Some(_) => host.find(']').map_or(host, |end| &host[..=end]),
-        None => host.split(':').next().unwrap_or(host),
+        None => memchr(b':', host.as_bytes()).map_or(host, |end| &host[..end]),
     };
     Some(without_port)
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use ahash::RandomState;
+
 /// When a route applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matcher {
@@ -31,7 +33,7 @@ impl Matcher {
 /// Routes, found by the prefixes of a path.
 #[derive(Debug)]
 pub struct RouteTable<T> {
-    by_prefix: HashMap<String, Vec<(Matcher, T)>>,
+    by_prefix: HashMap<String, Vec<(Matcher, T)>, RandomState>,
 }
 
 /// What a table says of a request.
@@ -48,7 +50,7 @@ pub enum Found<'a, T> {
 impl<T> RouteTable<T> {
     /// A table of `routes`. Of two that match alike, the one with a host comes first, then the earlier.
     pub fn new(routes: impl IntoIterator<Item = (Matcher, T)>) -> Self {
-        let mut by_prefix: HashMap<String, Vec<(Matcher, T)>> = HashMap::new();
+        let mut by_prefix: HashMap<String, Vec<(Matcher, T)>, RandomState> = HashMap::default();
         for (matcher, route) in routes {
             let key = matcher.prefix.trim_end_matches('/').to_owned();
             by_prefix.entry(key).or_default().push((matcher, route));
