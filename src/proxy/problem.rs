@@ -185,7 +185,7 @@ fn response_header(
     length: usize,
 ) -> Result<ResponseHeader> {
     let (status, _) = rejection.status_and_code();
-    let mut response = ResponseHeader::build(status, Some(12))?;
+    let mut response = ResponseHeader::build_no_case(status, Some(12))?;
     response.insert_header("Content-Type", "application/problem+json")?;
     response.insert_header("Content-Length", length)?;
     response.insert_header("Cache-Control", "no-store")?;
@@ -218,7 +218,9 @@ pub async fn respond(
     let request_id = ctx.request_id.get_or_insert_with(new_request_id).clone();
     let body = problem(rejection, &request_id);
     let mut response = response_header(rejection, &request_id, body.len())?;
-    set_rate_fields(&mut response, &ctx.findings.decisions, ctx.policy.rate_headers)?;
+    let mut parts = http::response::Parts::from(response);
+    set_rate_fields(&mut parts.headers, &ctx.findings.decisions, ctx.policy.rate_headers)?;
+    response = parts.into();
     send(session, response, body).await
 }
 
