@@ -37,7 +37,14 @@ plans: {{ basic: {{ limits: [ 3/day ] }} }}
 limits: {{ default: [ 4/day ], window: 1d }}
 auth: {auth}
 upstreams: {{ up: {{ endpoints: [ "{up}" ] }} }}
-routes: [ {{ prefix: /free, upstream: up, auth: none }}, {{ prefix: /, upstream: up }} ]
+trusted_proxies: [ 127.0.0.1/32 ]
+routes:
+  - {{ prefix: /free, upstream: up, auth: none }}
+  - {{ prefix: /, upstream: up }}
+  - {{ prefix: /address, upstream: up, limits: [ {{ rate: 3/day, by: ip }} ] }}
+  - {{ prefix: /token, upstream: up, limits: [ {{ rate: 2/day, by: token }} ] }}
+  - {{ prefix: /public, upstream: up, auth: none, limits: [ {{ rate: 2/day, by: ip, name: visits }} ] }}
+  - {{ prefix: /total, upstream: up, auth: none, limits: [ {{ rate: 4/day, by: route }} ] }}
 "#,
         store = store.unwrap_or_default(),
         auth = auth(
@@ -49,6 +56,13 @@ routes: [ {{ prefix: /free, upstream: up, auth: none }}, {{ prefix: /, upstream:
                { api_key: other, plan: basic },
                { api_key: default },
                { api_key: bare, rate_limit: 5 },
+               { api_key: bucket, limits: [ { rate: 240/day, burst: 5 } ] },
+               { api_key: log, limits: [ { rate: 3/day, algorithm: sliding_log } ] },
+               { api_key: sliding, limits: [ { rate: 4/day, algorithm: sliding_window } ] },
+               { api_key: first, organization_id: firm, limits: [ { rate: 4/day, by: organization }, 100/day ] },
+               { api_key: second, organization_id: firm, limits: [ { rate: 4/day, by: organization }, 100/day ] },
+               { api_key: routed, limits: [ 10/day ] },
+               { api_key: visitor, limits: [ 100/day ] },
                { api_key: brief, limits: [ 1/second ] },
                { api_key: paced, limits: [ 2/day ] } ]"
         ),
@@ -198,5 +212,78 @@ fn window_keys_expire_by_themselves() {
         let ttl: i64 = redis.command(&["PTTL", key]).parse().unwrap();
         // -2: it has expired since it was listed.
         assert!(ttl == -2 || (0..=2 * 86_400_000).contains(&ttl), "{key} lives for {ttl} ms");
+    }
+}
+
+#[test]
+fn every_algorithm_admits_what_it_says() {
+    for (store, world) in worlds() {
+        for (api_key, admits, waits) in [("bucket", 5, 360), ("log", 3, 86_400), ("sliding", 4, 0)]
+        {
+            assert_eq!(world.admitted(9, api_key), admits, "{store}: {api_key}");
+            let refused = world.get(0, api_key);
+            assert_eq!(refused.json()["limit"]["remaining"], 0, "{store}: {api_key}");
+            let retry: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+            let near = waits == 0 || (retry <= waits && retry + 60 >= waits);
+            assert!(near, "{store}: {api_key} is told to wait {retry} s, not {waits}");
+        }
+    }
+}
+
+#[test]
+fn an_organization_has_one_count() {
+    for (store, world) in worlds() {
+        assert_eq!(world.admitted(3, "first") + world.admitted(3, "second"), 4, "{store}");
+        let refused = world.get(0, "first");
+        assert_eq!(refused.json()["limit"]["name"], "day-organization", "{store}");
+        let rest = refused.header("ratelimit").unwrap();
+        assert!(rest.contains("\"day-organization\";r=0;"), "{store}: {rest}");
+    }
+}
+
+#[test]
+fn a_route_counts_besides_the_token_and_a_refusal_consumes_neither() {
+    for (store, world) in worlds() {
+        let get = |nth: usize, api_key, target| {
+            world.gateways[nth % world.gateways.len()].get_as(api_key, target)
+        };
+        let admitted = (0..12).filter(|nth| get(*nth, "routed", "/address/x").status() == 200);
+        assert_eq!(admitted.count(), 3, "{store}");
+        let refused = get(0, "routed", "/address/x");
+        assert_eq!(refused.json()["limit"]["name"], "route-day-ip", "{store}");
+        let policy = refused.header("ratelimit-policy").unwrap();
+        assert!(
+            policy.contains("\"day\";q=10;") && policy.contains("\"route-day-ip\";q=3;"),
+            "{store}: {policy}"
+        );
+        assert_eq!(get(1, "visitor", "/address").status(), 429, "{store}: the same address");
+        let rest = (0..20).filter(|nth| get(*nth, "routed", "/").status() == 200).count();
+        assert_eq!(rest, 7, "{store}: what the route refused was not counted for the token");
+        for token in ["visitor", "default"] {
+            let of_token = (0..4).filter(|nth| get(*nth, token, "/token").status() == 200);
+            assert_eq!(of_token.count(), 2, "{store}: each token for itself");
+        }
+    }
+}
+
+#[test]
+fn routes_without_tokens_count_addresses_or_everyone() {
+    for (store, world) in worlds() {
+        let from = |nth: usize, client: &str| {
+            let gateway = &world.gateways[nth % world.gateways.len()];
+            gateway.call("GET", "/public", &[("X-Forwarded-For", client)], b"").status()
+        };
+        let admitted = |clients: &[&str]| {
+            clients.iter().enumerate().filter(|(nth, client)| from(*nth, client) == 200).count()
+        };
+        assert_eq!(admitted(&["192.0.2.1"; 5]), 2, "{store}");
+        assert_eq!(admitted(&["192.0.2.2", "192.0.2.3"]), 2, "{store}");
+        let one_network = ["2001:db8::1", "2001:db8::2", "2001:db8::3:4", "2001:db8::5"];
+        assert_eq!(admitted(&one_network), 2, "{store}: the first 64 bits are one client");
+        assert_eq!(admitted(&["2001:db8:0:1::1"]), 1, "{store}");
+
+        let total = (0..9)
+            .filter(|nth| world.gateways[nth % world.gateways.len()].get("/total").status() == 200);
+        assert_eq!(total.count(), 4, "{store}");
     }
 }

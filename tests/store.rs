@@ -212,7 +212,7 @@ async fn redis_and_memory_adjust_alike() {
                 assert_eq!(memory.take(&subject, &limits, wanted).await.unwrap(), grant);
             }
             last = Some(grant).filter(|grant| grant.granted > 0).or(last);
-            if random.u8(..8) == 0 {
+            if random.u8(..30) == 0 {
                 tokio::time::sleep(Duration::from_millis(random.u64(..700))).await;
             }
         }
