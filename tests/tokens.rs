@@ -34,6 +34,7 @@ redis: {{ url: "{redis}", timeout: 2s }}
 plans: {{ gold: {{ limits: [ 777/day ] }} }}
 limits: {{ default: [ 555/day ], window: 1h }}
 auth:
+  max_failures: none
   jwt:
     keys:
       - {{ kid: a, algorithm: HS256, secret: "{SECRET}" }}
