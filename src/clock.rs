@@ -49,7 +49,7 @@ impl Add<Duration> for UnixTime {
 
     /// Saturates at the end of time.
     fn add(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(rhs.as_micros()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(micros(rhs)))
     }
 }
 
@@ -62,13 +62,39 @@ impl Sub for UnixTime {
     }
 }
 
+/// A point in time by a clock that never goes back, in microseconds since some fixed point in the past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+impl Add<Duration> for Moment {
+    type Output = Self;
+
+    /// Saturates at the end of time.
+    fn add(self, rhs: Duration) -> Self {
+        Self(self.0.saturating_add(micros(rhs)))
+    }
+}
+
+impl Sub for Moment {
+    type Output = Duration;
+
+    /// How much later `self` is than `rhs`; zero when it is not later.
+    fn sub(self, rhs: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(rhs.0))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Where the present comes from.
 pub trait Clock: Send + Sync + 'static {
     /// The present, by this clock. It may jump, either way.
     fn now(&self) -> UnixTime;
 
-    /// Time since some fixed point in the past. It never goes back.
-    fn monotonic(&self) -> Duration;
+    /// The present, by a clock that never goes back.
+    fn monotonic(&self) -> Moment;
 }
 
 impl<C: Clock + ?Sized> Clock for Arc<C> {
@@ -76,7 +102,7 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
         (**self).now()
     }
 
-    fn monotonic(&self) -> Duration {
+    fn monotonic(&self) -> Moment {
         (**self).monotonic()
     }
 }
@@ -99,8 +125,8 @@ impl Clock for SystemClock {
         UnixTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
 
-    fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+    fn monotonic(&self) -> Moment {
+        Moment::default() + self.started.elapsed()
     }
 }
 
@@ -119,7 +145,7 @@ impl ManualClock {
 
     /// Lets `by` pass.
     pub fn advance(&self, by: Duration) {
-        let by = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        let by = micros(by);
         self.now_us.fetch_add(by, Ordering::SeqCst);
         self.monotonic_us.fetch_add(by, Ordering::SeqCst);
     }
@@ -135,7 +161,7 @@ impl Clock for ManualClock {
         UnixTime(self.now_us.load(Ordering::SeqCst))
     }
 
-    fn monotonic(&self) -> Duration {
-        Duration::from_micros(self.monotonic_us.load(Ordering::SeqCst))
+    fn monotonic(&self) -> Moment {
+        Moment(self.monotonic_us.load(Ordering::SeqCst))
     }
 }

@@ -14,7 +14,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
 use super::record::TokenRecord;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::store::{StoreError, TokenStore};
 
 /// How long a token that is not known, or whose record cannot be read, is taken for that.
@@ -46,7 +46,7 @@ pub struct CacheRules {
 struct Entry {
     /// `None`: the store has no record that can be used.
     record: Option<Arc<TokenRecord>>,
-    loaded_at: Duration,
+    loaded_at: Moment,
 }
 
 type Load = Arc<OnceCell<Result<Entry, StoreError>>>;
@@ -103,7 +103,7 @@ impl RecordCache {
     }
 
     fn age(&self, entry: &Entry) -> Duration {
-        self.clock.monotonic().saturating_sub(entry.loaded_at)
+        self.clock.monotonic() - entry.loaded_at
     }
 
     fn lifetime(&self, entry: &Entry) -> Duration {

@@ -75,6 +75,8 @@ impl BackgroundService for Background {
                 async move {
                     loop {
                         METRICS.store_available.set(i64::from(redis.available()));
+                        let open = i64::try_from(redis.open_breakers()).unwrap_or(i64::MAX);
+                        METRICS.store_breakers_open.set(open);
                         sleep(GAUGES).await;
                     }
                 }

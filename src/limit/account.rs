@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::decision::{Counted, Decision, states};
 use super::lease::{self, Demand};
-use crate::clock::UnixTime;
+use crate::clock::{Moment, UnixTime};
 use crate::quota::{Limit, Standing};
 use crate::store::{Adjustment, Grant};
 
@@ -22,31 +22,31 @@ pub struct Account {
     /// Requests paid for at the store and not yet admitted.
     held: u64,
     /// When `held` is worth nothing any more.
-    held_until: Duration,
+    held_until: Moment,
     /// When `held` goes back if it still lies there.
-    lease_until: Duration,
+    lease_until: Moment,
     /// What `held` is counted under, limit by limit.
     marks: SmallVec<[UnixTime; 2]>,
     /// Refuse until then without asking.
-    refused_until: Duration,
+    refused_until: Moment,
     /// The store's last answer.
     known: Option<Known>,
     /// What was admitted without the store, window by window.
-    local: Vec<LocalWindow>,
+    local: Option<Box<[LocalWindow]>>,
     demand: Demand,
 }
 
 #[derive(Debug)]
 struct Known {
-    standings: SmallVec<[Standing; 2]>,
+    standings: SmallVec<[Standing; 1]>,
     store_now: UnixTime,
     /// When the answer arrived.
-    at: Duration,
+    at: Moment,
 }
 
 impl Known {
-    fn store_now(&self, now: Duration) -> UnixTime {
-        self.store_now + now.saturating_sub(self.at)
+    fn store_now(&self, now: Moment) -> UnixTime {
+        self.store_now + (now - self.at)
     }
 
     /// How limit `at` stands at `store_now`, for all this process knows.
@@ -71,12 +71,12 @@ struct LocalWindow {
 
 impl Account {
     /// Notes that a request asks.
-    pub fn note_demand(&mut self, now: Duration) {
+    pub fn note_demand(&mut self, now: Moment) {
         self.demand.note(now);
     }
 
     /// A decision without the store, where there can be one.
-    pub fn decide(&mut self, limits: &Arc<[Limit]>, now: Duration) -> Option<Decision> {
+    pub fn decide(&mut self, limits: &Arc<[Limit]>, now: Moment) -> Option<Decision> {
         if self.held > 0 && now < self.held_until {
             return Some(self.spend(limits, now));
         }
@@ -85,12 +85,12 @@ impl Account {
     }
 
     /// Takes out what can no longer be spent, to be given back where it is still counted.
-    pub fn take_worthless(&mut self, now: Duration) -> Option<Adjustment> {
+    pub fn take_worthless(&mut self, now: Moment) -> Option<Adjustment> {
         (self.held > 0 && now >= self.held_until).then(|| self.give_back())
     }
 
     /// Takes out a lease that has lain unused for its life.
-    pub fn take_idle(&mut self, now: Duration) -> Option<Adjustment> {
+    pub fn take_idle(&mut self, now: Moment) -> Option<Adjustment> {
         let over = now >= self.lease_until.min(self.held_until);
         (self.held > 0 && over).then(|| self.give_back())
     }
@@ -106,23 +106,23 @@ impl Account {
     }
 
     /// When what is held should go back, if anything is held.
-    pub fn idle_at(&self) -> Option<Duration> {
+    pub fn idle_at(&self) -> Option<Moment> {
         (self.held > 0).then(|| self.lease_until.min(self.held_until))
     }
 
     /// How much to take beyond what is waiting.
-    pub fn lease(&self, limits: &[Limit], now: Duration, gateways: u32) -> u64 {
+    pub fn lease(&self, limits: &[Limit], now: Moment, gateways: u32) -> u64 {
         lease::size(&self.demand, self.left(limits, now), gateways)
     }
 
     /// Whether the next lease should be fetched now, so that no request waits for it.
-    pub fn runs_low(&self, limits: &[Limit], now: Duration, gateways: u32) -> bool {
+    pub fn runs_low(&self, limits: &[Limit], now: Moment, gateways: u32) -> bool {
         let lease = self.lease(limits, now, gateways);
         lease > 0 && self.held <= lease / 4 && now >= self.refused_until
     }
 
     /// Requests left at the store, as far as is known.
-    fn left(&self, limits: &[Limit], now: Duration) -> u64 {
+    fn left(&self, limits: &[Limit], now: Moment) -> u64 {
         let Some(known) = &self.known else { return 0 };
         let store_now = known.store_now(now);
         let standings = limits.iter().enumerate();
@@ -135,8 +135,8 @@ impl Account {
         &mut self,
         limits: &[Limit],
         grant: &Grant,
-        sent_at: Duration,
-        now: Duration,
+        sent_at: Moment,
+        now: Moment,
         recheck: Duration,
     ) -> Option<Adjustment> {
         let marks: SmallVec<[UnixTime; 2]> =
@@ -152,20 +152,23 @@ impl Account {
             self.held_until = if self.held > 0 { until.min(self.held_until) } else { until };
             self.lease_until = now + self.demand.life();
             self.held += grant.granted;
-            self.refused_until = Duration::ZERO;
+            self.refused_until = Moment::default();
         } else {
             let used_up = grant.standings.iter().filter(|standing| standing.left == 0);
             let longest = used_up.map(|standing| standing.reset_after).max().unwrap_or_default();
             self.refused_until = now + longest.min(recheck);
         }
         self.marks = marks;
-        self.known =
-            Some(Known { standings: grant.standings.clone(), store_now: grant.now, at: now });
+        self.known = Some(Known {
+            standings: grant.standings.as_slice().into(),
+            store_now: grant.now,
+            at: now,
+        });
         stale
     }
 
     /// Spends one held request, or refuses.
-    pub fn spend(&mut self, limits: &Arc<[Limit]>, now: Duration) -> Decision {
+    pub fn spend(&mut self, limits: &Arc<[Limit]>, now: Moment) -> Decision {
         let admitted = self.held > 0;
         self.held = self.held.saturating_sub(1);
         let states = match &self.known {
@@ -195,7 +198,7 @@ impl Account {
             }
             Counted::AtStore(marks) => Some(returned(marks, 1)),
             Counted::Here(ends) => {
-                for (local, end) in self.local.iter_mut().zip(ends) {
+                for (local, end) in self.local.iter_mut().flatten().zip(ends) {
                     if local.end == *end {
                         local.used = local.used.saturating_sub(1);
                     }
@@ -210,20 +213,17 @@ impl Account {
     pub fn spend_locally(
         &mut self,
         limits: &Arc<[Limit]>,
-        now: Duration,
+        now: Moment,
         wall: UnixTime,
         gateways: u32,
     ) -> Decision {
         let store_now = self.known.as_ref().map_or(wall, |known| known.store_now(now));
-        let ends = limits.iter().map(|limit| limit.window_end(store_now));
-        if self.local.len() == limits.len() {
-            for (local, end) in self.local.iter_mut().zip(ends) {
-                if local.end != end {
-                    *local = LocalWindow { end, used: 0 };
-                }
+        let new = |limit: &Limit| LocalWindow { end: limit.window_end(store_now), used: 0 };
+        let local = self.local.get_or_insert_with(|| limits.iter().map(new).collect());
+        for (local, limit) in local.iter_mut().zip(limits.iter()) {
+            if local.end != limit.window_end(store_now) {
+                *local = new(limit);
             }
-        } else {
-            self.local = ends.map(|end| LocalWindow { end, used: 0 }).collect();
         }
         let allowance = |at: usize, limit: &Limit| {
             let standing = match &self.known {
@@ -237,20 +237,20 @@ impl Account {
         let rooms: SmallVec<[u64; 2]> = limits
             .iter()
             .enumerate()
-            .zip(&self.local)
+            .zip(local.iter())
             .map(|((at, limit), local)| allowance(at, limit).saturating_sub(local.used))
             .collect();
         let admitted = rooms.iter().all(|room| *room > 0);
         if admitted {
-            self.local.iter_mut().for_each(|local| local.used += 1);
+            local.iter_mut().for_each(|local| local.used += 1);
         }
-        let standings = self.local.iter().zip(&rooms).map(|(local, room)| Standing {
+        let standings = local.iter().zip(&rooms).map(|(local, room)| Standing {
             left: room.saturating_sub(u64::from(admitted)),
             reset_after: local.end - store_now,
         });
         let states = states(limits, standings, 0);
         let counted = match admitted {
-            true => Counted::Here(self.local.iter().map(|local| local.end).collect()),
+            true => Counted::Here(local.iter().map(|local| local.end).collect()),
             false => Counted::Nowhere,
         };
         Decision { admitted, limits: Arc::clone(limits), states, counted }
@@ -258,17 +258,16 @@ impl Account {
 
     /// What was admitted without the store and has not been told to it.
     pub fn untold(&self) -> Option<Adjustment> {
-        let changes = self
-            .local
-            .iter()
-            .map(|local| (local.end, i64::try_from(local.used).unwrap_or(i64::MAX)));
-        let any = self.local.iter().any(|local| local.used > 0);
-        any.then(|| Adjustment { changes: changes.collect() })
+        let local = self.local.as_deref()?;
+        let change =
+            |local: &LocalWindow| (local.end, i64::try_from(local.used).unwrap_or(i64::MAX));
+        let any = local.iter().any(|local| local.used > 0);
+        any.then(|| Adjustment { changes: local.iter().map(change).collect() })
     }
 
     /// Notes that the store was told of `told`; more may have been admitted meanwhile.
     pub fn told(&mut self, told: &Adjustment) {
-        for (local, (end, by)) in self.local.iter_mut().zip(&told.changes) {
+        for (local, (end, by)) in self.local.iter_mut().flatten().zip(&told.changes) {
             if local.end == *end {
                 local.used = local.used.saturating_sub(by.unsigned_abs());
             }
@@ -281,11 +280,12 @@ impl Account {
     }
 
     /// Whether there is nothing here that would be missed.
-    pub fn is_idle(&self, now: Duration) -> bool {
+    pub fn is_idle(&self, now: Moment) -> bool {
         let local_is_open = || {
-            let Some(known) = &self.known else { return !self.local.is_empty() };
+            let Some(local) = &self.local else { return false };
+            let Some(known) = &self.known else { return true };
             let store_now = known.store_now(now);
-            self.local.iter().any(|local| local.used > 0 && local.end > store_now)
+            local.iter().any(|local| local.used > 0 && local.end > store_now)
         };
         self.held == 0 && now >= self.refused_until && !local_is_open()
     }

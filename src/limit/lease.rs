@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::clock::Moment;
+
 /// How much demand a lease covers.
 pub const HORIZON: Duration = Duration::from_millis(50);
 
@@ -33,21 +35,19 @@ pub struct Demand {
     /// Requests a second, smoothed.
     rate: f32,
     count: u32,
-    since: Duration,
+    since: Moment,
 }
 
 impl Demand {
     /// Notes one request at `now`, by a monotonic clock.
-    pub fn note(&mut self, now: Duration) {
+    pub fn note(&mut self, now: Moment) {
         self.count = self.count.saturating_add(1);
-        let elapsed = now.saturating_sub(self.since);
+        let elapsed = now - self.since;
         if elapsed < SAMPLE {
             return;
         }
         let sample = self.count as f32 / elapsed.as_secs_f32();
-        // After a pause the past says nothing; within a burst it steadies.
-        let weight = if elapsed >= HORIZON * 4 { 1.0 } else { 0.5 };
-        self.rate += (sample - self.rate) * weight;
+        self.rate += (sample - self.rate) * 0.5;
         (self.count, self.since) = (0, now);
     }
 
@@ -79,7 +79,11 @@ mod tests {
     fn steady(per_second: u32) -> Demand {
         let mut demand = Demand::default();
         for request in 0..per_second {
-            demand.note(Duration::from_secs(1) + Duration::from_secs(1) * request / per_second);
+            demand.note(
+                Moment::default()
+                    + Duration::from_secs(1)
+                    + Duration::from_secs(1) * request / per_second,
+            );
         }
         demand
     }
@@ -95,7 +99,7 @@ mod tests {
         assert_eq!(size(&steady(10), 1_000_000, 1), FEW);
         assert_eq!(size(&Demand::default(), 1_000_000, 1), 0);
         let mut rare = Demand::default();
-        (1..9).for_each(|minute| rare.note(Duration::from_secs(60) * minute));
+        (1..9).for_each(|minute| rare.note(Moment::default() + Duration::from_secs(60) * minute));
         assert_eq!(size(&rare, 1_000_000, 1), 0);
     }
 

@@ -7,20 +7,21 @@
 //! when, and the subject is refused from memory. Refusals consume nothing.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use ahash::RandomState;
 use futures_util::future::join_all;
+use hashbrown::HashTable;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::account::Account;
 use super::decision::Counted;
 pub use super::decision::{Decision, LimitState};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::quota::Limit;
 use crate::store::{Adjustment, QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
@@ -80,7 +81,8 @@ struct State {
     in_flight: bool,
     /// Whether the ledger's list of leases has it.
     is_listed: bool,
-    waiting: VecDeque<oneshot::Sender<Outcome>>,
+    /// Who rides the next flight.
+    waiting: Vec<oneshot::Sender<Outcome>>,
 }
 
 struct Entry {
@@ -99,7 +101,8 @@ impl Entry {
 
 /// The ledger of one process.
 pub struct Ledger {
-    shards: Vec<Mutex<HashMap<Arc<str>, Arc<Entry>>>>,
+    /// Entries by their subjects.
+    shards: Vec<Mutex<HashTable<Arc<Entry>>>>,
     hasher: RandomState,
     store: Arc<dyn QuotaStore>,
     clock: Arc<dyn Clock>,
@@ -110,7 +113,7 @@ pub struct Ledger {
 }
 
 /// A lease, and when to look at it.
-struct Lease(Reverse<Duration>, Weak<Entry>);
+struct Lease(Reverse<Moment>, Arc<Entry>);
 
 impl Ord for Lease {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
@@ -136,7 +139,7 @@ impl Ledger {
     /// A ledger over `store` that keeps at most `max_subjects` subjects in memory.
     pub fn new(store: Arc<dyn QuotaStore>, clock: Arc<dyn Clock>, max_subjects: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(HashTable::new())).collect(),
             hasher: RandomState::new(),
             store,
             clock,
@@ -194,14 +197,14 @@ impl Ledger {
     /// Gives back leases that lie unused. Called several times a second.
     pub fn expire_leases(self: &Arc<Self>) {
         let now = self.clock.monotonic();
-        let mut due: Vec<Weak<Entry>> = Vec::new();
+        let mut due: Vec<Arc<Entry>> = Vec::new();
         {
             let mut leases = self.leases.lock();
             while leases.peek().is_some_and(|lease| lease.0.0 <= now) {
                 due.extend(leases.pop().map(|lease| lease.1));
             }
         }
-        for entry in due.iter().filter_map(Weak::upgrade) {
+        for entry in due {
             let mut state = entry.state.lock();
             let idle = state.account.take_idle(now);
             state.is_listed = false;
@@ -217,7 +220,7 @@ impl Ledger {
             && !state.is_listed
         {
             state.is_listed = true;
-            self.leases.lock().push(Lease(Reverse(at), Arc::downgrade(entry)));
+            self.leases.lock().push(Lease(Reverse(at), Arc::clone(entry)));
         }
     }
 
@@ -225,7 +228,7 @@ impl Ledger {
     pub async fn surrender(&self) {
         let mut held = Vec::new();
         for shard in &self.shards {
-            for entry in shard.lock().values() {
+            for entry in shard.lock().iter() {
                 if let Some(adjustment) = entry.state.lock().account.take_all() {
                     held.push((Arc::clone(entry), adjustment));
                 }
@@ -244,7 +247,7 @@ impl Ledger {
         for shard in &self.shards {
             let mut shard = shard.lock();
             let before = shard.len();
-            shard.retain(|_, entry| {
+            shard.retain(|entry| {
                 let mut state = entry.state.lock();
                 // What someone who left did not use is no lease, and has waited long enough.
                 if let Some(adjustment) = state.account.take_idle(now) {
@@ -271,31 +274,32 @@ impl Ledger {
 
     /// Requests held over all subjects.
     pub fn held(&self) -> u64 {
-        let of_shard = |shard: &Mutex<HashMap<Arc<str>, Arc<Entry>>>| -> u64 {
-            shard.lock().values().map(|entry| entry.state.lock().account.held()).sum()
+        let of_shard = |shard: &Mutex<HashTable<Arc<Entry>>>| -> u64 {
+            shard.lock().iter().map(|entry| entry.state.lock().account.held()).sum()
         };
         self.shards.iter().map(of_shard).sum()
     }
 
     fn entry(self: &Arc<Self>, subject: &str, limits: &Arc<[Limit]>) -> Arc<Entry> {
-        let at = self.hasher.hash_one(subject) as usize % SHARDS;
-        let mut shard = self.shards[at].lock();
-        let known = shard.get(subject);
-        if let Some(entry) = known
+        let hash = self.hasher.hash_one(subject);
+        // The table itself uses the lowest and the highest bits.
+        let mut shard = self.shards[(hash >> 32) as usize % SHARDS].lock();
+        let known = shard.find_mut(hash, |entry| *entry.subject == *subject);
+        if let Some(entry) = &known
             && (Arc::ptr_eq(&entry.limits, limits) || entry.limits == *limits)
         {
             return Arc::clone(entry);
         }
-        let replaced = known.cloned();
-        let subject: Arc<str> = subject.into();
         let entry = Arc::new(Entry {
-            subject: Arc::clone(&subject),
+            subject: subject.into(),
             limits: Arc::clone(limits),
             state: Mutex::new(State::default()),
         });
+        let replaced = known.map(|known| std::mem::replace(known, Arc::clone(&entry)));
         // At the bound a subject is decided without being remembered: exact all the same, only dearer.
-        let room = replaced.is_some() || self.subjects() < self.max_subjects;
-        if room && shard.insert(subject, Arc::clone(&entry)).is_none() {
+        if replaced.is_none() && self.subjects() < self.max_subjects {
+            let hash_of = |entry: &Arc<Entry>| self.hasher.hash_one(&*entry.subject);
+            shard.insert_unique(hash, Arc::clone(&entry), hash_of);
             self.subjects.fetch_add(1, Ordering::Relaxed);
         }
         drop(shard);
@@ -332,7 +336,7 @@ impl Ledger {
             }
             None => {
                 let (sender, receiver) = oneshot::channel();
-                state.waiting.push_back(sender);
+                state.waiting.push(sender);
                 Seat::Waits(receiver)
             }
         };
@@ -419,19 +423,23 @@ impl Flight {
         let sent_at = ledger.clock.monotonic();
         let (riders, ahead, untold) = {
             let mut state = entry.state.lock();
+            let mut riders = std::mem::take(&mut state.waiting);
             // Who came while the last answer was on its way may be served by it.
-            while !state.waiting.is_empty()
-                && let Some(decision) = state.account.decide(limits, sent_at)
-            {
-                state.hand(decision);
-            }
+            let served = |state: &mut State, rider| match state.account.decide(limits, sent_at) {
+                Some(decision) => {
+                    state.hand(rider, decision);
+                    None
+                }
+                None => Some(rider),
+            };
+            riders = riders.into_iter().filter_map(|rider| served(&mut state, rider)).collect();
             let ahead = match entry.sync(*terms) {
                 Sync::Leased => state.account.lease(limits, sent_at, terms.gateways),
                 Sync::Exact => 0,
             };
-            (state.waiting.len(), ahead, state.account.untold())
+            (riders, ahead, state.account.untold())
         };
-        let wanted = riders as u64 + ahead;
+        let wanted = riders.len() as u64 + ahead;
         if wanted == 0 {
             return Ok(());
         }
@@ -444,21 +452,23 @@ impl Flight {
             Ok(()) => ledger.store.take(&entry.subject, limits, wanted).await,
             Err(error) => Err(error),
         };
-        let leader = if riders > 0 { "waited" } else { "ahead" };
+        let leader = if riders.is_empty() { "ahead" } else { "waited" };
         METRICS.limit_flights.with_label_values(&[leader]).inc();
         let now = ledger.clock.monotonic();
         let mut state = entry.state.lock();
-        let riders = riders.min(state.waiting.len());
         let grant = match answer {
             Ok(grant) => grant,
             Err(error) => {
-                for rider in state.waiting.drain(..riders) {
+                for rider in riders {
                     let _ = rider.send(Err(error.clone()));
                 }
                 return Ok(());
             }
         };
         METRICS.limit_granted.inc_by(grant.granted);
+        if grant.granted > riders.len() as u64 {
+            METRICS.limit_lease.observe((grant.granted - riders.len() as u64) as f64);
+        }
         if let Some(told) = &untold {
             state.account.told(told);
         }
@@ -468,15 +478,16 @@ impl Flight {
         };
         let stale = state.account.receive(limits, &grant, sent_at, now, recheck);
         let worthless = state.account.take_worthless(now);
-        let result = match &worthless {
-            Some(_) => Err(TooLate),
-            None => {
-                for _ in 0..riders {
-                    let decision = state.account.spend(limits, now);
-                    state.hand(decision);
-                }
-                Ok(())
+        let result = if worthless.is_some() {
+            let later = std::mem::replace(&mut state.waiting, riders);
+            state.waiting.extend(later);
+            Err(TooLate)
+        } else {
+            for rider in riders {
+                let decision = state.account.spend(limits, now);
+                state.hand(rider, decision);
             }
+            Ok(())
         };
         ledger.list_lease(entry, &mut state);
         drop(state);
@@ -503,13 +514,9 @@ impl Drop for Flight {
 }
 
 impl State {
-    /// Gives the first who waits a decision. If nobody is there to take it, it goes to the next one.
-    fn hand(&mut self, decision: Decision) {
-        let refused = match self.waiting.pop_front() {
-            Some(rider) => rider.send(Ok(decision)).err(),
-            None => Some(Ok(decision)),
-        };
-        if let Some(Ok(decision)) = refused {
+    /// Gives one who waits a decision. If nobody is there to take it, it is left to the next one.
+    fn hand(&mut self, rider: oneshot::Sender<Outcome>, decision: Decision) {
+        if let Err(Ok(decision)) = rider.send(Ok(decision)) {
             // Nothing has come between spending and putting back: the marks are the same.
             self.account.put_back(&decision.counted);
         }
@@ -734,7 +741,6 @@ mod tests {
             });
             let (sender, receiver) = oneshot::channel();
             entry.state.lock().account.put_back(&Counted::AtStore(Default::default()));
-            entry.state.lock().waiting.push_back(sender);
             let start = std::sync::Barrier::new(2);
             std::thread::scope(|scope| {
                 scope.spawn(|| {
@@ -744,8 +750,8 @@ mod tests {
                 });
                 start.wait();
                 let mut state = entry.state.lock();
-                let decision = state.account.spend(&entry.limits, Duration::ZERO);
-                state.hand(decision);
+                let decision = state.account.spend(&entry.limits, Moment::default());
+                state.hand(sender, decision);
             });
             assert_eq!(entry.state.lock().account.held(), 1);
         }

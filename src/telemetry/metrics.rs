@@ -17,6 +17,9 @@ const SECONDS: [f64; 14] =
 const STORE_SECONDS: [f64; 10] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.25];
 
+/// Requests of one lease.
+const LEASES: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 16_384.0, 1_000_000.0];
+
 /// Limits that have a label of their own.
 const MAX_LIMIT_NAMES: usize = 100;
 
@@ -54,6 +57,10 @@ pub struct Metrics {
     pub limit_returned: IntCounter,
     /// Requests paid for and not yet admitted.
     pub limit_held: IntGauge,
+    /// Requests of one lease: what a grant held beyond those that were waiting.
+    pub limit_lease: Histogram,
+    /// Connections to the store that are not asked at the moment because they failed repeatedly.
+    pub store_breakers_open: IntGauge,
     /// Log lines lost because the reader of the log was too slow.
     pub log_lines_dropped: IntCounter,
     build_info: IntGaugeVec,
@@ -155,6 +162,17 @@ impl Metrics {
             limit_held: gauge(
                 "tollgate_limit_held",
                 "Requests paid for at the store and not yet admitted",
+            ),
+            limit_lease: registered(Histogram::with_opts(
+                HistogramOpts::new(
+                    "tollgate_limit_lease_requests",
+                    "Requests of one lease: what a grant held beyond those that were waiting",
+                )
+                .buckets(LEASES.to_vec()),
+            )),
+            store_breakers_open: gauge(
+                "tollgate_store_breakers_open",
+                "Connections to the store that are not asked because they failed repeatedly",
             ),
             log_lines_dropped: registered(IntCounter::new(
                 "tollgate_log_lines_dropped_total",

@@ -105,6 +105,14 @@ impl RedisClient {
         }
     }
 
+    /// How many breakers are open: of a cluster there is one for each node.
+    pub(super) fn open_breakers(&self) -> usize {
+        match &self.servers {
+            Servers::One(node) => usize::from(node.is_open()),
+            Servers::Cluster(cluster) => cluster.open_breakers(),
+        }
+    }
+
     /// Whether Redis has ever answered.
     pub(super) fn has_answered(&self) -> bool {
         self.answered.load(Ordering::Acquire)

@@ -115,6 +115,13 @@ impl Cluster {
         self.known().is_some_and(|map| map.members.iter().any(|member| member.node.available()))
     }
 
+    /// How many nodes have failed repeatedly.
+    pub(super) fn open_breakers(&self) -> usize {
+        let open =
+            |map: &SlotMap| map.members.iter().filter(|member| member.node.is_open()).count();
+        self.known().map_or(0, |map| open(&map))
+    }
+
     /// The node that holds `slot`; waits while nothing is known yet.
     pub(super) async fn node_of(&self, slot: u16) -> Result<Arc<Node>, Error> {
         let mut slots = self.slots.clone();

@@ -80,6 +80,12 @@ impl RedisStore {
         self.client.available()
     }
 
+    /// How many connections are not asked because they failed repeatedly; there is one, or one for each
+    /// node of a cluster. Never waits.
+    pub fn open_breakers(&self) -> usize {
+        self.client.open_breakers()
+    }
+
     /// Whether Redis has ever answered. Never waits.
     pub fn has_answered(&self) -> bool {
         self.client.has_answered()
