@@ -252,6 +252,8 @@ struct Run {
     subjects: Vec<Subject>,
     terms: Terms,
     admitted: u64,
+    /// Admissions that wait for what another subject's limits say.
+    undecided: Vec<(Arc<Ledger>, Arc<str>, Decision)>,
     log: Vec<String>,
 }
 
@@ -310,6 +312,7 @@ impl Run {
             subjects,
             terms,
             admitted: 0,
+            undecided: Vec::new(),
             log: Vec::new(),
         };
         for _ in 0..gateways {
@@ -351,7 +354,8 @@ impl Run {
                 let wrong = START.as_secs() - 100_000 + self.random.u64(..200_000);
                 self.gateways[at].clock.set(UnixTime::from_secs(wrong));
             }
-            95..97 => {
+            95 => self.put_back(),
+            96 => {
                 if let Some((_, asking)) = self.gateways[at].asking.pop() {
                     self.log.push(format!("gateway {at}: a client leaves"));
                     asking.abort();
@@ -375,21 +379,15 @@ impl Run {
         let subject = &self.subjects[which];
         let (subject, limits) = (Arc::clone(&subject.name), Arc::clone(&subject.limits));
         let (ledger, terms) = (Arc::clone(&self.gateways[at].ledger), self.terms);
-        let thinks_better = self.random.u8(..20) == 0;
-        let asking = tokio::spawn(async move {
-            let decision = ledger.admit(&subject, &limits, terms).await;
-            match decision {
-                // As when another subject's limits refuse the request.
-                Ok(mut decision) if thinks_better && decision.admitted => {
-                    tokio::task::yield_now().await;
-                    ledger.put_back(&subject, &mut decision);
-                    decision.admitted = false;
-                    Ok(decision)
-                }
-                decision => decision,
-            }
-        });
+        let asking = tokio::spawn(async move { ledger.admit(&subject, &limits, terms).await });
         self.gateways[at].asking.push((which, asking));
+    }
+
+    /// Another subject's limits have refused.
+    fn put_back(&mut self) {
+        for (ledger, subject, mut decision) in self.undecided.drain(..) {
+            ledger.put_back(&subject, &mut decision);
+        }
     }
 
     /// A new configuration: the same limits, compiled afresh, or the other mode.
@@ -473,7 +471,10 @@ impl Run {
                 for (limit, state) in subject.limits.iter().zip(&decision.states) {
                     assert!(state.remaining <= limit.quota, "seed {}", self.seed);
                 }
-                if decision.admitted {
+                if decision.admitted && self.random.u8(..20) == 0 {
+                    let ledger = Arc::clone(&gateway.ledger);
+                    self.undecided.push((ledger, Arc::clone(&subject.name), decision));
+                } else if decision.admitted {
                     self.admitted += 1;
                     let results = subject.watches.iter_mut().map(|watch| watch.admit(now));
                     wrong = results.filter_map(Result::err).next().or(wrong);
@@ -489,7 +490,10 @@ impl Run {
     /// in the windows still open, and not one request more.
     async fn nothing_is_wasted(&mut self) {
         for _ in 0..2_000 {
-            let quiet = self.network.to_store.lock().is_empty()
+            self.put_back();
+            self.settle().await;
+            let quiet = self.undecided.is_empty()
+                && self.network.to_store.lock().is_empty()
                 && self.network.to_gateways.lock().is_empty();
             let held: u64 = self.gateways.iter().map(|gateway| gateway.ledger.held()).sum();
             if quiet && held == 0 {
