@@ -5,14 +5,19 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 use support::topology::{ELECTION, is_primary};
 use support::*;
+use tempfile::TempDir;
 
 /// Primaries of a cluster.
 const PRIMARIES: usize = 3;
@@ -354,4 +359,57 @@ fn said_by_show(url: &str) -> String {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(69), "{url}: {said}");
     said
+}
+
+/// A certificate authority of its own, and Redis' certificate made by it; the authority's file.
+fn certificates(dir: &Path) -> PathBuf {
+    let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let file = dir.join("ca.pem");
+    fs::write(&file, authority.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(authority, key);
+    let key = KeyPair::generate().unwrap();
+    let server = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    fs::write(dir.join("redis.pem"), server.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+    fs::write(dir.join("redis.key"), key.serialize_pem()).unwrap();
+    file
+}
+
+#[test]
+fn tls_with_a_user_and_a_database_and_not_with_a_stranger_s_certificate() {
+    let (dir, origin) = (TempDir::new().unwrap(), Origin::start());
+    let authority = certificates(dir.path());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let redis = Redis::start_with(&format!(
+        "tls-port {port}
+tls-cert-file {home}/redis.pem
+tls-key-file {home}/redis.key
+tls-ca-cert-file {home}/ca.pem
+tls-auth-clients no
+user gate on >opens ~* &* +@all",
+        home = dir.path().display(),
+    ));
+    let yaml = format!(
+        "redis: {{ url: \"rediss://gate:opens@127.0.0.1:{port}/3\", timeout: 2s }}
+limits: {{ default: [ 2/day ], on_store_failure: deny }}
+auth: {}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }} ]",
+        auth("[]"),
+        origin.url()
+    );
+    redis.command(&["-n", "3", "HSET", "token:alice", "name", "x"]);
+    let gateway = Gateway::spawn_with(&yaml, &[("SSL_CERT_FILE", authority.to_str().unwrap())]);
+    gateway.wait_ready();
+    let statuses: Vec<_> = (0..3).map(|_| gateway.get_as("alice", "/").status()).collect();
+    assert_eq!(statuses, [200, 200, 429]);
+    assert_eq!(redis.command(&["-n", "3", "EXISTS", "quota:{token:alice}:day:86400"]), "1");
+    assert_eq!(redis.command(&["-n", "0", "DBSIZE"]), "0");
+
+    // The same certificate, where nobody vouches for it.
+    let doubting = Gateway::spawn(&yaml);
+    let refused = doubting.get_as("alice", "/");
+    assert_eq!((refused.status(), refused.code().as_str()), (503, "store_unavailable"));
+    assert_eq!(doubting.get("/ready").status(), 503);
 }

@@ -30,29 +30,46 @@ pub struct Account {
     /// Refuse until then without asking.
     refused_until: Moment,
     /// The store's last answer.
-    known: Option<Known>,
+    known: Known,
     /// What was admitted without the store, window by window.
     local: Option<Box<[LocalWindow]>>,
     demand: Demand,
 }
 
-#[derive(Debug)]
+/// The store's answer of a moment; without standings, that nothing was heard of it yet.
+#[derive(Debug, Default)]
 struct Known {
-    standings: SmallVec<[Standing; 1]>,
+    /// What is left of each limit, and the microseconds until that changes.
+    standings: SmallVec<[(u64, u64); 1]>,
     store_now: UnixTime,
     /// When the answer arrived.
     at: Moment,
 }
 
 impl Known {
+    fn of(grant: &Grant, at: Moment) -> Self {
+        let compact = |standing: &Standing| {
+            let reset_us = standing.reset_after.as_micros();
+            (standing.left, u64::try_from(reset_us).unwrap_or(u64::MAX))
+        };
+        Self { standings: grant.standings.iter().map(compact).collect(), store_now: grant.now, at }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.standings.is_empty()
+    }
+
     fn store_now(&self, now: Moment) -> UnixTime {
         self.store_now + (now - self.at)
     }
 
     /// How limit `at` stands at `store_now`, for all this process knows.
     fn standing(&self, at: usize, limit: &Limit, store_now: UnixTime) -> Standing {
-        let standing = self.standings.get(at).copied();
-        standing.unwrap_or_else(|| unused(limit, store_now)).later(limit, self.store_now, store_now)
+        let Some((left, reset_us)) = self.standings.get(at) else {
+            return unused(limit, store_now);
+        };
+        let standing = Standing { left: *left, reset_after: Duration::from_micros(*reset_us) };
+        standing.later(limit, self.store_now, store_now)
     }
 }
 
@@ -123,10 +140,12 @@ impl Account {
 
     /// Requests left at the store, as far as is known.
     fn left(&self, limits: &[Limit], now: Moment) -> u64 {
-        let Some(known) = &self.known else { return 0 };
-        let store_now = known.store_now(now);
-        let standings = limits.iter().enumerate();
-        standings.map(|(at, limit)| known.standing(at, limit, store_now).left).min().unwrap_or(0)
+        if self.known.is_nothing() {
+            return 0;
+        }
+        let store_now = self.known.store_now(now);
+        let left = |(at, limit): (usize, &Limit)| self.known.standing(at, limit, store_now).left;
+        limits.iter().enumerate().map(left).min().unwrap_or(0)
     }
 
     /// Books a grant that was asked for at `sent_at`. `recheck` bounds how long a refusal is believed.
@@ -159,11 +178,7 @@ impl Account {
             self.refused_until = now + longest.min(recheck);
         }
         self.marks = marks;
-        self.known = Some(Known {
-            standings: grant.standings.as_slice().into(),
-            store_now: grant.now,
-            at: now,
-        });
+        self.known = Known::of(grant, now);
         stale
     }
 
@@ -171,14 +186,13 @@ impl Account {
     pub fn spend(&mut self, limits: &Arc<[Limit]>, now: Moment) -> Decision {
         let admitted = self.held > 0;
         self.held = self.held.saturating_sub(1);
-        let states = match &self.known {
-            Some(known) => {
-                let store_now = known.store_now(now);
-                let standings = limits.iter().enumerate();
-                let standings = standings.map(|(at, limit)| known.standing(at, limit, store_now));
-                states(limits, standings, self.held)
-            }
-            None => SmallVec::new(),
+        let states = if self.known.is_nothing() {
+            SmallVec::new()
+        } else {
+            let store_now = self.known.store_now(now);
+            let standings = limits.iter().enumerate();
+            let standings = standings.map(|(at, limit)| self.known.standing(at, limit, store_now));
+            states(limits, standings, self.held)
         };
         let counted = match admitted {
             true => Counted::AtStore(self.marks.clone()),
@@ -217,7 +231,7 @@ impl Account {
         wall: UnixTime,
         gateways: u32,
     ) -> Decision {
-        let store_now = self.known.as_ref().map_or(wall, |known| known.store_now(now));
+        let store_now = if self.known.is_nothing() { wall } else { self.known.store_now(now) };
         let new = |limit: &Limit| LocalWindow { end: limit.window_end(store_now), used: 0 };
         let local = self.local.get_or_insert_with(|| limits.iter().map(new).collect());
         for (local, limit) in local.iter_mut().zip(limits.iter()) {
@@ -226,11 +240,7 @@ impl Account {
             }
         }
         let allowance = |at: usize, limit: &Limit| {
-            let standing = match &self.known {
-                Some(known) => known.standing(at, limit, store_now),
-                None => unused(limit, store_now),
-            };
-            let left = standing.left.min(limit.quota);
+            let left = self.known.standing(at, limit, store_now).left.min(limit.quota);
             // Whoever has something left has at least one.
             (left / u64::from(gateways.max(1))).max(left.min(1))
         };
@@ -283,8 +293,10 @@ impl Account {
     pub fn is_idle(&self, now: Moment) -> bool {
         let local_is_open = || {
             let Some(local) = &self.local else { return false };
-            let Some(known) = &self.known else { return true };
-            let store_now = known.store_now(now);
+            if self.known.is_nothing() {
+                return true;
+            }
+            let store_now = self.known.store_now(now);
             local.iter().any(|local| local.used > 0 && local.end > store_now)
         };
         self.held == 0 && now >= self.refused_until && !local_is_open()

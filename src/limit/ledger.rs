@@ -86,7 +86,7 @@ struct State {
 }
 
 struct Entry {
-    subject: Arc<str>,
+    subject: Box<str>,
     limits: Arc<[Limit]>,
     state: Mutex<State>,
 }

@@ -109,22 +109,38 @@ impl Gateway {
 
     /// Starts a gateway and waits until it listens.
     pub fn spawn(yaml: &str) -> Self {
+        Self::spawn_with(yaml, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn spawn_with(yaml: &str, environment: &[(&str, &str)]) -> Self {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("tollgate.yaml");
         std::fs::write(&config, complete(yaml, dir.path())).unwrap();
-        let mut gateway = Self::launch(&["run", "-c", config.to_str().unwrap()], dir);
+        let mut gateway =
+            Self::launch_with(&["run", "-c", config.to_str().unwrap()], dir, environment);
         gateway.find_addresses();
         gateway
     }
 
     /// Starts the executable with its home in `dir`, at a time when no hour's or day's window is about to end.
     pub fn launch(arguments: &[&str], dir: impl Into<Arc<TempDir>>) -> Self {
+        Self::launch_with(arguments, dir, &[])
+    }
+
+    fn launch_with(
+        arguments: &[&str],
+        dir: impl Into<Arc<TempDir>>,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let dir = dir.into();
         let left = 3_600 - token::now() % 3_600;
         if left < 15 {
             thread::sleep(Duration::from_secs(left));
         }
-        let mut child = tollgate().args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut command = tollgate();
+        command.args(arguments).envs(environment.iter().copied()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, written) =
             (BufReader::new(child.stdout.take().unwrap()).lines(), Arc::clone(&log));

@@ -126,7 +126,10 @@ sentinel parallel-syncs main 2"
 
     fn cli(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("redis-cli");
-        command.env("REDISCLI_AUTH", if self.locked() { PASSWORD } else { "" });
+        command.env_remove("REDISCLI_AUTH");
+        if self.locked() {
+            command.env("REDISCLI_AUTH", PASSWORD);
+        }
         command.args(["-e", "-p", &self.port.to_string()]).args(arguments);
         command
     }
