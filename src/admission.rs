@@ -251,7 +251,7 @@ impl Admission {
         if let Some(principal) = principal {
             take(policy.max_in_flight, &self.tokens_in_flight, principal.token_id())?;
         }
-        take(route.max_in_flight, &self.routes_in_flight, &route.label)?;
+        take(route.max_in_flight, &self.routes_in_flight, &route.key)?;
         Ok(places)
     }
 
@@ -275,7 +275,7 @@ impl Admission {
             token: record.map(|record| &*record.subject),
             organization: record.and_then(|record| record.organization_id.as_deref()),
             client: request.client,
-            route: &route.label,
+            route: &route.key,
         };
         let terms = Terms {
             sync: policy.sync,

@@ -71,6 +71,9 @@ pub struct Policy {
 pub struct Route {
     /// The host and prefix it serves, for logs and metrics.
     pub label: Arc<str>,
+    /// What its limits and places are counted under: label and methods, for routes may differ in these
+    /// alone.
+    pub key: Arc<str>,
     /// The canonical prefix.
     pub prefix: String,
     /// Where its requests go.
@@ -218,7 +221,14 @@ fn routes(
             host: route.host.clone(),
             methods: route.methods.clone(),
         };
+        let mut methods = route.methods.clone();
+        methods.sort_unstable();
+        let key = match methods.as_slice() {
+            [] => label.clone(),
+            methods => format!("{label}[{}]", methods.join(",")),
+        };
         let compiled = Route {
+            key: key.into(),
             metrics: RouteMetrics::new(&label),
             label: label.into(),
             prefix: route.prefix.clone(),

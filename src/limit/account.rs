@@ -31,8 +31,8 @@ pub struct Account {
     refused_until: Moment,
     /// The store's last answer.
     known: Known,
-    /// What was admitted without the store, window by window.
-    local: Option<Box<[LocalWindow]>>,
+    /// What was admitted without the store.
+    local: Option<Box<Local>>,
     demand: Demand,
 }
 
@@ -76,6 +76,17 @@ impl Known {
 /// How a limit stands of which nothing is used.
 fn unused(limit: &Limit, store_now: UnixTime) -> Standing {
     Standing { left: limit.capacity(), reset_after: limit.window_end(store_now) - store_now }
+}
+
+/// What was admitted without the store and has not been told to it.
+#[derive(Debug)]
+struct Local {
+    /// Limit by limit.
+    windows: SmallVec<[LocalWindow; 2]>,
+    /// When all of these windows have ended.
+    until: Moment,
+    /// What the store is being told, and its id: the same until it has said that it knows.
+    telling: Option<(u64, Adjustment)>,
 }
 
 /// Requests admitted without the store in one window of one limit. Without the store every limit is one
@@ -160,14 +171,17 @@ impl Account {
     ) -> Option<Adjustment> {
         let marks: SmallVec<[UnixTime; 2]> =
             limits.iter().map(|limit| limit.mark(grant.now)).collect();
-        let (marks, stale) = match (self.held, merged(limits, &self.marks, &marks)) {
-            (0, _) => (marks, None),
-            (_, Some(merged)) => (merged, None),
-            (_, None) => (marks, Some(self.give_back())),
+        let spendable = limits.iter().map(|limit| limit.spendable_for(grant.now)).min();
+        let spendable = spendable.unwrap_or_default();
+        // What is soon worth nothing would make all of it worth nothing.
+        let lasts = self.marks == marks || self.held_until >= now + spendable / 2;
+        let (marks, stale) = match merged(limits, &self.marks, &marks).filter(|_| lasts) {
+            _ if self.held == 0 => (marks, None),
+            Some(merged) => (merged, None),
+            None => (marks, Some(self.give_back())),
         };
         if grant.granted > 0 {
-            let spendable = limits.iter().map(|limit| limit.spendable_for(grant.now)).min();
-            let until = sent_at + spendable.unwrap_or_default();
+            let until = sent_at + spendable;
             self.held_until = if self.held > 0 { until.min(self.held_until) } else { until };
             self.lease_until = now + self.demand.life();
             self.held += grant.granted;
@@ -212,7 +226,8 @@ impl Account {
             }
             Counted::AtStore(marks) => Some(returned(marks, 1)),
             Counted::Here(ends) => {
-                for (local, end) in self.local.iter_mut().flatten().zip(ends) {
+                let windows = self.local.iter_mut().flat_map(|local| &mut local.windows);
+                for (local, end) in windows.zip(ends) {
                     if local.end == *end {
                         local.used = local.used.saturating_sub(1);
                     }
@@ -233,12 +248,17 @@ impl Account {
     ) -> Decision {
         let store_now = if self.known.is_nothing() { wall } else { self.known.store_now(now) };
         let new = |limit: &Limit| LocalWindow { end: limit.window_end(store_now), used: 0 };
-        let local = self.local.get_or_insert_with(|| limits.iter().map(new).collect());
-        for (local, limit) in local.iter_mut().zip(limits.iter()) {
-            if local.end != limit.window_end(store_now) {
-                *local = new(limit);
+        let local = self.local.get_or_insert_with(|| {
+            let windows = limits.iter().map(new).collect();
+            Box::new(Local { windows, until: now, telling: None })
+        });
+        for (window, limit) in local.windows.iter_mut().zip(limits.iter()) {
+            if window.end != limit.window_end(store_now) {
+                *window = new(limit);
             }
         }
+        let last_end = local.windows.iter().map(|window| window.end).max().unwrap_or(store_now);
+        local.until = now + (last_end - store_now);
         let allowance = |at: usize, limit: &Limit| {
             let left = self.known.standing(at, limit, store_now).left.min(limit.quota);
             // Whoever has something left has at least one.
@@ -247,39 +267,45 @@ impl Account {
         let rooms: SmallVec<[u64; 2]> = limits
             .iter()
             .enumerate()
-            .zip(local.iter())
-            .map(|((at, limit), local)| allowance(at, limit).saturating_sub(local.used))
+            .zip(&local.windows)
+            .map(|((at, limit), window)| allowance(at, limit).saturating_sub(window.used))
             .collect();
         let admitted = rooms.iter().all(|room| *room > 0);
         if admitted {
-            local.iter_mut().for_each(|local| local.used += 1);
+            local.windows.iter_mut().for_each(|window| window.used += 1);
         }
-        let standings = local.iter().zip(&rooms).map(|(local, room)| Standing {
+        let standings = local.windows.iter().zip(&rooms).map(|(local, room)| Standing {
             left: room.saturating_sub(u64::from(admitted)),
             reset_after: local.end - store_now,
         });
         let states = states(limits, standings, 0);
         let counted = match admitted {
-            true => Counted::Here(local.iter().map(|local| local.end).collect()),
+            true => Counted::Here(local.windows.iter().map(|window| window.end).collect()),
             false => Counted::Nowhere,
         };
         Decision { admitted, limits: Arc::clone(limits), states, counted }
     }
 
-    /// What was admitted without the store and has not been told to it.
-    pub fn untold(&self) -> Option<Adjustment> {
-        let local = self.local.as_deref()?;
-        let change =
-            |local: &LocalWindow| (local.end, i64::try_from(local.used).unwrap_or(i64::MAX));
-        let any = local.iter().any(|local| local.used > 0);
-        any.then(|| Adjustment { changes: local.iter().map(change).collect() })
+    /// What was admitted without the store and has not been told to it, and an id under which it may be
+    /// told any number of times.
+    pub fn untold(&mut self) -> Option<(u64, Adjustment)> {
+        let local = self.local.as_deref_mut()?;
+        if local.telling.is_none() && local.windows.iter().any(|window| window.used > 0) {
+            let change =
+                |window: &LocalWindow| (window.end, i64::try_from(window.used).unwrap_or(i64::MAX));
+            let changes = local.windows.iter().map(change).collect();
+            local.telling = Some((fastrand::u64(1..1 << 53), Adjustment { changes }));
+        }
+        local.telling.clone()
     }
 
-    /// Notes that the store was told of `told`; more may have been admitted meanwhile.
-    pub fn told(&mut self, told: &Adjustment) {
-        for (local, (end, by)) in self.local.iter_mut().flatten().zip(&told.changes) {
-            if local.end == *end {
-                local.used = local.used.saturating_sub(by.unsigned_abs());
+    /// Notes that the store knows what it was being told; more may have been admitted meanwhile.
+    pub fn told(&mut self) {
+        let Some(local) = self.local.as_deref_mut() else { return };
+        let Some((_, told)) = local.telling.take() else { return };
+        for (window, (end, by)) in local.windows.iter_mut().zip(&told.changes) {
+            if window.end == *end {
+                window.used = window.used.saturating_sub(by.unsigned_abs());
             }
         }
     }
@@ -292,12 +318,10 @@ impl Account {
     /// Whether there is nothing here that would be missed.
     pub fn is_idle(&self, now: Moment) -> bool {
         let local_is_open = || {
-            let Some(local) = &self.local else { return false };
-            if self.known.is_nothing() {
-                return true;
-            }
-            let store_now = self.known.store_now(now);
-            local.iter().any(|local| local.used > 0 && local.end > store_now)
+            self.local.as_ref().is_some_and(|local| {
+                let untold = local.telling.is_some() || local.windows.iter().any(|w| w.used > 0);
+                untold && now < local.until
+            })
         };
         self.held == 0 && now >= self.refused_until && !local_is_open()
     }

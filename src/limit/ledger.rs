@@ -32,7 +32,7 @@ const SHARDS: usize = 64;
 /// Most requests that wait for one subject's flights; more are told that the store is behind.
 const MAX_WAITING: usize = 10_000;
 
-/// How long a refusal is believed in leased mode, where others may give back what they do not use.
+/// How long a refusal is believed: others may give back what they do not use.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// How often a grant may come too late before the store counts as failing.
@@ -79,8 +79,8 @@ type Outcome = Result<Decision, StoreError>;
 struct State {
     account: Account,
     in_flight: bool,
-    /// Whether the ledger's list of leases has it.
-    is_listed: bool,
+    /// When the ledger's list of leases looks at it, if that has it.
+    listed_at: Option<Moment>,
     /// Who rides the next flight.
     waiting: Vec<oneshot::Sender<Outcome>>,
 }
@@ -88,6 +88,8 @@ struct State {
 struct Entry {
     subject: Box<str>,
     limits: Arc<[Limit]>,
+    /// Whether the ledger finds it again.
+    remembered: bool,
     state: Mutex<State>,
 }
 
@@ -108,7 +110,7 @@ pub struct Ledger {
     clock: Arc<dyn Clock>,
     max_subjects: usize,
     subjects: AtomicUsize,
-    /// Leases by when to look whether they lie unused; a subject stands here once at most.
+    /// Leases by when to look whether they lie unused.
     leases: Mutex<BinaryHeap<Lease>>,
 }
 
@@ -168,6 +170,8 @@ impl Ledger {
             Err(error) => match terms.on_failure {
                 FailurePolicy::Deny => Err(error),
                 FailurePolicy::Allow => Ok(Decision::unknown(limits)),
+                // What is forgotten at once cannot be counted here.
+                FailurePolicy::Local if !entry.remembered => Err(error),
                 FailurePolicy::Local => {
                     let (now, wall) = (self.clock.monotonic(), self.clock.now());
                     let mut state = entry.state.lock();
@@ -207,7 +211,7 @@ impl Ledger {
         for entry in due {
             let mut state = entry.state.lock();
             let idle = state.account.take_idle(now);
-            state.is_listed = false;
+            state.listed_at = None;
             self.list_lease(&entry, &mut state);
             drop(state);
             self.send_back(&entry, idle);
@@ -217,25 +221,31 @@ impl Ledger {
     /// Notes when to look whether what an entry holds lies unused.
     fn list_lease(&self, entry: &Arc<Entry>, state: &mut State) {
         if let Some(at) = state.account.idle_at()
-            && !state.is_listed
+            && state.listed_at.is_none_or(|listed_at| at < listed_at)
         {
-            state.is_listed = true;
+            state.listed_at = Some(at);
             self.leases.lock().push(Lease(Reverse(at), Arc::clone(entry)));
         }
     }
 
-    /// Gives everything back that is held, before the process ends.
+    /// Gives everything back that is held, and tells what was admitted without the store, before the
+    /// process ends.
     pub async fn surrender(&self) {
-        let mut held = Vec::new();
-        for shard in &self.shards {
-            for entry in shard.lock().iter() {
-                if let Some(adjustment) = entry.state.lock().account.take_all() {
-                    held.push((Arc::clone(entry), adjustment));
+        let entries: Vec<Arc<Entry>> = self
+            .shards
+            .iter()
+            .flat_map(|shard| shard.lock().iter().cloned().collect::<Vec<_>>())
+            .collect();
+        for some in entries.chunks(SURRENDER_AT_ONCE) {
+            join_all(some.iter().map(|entry| async move {
+                let held = entry.state.lock().account.take_all();
+                // What cannot be said now is lost with the process.
+                if let Some(held) = held {
+                    let _ = self.adjust(entry, &held).await;
                 }
-            }
-        }
-        for some in held.chunks(SURRENDER_AT_ONCE) {
-            join_all(some.iter().map(|(entry, adjustment)| self.adjust(entry, adjustment))).await;
+                let _ = self.tell(entry).await;
+            }))
+            .await;
         }
     }
 
@@ -284,28 +294,26 @@ impl Ledger {
         let hash = self.hasher.hash_one(subject);
         // The table itself uses the lowest and the highest bits.
         let mut shard = self.shards[(hash >> 32) as usize % SHARDS].lock();
-        let known = shard.find_mut(hash, |entry| *entry.subject == *subject);
-        if let Some(entry) = &known
-            && (Arc::ptr_eq(&entry.limits, limits) || entry.limits == *limits)
-        {
+        // One subject may be counted under several sets of limits: each has an entry of its own.
+        let known = shard.find(hash, |entry| {
+            *entry.subject == *subject
+                && (Arc::ptr_eq(&entry.limits, limits) || entry.limits == *limits)
+        });
+        if let Some(entry) = known {
             return Arc::clone(entry);
         }
+        // At the bound a subject is decided without being remembered: exact all the same, only dearer.
+        let remembered = self.subjects() < self.max_subjects;
         let entry = Arc::new(Entry {
             subject: subject.into(),
             limits: Arc::clone(limits),
+            remembered,
             state: Mutex::new(State::default()),
         });
-        let replaced = known.map(|known| std::mem::replace(known, Arc::clone(&entry)));
-        // At the bound a subject is decided without being remembered: exact all the same, only dearer.
-        if replaced.is_none() && self.subjects() < self.max_subjects {
+        if remembered {
             let hash_of = |entry: &Arc<Entry>| self.hasher.hash_one(&*entry.subject);
             shard.insert_unique(hash, Arc::clone(&entry), hash_of);
             self.subjects.fetch_add(1, Ordering::Relaxed);
-        }
-        drop(shard);
-        if let Some(replaced) = replaced {
-            let held = replaced.state.lock().account.take_all();
-            self.send_back(&replaced, held);
         }
         entry
     }
@@ -368,6 +376,16 @@ impl Ledger {
         });
     }
 
+    /// Tells the store what was admitted without it: that counts before anything more is taken.
+    async fn tell(&self, entry: &Entry) -> Result<(), StoreError> {
+        loop {
+            let untold = entry.state.lock().account.untold();
+            let Some((id, untold)) = untold else { return Ok(()) };
+            self.store.adjust(&entry.subject, &entry.limits, &untold, id).await?;
+            entry.state.lock().account.told();
+        }
+    }
+
     async fn adjust(&self, entry: &Entry, adjustment: &Adjustment) -> Result<(), StoreError> {
         let returned = adjustment.changes.iter().map(|(_, by)| -by).max().unwrap_or(0);
         let id = fastrand::u64(1..1 << 53);
@@ -421,7 +439,7 @@ impl Flight {
         let Self { ledger, entry, terms, .. } = self;
         let limits = &entry.limits;
         let sent_at = ledger.clock.monotonic();
-        let (riders, ahead, untold) = {
+        let (riders, ahead) = {
             let mut state = entry.state.lock();
             let mut riders = std::mem::take(&mut state.waiting);
             // Who came while the last answer was on its way may be served by it.
@@ -437,18 +455,13 @@ impl Flight {
                 Sync::Leased => state.account.lease(limits, sent_at, terms.gateways),
                 Sync::Exact => 0,
             };
-            (riders, ahead, state.account.untold())
+            (riders, ahead)
         };
         let wanted = riders.len() as u64 + ahead;
         if wanted == 0 {
             return Ok(());
         }
-        // What was admitted without the store counts before anything more is taken.
-        let told = match &untold {
-            Some(untold) => ledger.adjust(entry, untold).await,
-            None => Ok(()),
-        };
-        let answer = match told {
+        let answer = match ledger.tell(entry).await {
             Ok(()) => ledger.store.take(&entry.subject, limits, wanted).await,
             Err(error) => Err(error),
         };
@@ -469,14 +482,7 @@ impl Flight {
         if grant.granted > riders.len() as u64 {
             METRICS.limit_lease.observe((grant.granted - riders.len() as u64) as f64);
         }
-        if let Some(told) = &untold {
-            state.account.told(told);
-        }
-        let recheck = match entry.sync(*terms) {
-            Sync::Leased => RECHECK,
-            Sync::Exact => Duration::MAX,
-        };
-        let stale = state.account.receive(limits, &grant, sent_at, now, recheck);
+        let stale = state.account.receive(limits, &grant, sent_at, now, RECHECK);
         let worthless = state.account.take_worthless(now);
         let result = if worthless.is_some() {
             let later = std::mem::replace(&mut state.waiting, riders);
@@ -557,6 +563,10 @@ mod tests {
         gate: Semaphore,
         asked: Mutex<Vec<u64>>,
         down: Mutex<bool>,
+        /// So many adjustments are made and not answered.
+        deaf: Mutex<u32>,
+        /// The adjustments that arrived.
+        told: Mutex<Vec<(u64, Adjustment)>>,
     }
 
     #[async_trait]
@@ -585,7 +595,17 @@ mod tests {
             if *self.down.lock() {
                 return Err(StoreError::Open);
             }
-            self.inner.adjust(subject, limits, adjustment, id).await
+            let known = self.told.lock().iter().any(|(known, _)| *known == id);
+            self.told.lock().push((id, adjustment.clone()));
+            if !known {
+                self.inner.adjust(subject, limits, adjustment, id).await?;
+            }
+            let mut deaf = self.deaf.lock();
+            if *deaf > 0 {
+                *deaf -= 1;
+                return Err(StoreError::Timeout(Duration::ZERO));
+            }
+            Ok(())
         }
     }
 
@@ -607,6 +627,8 @@ mod tests {
             gate: Semaphore::new(permits),
             asked: Mutex::default(),
             down: Mutex::default(),
+            deaf: Mutex::default(),
+            told: Mutex::default(),
         });
         let ledger = Arc::new(Ledger::new(store.clone(), clock.clone(), 1_000));
         let limits = limits.iter().map(|text| Limit::parse(text).unwrap()).collect();
@@ -737,6 +759,7 @@ mod tests {
             let entry = Arc::new(Entry {
                 subject: "s".into(),
                 limits: Arc::new([]),
+                remembered: true,
                 state: Mutex::default(),
             });
             let (sender, receiver) = oneshot::channel();
@@ -813,6 +836,72 @@ mod tests {
             after += u32::from(ask().await);
         }
         assert_eq!(after, 2, "one before, three alone, two after");
+    }
+
+    #[tokio::test]
+    async fn a_subject_under_two_sets_of_limits_is_counted_under_both_while_the_store_is_away() {
+        let world = world(&["4/minute"], 1_000);
+        let other: Arc<[Limit]> = [Limit::parse("9/hour").unwrap()].into();
+        *world.store.down.lock() = true;
+        let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
+        let mut admitted = [0, 0];
+        for _ in 0..20 {
+            for (set, limits) in [&world.limits, &other].into_iter().enumerate() {
+                let decision = world.ledger.admit("s", limits, terms).await.unwrap();
+                admitted[set] += u32::from(decision.admitted);
+            }
+        }
+        assert_eq!(admitted, [4, 9]);
+        assert_eq!(world.ledger.subjects(), 2);
+        // Nobody asks again: what was counted here is over when its windows are.
+        world.clock.advance(Duration::from_secs(3_600));
+        world.ledger.sweep();
+        assert_eq!(world.ledger.subjects(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_remembered_is_not_admitted_while_the_store_is_away() {
+        let mut world = world(&["4/minute"], 1_000);
+        let clock = Arc::clone(&world.clock);
+        world.ledger = Arc::new(Ledger::new(Arc::clone(&world.store) as _, clock, 1));
+        *world.store.down.lock() = true;
+        let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
+        assert!(world.ledger.admit("first", &world.limits, terms).await.unwrap().admitted);
+        assert!(world.ledger.admit("second", &world.limits, terms).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_was_admitted_alone_is_told_under_one_id_until_it_is_known() {
+        let world = world(&["100/day"], 1_000);
+        *world.store.down.lock() = true;
+        let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
+        for _ in 0..3 {
+            assert!(world.ledger.admit("s", &world.limits, terms).await.unwrap().admitted);
+        }
+        *world.store.down.lock() = false;
+        *world.store.deaf.lock() = 4;
+        for _ in 0..4 {
+            assert!(world.ledger.admit("s", &world.limits, terms).await.unwrap().admitted);
+        }
+        assert!(world.ledger.admit("s", &world.limits, terms).await.unwrap().admitted);
+        let told = world.store.told.lock().clone();
+        assert!(told.len() >= 5 && told[..5].iter().all(|(id, _)| *id == told[0].0), "{told:?}");
+        let grant = world.store.inner.take("s", &world.limits, 0).await.unwrap();
+        assert_eq!(grant.standings[0].left, 100 - 8);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_believed_for_a_second_and_not_for_the_whole_window() {
+        let world = world(&["1/day"], 1_000);
+        assert!(world.admitted().await);
+        assert!(!world.admitted().await);
+        // Another gateway gives back what it did not use.
+        let mark = world.limits[0].mark(world.clock.now());
+        let adjustment = Adjustment { changes: [(mark, -1)].as_slice().into() };
+        world.store.inner.adjust("s", &world.limits, &adjustment, 1).await.unwrap();
+        assert!(!world.admitted().await);
+        world.clock.advance(Duration::from_secs(1));
+        assert!(world.admitted().await);
     }
 
     #[tokio::test]

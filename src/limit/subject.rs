@@ -16,7 +16,7 @@ pub struct Subject<'a> {
     pub organization: Option<&'a str>,
     /// The client's address, as far as it can be believed.
     pub client: Option<IpAddr>,
-    /// The route's label.
+    /// The route's key.
     pub route: &'a str,
 }
 

@@ -475,7 +475,9 @@ fn without_bytes(e: &Error) -> String {
 }
 
 fn count_decisions(ctx: &RequestContext) {
-    for decision in &ctx.findings.decisions {
+    // Where one has refused, what the others admitted was put back.
+    let refused = ctx.findings.decisions.iter().any(|decision| !decision.admitted);
+    for decision in ctx.findings.decisions.iter().filter(|decision| decision.admitted != refused) {
         let limit = decision.tightest().and_then(|at| decision.limits.get(at));
         let name = limit.map_or("unknown", |limit| &*limit.name);
         METRICS.limit_decision(name, decision.admitted);

@@ -35,8 +35,8 @@ pub enum Counter {
         /// Requests counted in the window before.
         before: u64,
     },
-    /// Moments and how many requests were granted in each, oldest first.
-    Log(VecDeque<(UnixTime, u64)>),
+    /// Requests by the moments when they were granted.
+    Log(Log),
     /// What had not leaked out at a moment.
     Bucket {
         /// The moment.
@@ -53,7 +53,7 @@ impl Counter {
         match limit.algorithm {
             Algorithm::FixedWindow => Self::Fixed { end, used: 0 },
             Algorithm::SlidingWindow => Self::Sliding { end, used: 0, before: 0 },
-            Algorithm::SlidingLog => Self::Log(VecDeque::new()),
+            Algorithm::SlidingLog => Self::Log(Log::default()),
             Algorithm::TokenBucket { .. } => Self::Bucket { at: end, level: 0.0 },
         }
     }
@@ -81,7 +81,7 @@ impl Counter {
                 let weighed = weigh(limit, before, rest_ms(limit, now));
                 limit.quota.saturating_sub(used).saturating_sub(weighed)
             }
-            Self::Log(entries) => limit.quota.saturating_sub(counted(entries, limit, now)),
+            Self::Log(log) => limit.quota.saturating_sub(log.counted(limit, now)),
             Self::Bucket { at, level } => {
                 let room = (limit.capacity() as f64 - leaked(limit, *at, *level, now)).floor();
                 room.max(0.0) as u64
@@ -104,9 +104,9 @@ impl Counter {
             Self::Sliding { .. } => {
                 *self = Self::Sliding { end: limit.window_end(now), used: used + requests, before };
             }
-            Self::Log(entries) => {
-                forget_old(entries, limit, now);
-                insert(entries, now, requests);
+            Self::Log(log) => {
+                log.forget_old(limit, now);
+                log.insert(now, requests);
             }
             Self::Bucket { at, level } => {
                 *level = leaked(limit, *at, *level, now) + requests as f64;
@@ -130,7 +130,7 @@ impl Counter {
                     _ => window_rest + limit.window,
                 }
             }
-            Self::Log(entries) => log_wait(entries, limit, now, left),
+            Self::Log(log) => log.wait(limit, now, left),
             Self::Bucket { at, level } => {
                 let level = leaked(limit, *at, *level, now);
                 let above = if left == 0 { level - (limit.capacity() as f64 - 1.0) } else { level };
@@ -166,17 +166,13 @@ impl Counter {
                     before: changed(now_before, mark + limit.window == present),
                 };
             }
-            Self::Log(entries) if by < 0 => {
-                forget_old(entries, limit, now);
-                if let Some(entry) = entries.iter_mut().find(|(at, _)| *at == mark) {
-                    entry.1 = entry.1.saturating_sub(amount);
-                }
-                entries.retain(|(_, requests)| *requests > 0);
-            }
-            Self::Log(entries) => {
-                forget_old(entries, limit, now);
-                if mark + limit.window > now {
-                    insert(entries, mark.min(now), amount.min(limit.quota));
+            Self::Log(log) => {
+                log.forget_old(limit, now);
+                if by < 0 {
+                    log.remove(mark, amount);
+                } else if mark + limit.window > now {
+                    // A log never holds more than its quota: what is beyond it refuses no longer.
+                    log.insert(mark.min(now), amount.min(limit.quota.saturating_sub(log.total)));
                 }
             }
             Self::Bucket { at, level } => {
@@ -200,8 +196,8 @@ impl Counter {
         match self {
             Self::Fixed { end, .. } => *end,
             Self::Sliding { end, .. } => *end + limit.window,
-            Self::Log(entries) => {
-                entries.back().map_or(UnixTime::default(), |(at, _)| *at + limit.window)
+            Self::Log(log) => {
+                log.entries.back().map_or(UnixTime::default(), |(at, _)| *at + limit.window)
             }
             Self::Bucket { at, level } => *at + drain(limit, *level),
         }
@@ -250,45 +246,70 @@ fn sliding_wait(limit: &Limit, now: UnixTime, used: u64, before: u64) -> Duratio
     Duration::from_millis(wait).saturating_sub(now_part)
 }
 
-/// How many requests of the last window's length are in the log.
-fn counted(entries: &VecDeque<(UnixTime, u64)>, limit: &Limit, now: UnixTime) -> u64 {
-    let live = entries.iter().filter(|(at, _)| *at + limit.window > now);
-    live.map(|(_, requests)| requests).sum()
+/// Moments and how many requests were granted in each, oldest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Log {
+    entries: VecDeque<(UnixTime, u64)>,
+    /// The sum of all entries.
+    total: u64,
 }
 
-fn forget_old(entries: &mut VecDeque<(UnixTime, u64)>, limit: &Limit, now: UnixTime) {
-    while entries.front().is_some_and(|(at, _)| *at + limit.window <= now) {
-        entries.pop_front();
+impl Log {
+    /// How many requests of the last window's length it holds.
+    fn counted(&self, limit: &Limit, now: UnixTime) -> u64 {
+        let old = self.entries.iter().take_while(|(at, _)| *at + limit.window <= now);
+        self.total - old.map(|(_, requests)| requests).sum::<u64>()
     }
-}
 
-/// Adds requests to the entry of their moment, in order.
-fn insert(entries: &mut VecDeque<(UnixTime, u64)>, at: UnixTime, requests: u64) {
-    let place = entries.partition_point(|(earlier, _)| *earlier < at);
-    match entries.get_mut(place) {
-        Some(entry) if entry.0 == at => entry.1 += requests,
-        _ => entries.insert(place, (at, requests)),
-    }
-}
-
-/// How long until the log admits one more; where it does, until it is empty.
-fn log_wait(
-    entries: &VecDeque<(UnixTime, u64)>,
-    limit: &Limit,
-    now: UnixTime,
-    left: u64,
-) -> Duration {
-    let mut stay = match left {
-        0 => limit.quota - 1,
-        _ => 0,
-    };
-    for (at, requests) in entries.iter().rev() {
-        if *requests > stay {
-            return (*at + limit.window) - now;
+    fn forget_old(&mut self, limit: &Limit, now: UnixTime) {
+        while let Some((at, requests)) = self.entries.front()
+            && *at + limit.window <= now
+        {
+            self.total -= requests;
+            self.entries.pop_front();
         }
-        stay -= requests;
     }
-    Duration::ZERO
+
+    /// Adds requests to the entry of their moment, in order.
+    fn insert(&mut self, at: UnixTime, requests: u64) {
+        if requests == 0 {
+            return;
+        }
+        self.total += requests;
+        let place = self.entries.partition_point(|(earlier, _)| *earlier < at);
+        match self.entries.get_mut(place) {
+            Some(entry) if entry.0 == at => entry.1 += requests,
+            _ => self.entries.insert(place, (at, requests)),
+        }
+    }
+
+    /// Removes requests from the entry of their moment.
+    fn remove(&mut self, at: UnixTime, requests: u64) {
+        let place = self.entries.partition_point(|(earlier, _)| *earlier < at);
+        let Some(entry) = self.entries.get_mut(place).filter(|entry| entry.0 == at) else { return };
+        let removed = requests.min(entry.1);
+        entry.1 -= removed;
+        self.total -= removed;
+        if entry.1 == 0 {
+            self.entries.remove(place);
+        }
+    }
+
+    /// How long until one more is admitted; where one is, until the log is empty.
+    fn wait(&self, limit: &Limit, now: UnixTime, left: u64) -> Duration {
+        let leaves = |at: &UnixTime| (*at + limit.window) - now;
+        if left > 0 {
+            return self.entries.back().map_or(Duration::ZERO, |(at, _)| leaves(at));
+        }
+        let mut rest = self.total;
+        for (at, requests) in &self.entries {
+            rest -= requests;
+            if rest < limit.quota {
+                return leaves(at);
+            }
+        }
+        Duration::ZERO
+    }
 }
 
 /// What leaks out of a bucket in `elapsed`.

@@ -20,6 +20,9 @@ pub const MAX_LIMITS: usize = 8;
 /// The longest time a request granted by a log or a bucket may wait to be admitted.
 const MAX_HOLD: Duration = Duration::from_secs(1);
 
+/// A full bucket drains within this time: its microseconds stay below 2^53.
+const MAX_DRAIN: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// A bucket holds at least what its rate lets through in this part of a second: a smaller one would
 /// lose tokens between two looks at it, and never let the rate through.
 const LEAST_BURSTS_PER_SECOND: u64 = 10;
@@ -74,10 +77,8 @@ pub enum RateError {
     #[error("burst belongs to token_bucket: leave the burst or the algorithm out")]
     NoBucket,
     /// A burst that is out of range.
-    #[error(
-        "burst must be a whole number from {0} (a tenth of a second of the rate) to {MAX_QUOTA}"
-    )]
-    Burst(u64),
+    #[error("burst must be a whole number from {0} (a tenth of a second of the rate) to {1}")]
+    Burst(u64, u64),
     /// An algorithm there is not.
     #[error(
         "`{0}` is not an algorithm: use fixed_window, sliding_window, sliding_log or token_bucket"
@@ -179,9 +180,12 @@ impl Limit {
                 return Err(RateError::TooLarge(algorithm.name(), MAX_LOG_QUOTA));
             }
             Algorithm::TokenBucket { burst } => {
+                let windows = MAX_DRAIN.as_secs() / self.window.as_secs().max(1);
                 let least = self.quota / self.window.as_secs().max(1) / LEAST_BURSTS_PER_SECOND;
-                if !(least.max(1)..=MAX_QUOTA).contains(&burst) {
-                    return Err(RateError::Burst(least.max(1)));
+                let least = least.max(1);
+                let most = self.quota.saturating_mul(windows).clamp(least, MAX_QUOTA);
+                if !(least..=most).contains(&burst) {
+                    return Err(RateError::Burst(least, most));
                 }
             }
             _ => {}
@@ -281,9 +285,9 @@ mod tests {
         assert!(by("100000001/day", Algorithm::SlidingWindow).is_err());
         assert!(by("100000/day", Algorithm::SlidingLog).is_ok());
         assert!(by("100001/day", Algorithm::SlidingLog).is_err());
-        assert_eq!(by("5/minute", bucket(0)), Err(RateError::Burst(1)));
+        assert_eq!(by("5/minute", bucket(0)), Err(RateError::Burst(1, 262_800_000)));
         assert!(by("5/minute", bucket(1)).is_ok());
-        assert_eq!(by("1000/second", bucket(99)), Err(RateError::Burst(100)));
+        assert_eq!(by("1000/second", bucket(99)), Err(RateError::Burst(100, MAX_QUOTA)));
         assert!(by("1000/second", bucket(100)).is_ok());
         assert!(by("1000/second", bucket(MAX_QUOTA + 1)).is_err());
     }

@@ -286,7 +286,10 @@ mod tests {
         }
         let named = Written { algorithm: Some("leaky".into()), ..written("1/day") };
         assert_eq!(wrong(named), RateError::Algorithm("leaky".into()));
-        assert_eq!(wrong(Written { burst: Some(0), ..written("5/minute") }), RateError::Burst(1));
+        assert_eq!(
+            wrong(Written { burst: Some(0), ..written("5/minute") }),
+            RateError::Burst(1, 262_800_000)
+        );
     }
 
     #[test]

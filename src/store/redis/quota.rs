@@ -15,8 +15,12 @@ use crate::quota::rate::MAX_QUOTA;
 use crate::quota::{Algorithm, Limit, Standing};
 use crate::store::{Adjustment, Grant, QuotaStore, StoreError};
 
-/// How long an adjustment is remembered, so that it is not made twice, in milliseconds.
-const ADJUSTED_FOR_MS: u64 = 60_000;
+/// How long what was given back is remembered, so that it is not given back twice, in milliseconds.
+const RETURNED_FOR_MS: u64 = 60_000;
+
+/// How long what was admitted elsewhere is remembered, in milliseconds: it is told again until Redis has
+/// said that it knows.
+const TOLD_FOR_MS: u64 = 3_600_000;
 
 #[async_trait]
 impl QuotaStore for RedisStore {
@@ -73,7 +77,8 @@ fn adjust_input(
     let mark = format!("quota:{{{subject}}}:adjusted:{id}");
     let counters = limits.iter().map(|limit| counter_key(subject, limit));
     let keys = std::iter::once(mark).chain(counters).map(Key::from).collect();
-    let mut arguments = vec![number(ADJUSTED_FOR_MS)];
+    let tells = adjustment.changes.iter().any(|(_, by)| *by > 0);
+    let mut arguments = vec![number(if tells { TOLD_FOR_MS } else { RETURNED_FOR_MS })];
     for (limit, (mark, by)) in limits.iter().zip(&adjustment.changes) {
         arguments.extend(described(limit));
         arguments.push(number(mark.as_micros()));

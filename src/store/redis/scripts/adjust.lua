@@ -25,13 +25,15 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local function numbers(key, pattern)
+-- Whether a counter can be changed by `by`, and the numbers it holds. Giving back needs a counter.
+local function numbers(key, pattern, by)
   local value = redis.pcall('GET', key)
   if type(value) ~= 'string' then
-    return not value, nil
+    return not value and by > 0, nil
   end
   local first, second, third = string.match(value, pattern)
-  return first ~= nil, tonumber(first), tonumber(second), tonumber(third)
+  first, second, third = tonumber(first), tonumber(second), tonumber(third)
+  return second ~= nil and second < 1e15 and (third or 0) < 1e15, first, second, third
 end
 
 for i = 1, #KEYS - 1 do
@@ -42,7 +44,7 @@ for i = 1, #KEYS - 1 do
   local window_end = now_ms - now_ms % window + window
 
   if kind == 'fixed' then
-    local readable, counted_end, count = numbers(key, '^(%d+):(%d+)$')
+    local readable, counted_end, count = numbers(key, '^(%d+):(%d+)$', by)
     if readable and counted_end ~= window_end and by > 0 then
       counted_end, count = window_end, 0
     end
@@ -51,7 +53,7 @@ for i = 1, #KEYS - 1 do
       redis.call('PEXPIREAT', key, whole(window_end))
     end
   elseif kind == 'sliding' then
-    local readable, counted_end, used, before = numbers(key, '^(%d+):(%d+):(%d+)$')
+    local readable, counted_end, used, before = numbers(key, '^(%d+):(%d+):(%d+)$', by)
     if readable then
       if counted_end == window_end - window then
         used, before = 0, used
@@ -67,7 +69,7 @@ for i = 1, #KEYS - 1 do
       redis.call('PEXPIREAT', key, whole(window_end + window))
     end
   elseif kind == 'bucket' then
-    local readable, at, level = numbers(key, '^(%d+):([%d.e+-]+)$')
+    local readable, at, level = numbers(key, '^(%d+):([%d.e+-]+)$', by)
     if readable then
       local window_us = window * 1000
       level = level and max(level - max(now_us - at, 0) * quota / window_us, 0) or 0
@@ -91,8 +93,15 @@ for i = 1, #KEYS - 1 do
       local at = whole(min(mark_us, now_us))
       local first = redis.call('ZCOUNT', key, at, at)
       -- Members that a grant of the same moment has given back may leave gaps: these have names of their own.
-      for n = first + 1, first + min(by, quota) do
-        redis.call('ZADD', key, at, at .. '+' .. whole(n))
+      -- A log never holds more than its quota: what is beyond it refuses no longer.
+      local more = min(by, max(quota - redis.call('ZCARD', key), 0))
+      for from = first + 1, first + more, 500 do
+        local members = {}
+        for n = from, min(from + 499, first + more) do
+          members[#members + 1] = at
+          members[#members + 1] = at .. '+' .. whole(n)
+        end
+        redis.call('ZADD', key, unpack(members))
       end
       redis.call('PEXPIRE', key, whole(window + 1))
     end

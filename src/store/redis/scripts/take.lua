@@ -121,8 +121,14 @@ for i, key in ipairs(KEYS) do
     else
       -- Several grants may fall into one microsecond: members go on from those that are there.
       local first = redis.call('ZCOUNT', key, whole(now_us), whole(now_us))
-      for n = first + 1, first + granted do
-        redis.call('ZADD', key, whole(now_us), whole(now_us) .. '-' .. whole(n))
+      local at = whole(now_us)
+      for from = first + 1, first + granted, 500 do
+        local members = {}
+        for n = from, min(from + 499, first + granted) do
+          members[#members + 1] = at
+          members[#members + 1] = at .. '-' .. whole(n)
+        end
+        redis.call('ZADD', key, unpack(members))
       end
       redis.call('PEXPIRE', key, whole(c.window + 1))
       c.used = c.used + granted
