@@ -106,7 +106,7 @@ fn nothing_written_means_the_defaults() {
         assert_eq!(config.timeouts.header, Duration::from_secs(5));
         assert_eq!((config.max_body, config.max_connections), (10 << 20, 10_000));
         assert!(config.redis.is_none() && config.auth.jwt.keys.is_empty());
-        assert_eq!(config.auth.cache.ttl, Duration::from_secs(10));
+        assert_eq!(config.auth.cache.ttl, Duration::from_secs(900));
         let default = &config.limits.default[0];
         assert_eq!(default.to_string(), "100/minute");
         assert!(config.routes.is_empty() && config.upstreams.is_empty());

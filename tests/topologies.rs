@@ -32,7 +32,7 @@ fn gateway(url: &str, origin: &Origin) -> Gateway {
 redis: {{ url: "{url}", timeout: 2s }}
 auth:
   jwt: {{ keys: [ {{ algorithm: HS256, secret: "{SECRET}" }} ] }}
-  cache: {{ ttl: 1s, entries: 1000, max_stale: 1h }}
+  cache: {{ ttl: 1h, entries: 1000, max_stale: 1h }}
 limits: {{ default: [ 5/day ], window: 1d, on_store_failure: deny }}
 upstreams: {{ up: {{ endpoints: [ "{origin}" ] }} }}
 routes: [ {{ prefix: /, upstream: up }} ]

@@ -1,11 +1,13 @@
 //! Records read from the store, kept for a while.
 //!
 //! Bounded; one load a token at a time; unknown tokens are remembered briefly, so that neither
-//! guessing nor a burst turns into a burst at the store. While the store is away, records that were
-//! good stay usable for a bounded time, and nothing else does.
+//! guessing nor a burst turns into a burst at the store. The store says what has changed: a record is
+//! forgotten then, and when a change may have been missed, every record is asked for again. While the
+//! store is away, records that were good stay usable for a bounded time, and nothing else does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use log::warn;
@@ -34,7 +36,7 @@ pub enum CacheOutcome {
 /// Bounds of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheRules {
-    /// How long a record is used without asking again.
+    /// How long a record is used without asking again, if nothing is heard of it.
     pub ttl: Duration,
     /// Most records kept.
     pub entries: usize,
@@ -47,6 +49,46 @@ struct Entry {
     /// `None`: the store has no record that can be used.
     record: Option<Arc<TokenRecord>>,
     loaded_at: Moment,
+    /// In which era it was loaded.
+    era: u64,
+}
+
+/// What was heard of changes. An era ends when a change may have been missed.
+struct Heard {
+    era: AtomicU64,
+    /// When the last eras ended, the latest last.
+    ends: Mutex<VecDeque<Moment>>,
+    /// How often something changed, by the hash of its id: what is loaded meanwhile is not kept.
+    changes: [AtomicU64; CHANGE_COUNTERS],
+}
+
+/// Counters of changes: a load is in vain if one of about so many records changes meanwhile.
+const CHANGE_COUNTERS: usize = 64;
+
+/// Eras whose end is remembered.
+const MAX_ERAS: usize = 16;
+
+impl Heard {
+    fn new() -> Self {
+        Self {
+            era: AtomicU64::new(0),
+            ends: Mutex::default(),
+            changes: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    fn counter(&self, id: &str) -> &AtomicU64 {
+        let hash = id.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31) + usize::from(byte));
+        &self.changes[hash % CHANGE_COUNTERS]
+    }
+
+    /// When `era` ended, if it has.
+    fn end_of(&self, era: u64) -> Option<Option<Moment>> {
+        let ends = self.ends.lock();
+        let since = self.era.load(Ordering::Acquire).checked_sub(era).filter(|since| *since > 0)?;
+        let back = usize::try_from(since).unwrap_or(usize::MAX);
+        Some(ends.len().checked_sub(back).and_then(|at| ends.get(at).copied()))
+    }
 }
 
 type Load = Arc<OnceCell<Result<Entry, StoreError>>>;
@@ -58,6 +100,7 @@ pub struct RecordCache {
     rules: CacheRules,
     entries: Cache<Arc<str>, Entry>,
     loads: Mutex<HashMap<Arc<str>, Load>>,
+    heard: Heard,
     on_lookup: fn(CacheOutcome),
 }
 
@@ -70,7 +113,34 @@ impl RecordCache {
         on_lookup: fn(CacheOutcome),
     ) -> Self {
         let entries = Cache::new(rules.entries);
-        Self { store, clock, rules, entries, loads: Mutex::default(), on_lookup }
+        let (loads, heard) = (Mutex::default(), Heard::new());
+        Self { store, clock, rules, entries, loads, heard, on_lookup }
+    }
+
+    /// Forgets the record of `id`, which has changed.
+    pub fn forget(&self, id: &str) {
+        // Counted first: who loads it now either sees the change or does not keep what it sees.
+        self.heard.counter(id).fetch_add(1, Ordering::AcqRel);
+        self.entries.remove(id);
+        // Whoever asks from here on must not be served by a load that began before.
+        self.loads.lock().remove(id);
+    }
+
+    /// Notes that any record may have changed: each is asked for again before it is used, unless the
+    /// store is away.
+    pub fn doubt(&self) {
+        {
+            let mut ends = self.heard.ends.lock();
+            if ends.len() == MAX_ERAS {
+                ends.pop_front();
+            }
+            ends.push_back(self.clock.monotonic());
+            self.heard.era.fetch_add(1, Ordering::AcqRel);
+        }
+        for counter in &self.heard.changes {
+            counter.fetch_add(1, Ordering::AcqRel);
+        }
+        self.loads.lock().clear();
     }
 
     /// The record of token `id`, or `None` when there is none that can be used.
@@ -80,6 +150,7 @@ impl RecordCache {
     pub async fn get(&self, id: &Arc<str>) -> Result<Option<Arc<TokenRecord>>, StoreError> {
         let known = self.entries.get(id);
         if let Some(entry) = &known
+            && entry.era == self.heard.era.load(Ordering::Acquire)
             && self.age(entry) < self.lifetime(entry)
         {
             (self.on_lookup)(CacheOutcome::Hit);
@@ -91,15 +162,25 @@ impl RecordCache {
                 Ok(entry.record)
             }
             Err(error) => match known {
-                Some(entry @ Entry { record: Some(_), .. })
-                    if self.age(&entry) < self.rules.ttl + self.rules.max_stale =>
-                {
+                Some(entry @ Entry { record: Some(_), .. }) if self.may_be_stale(&entry) => {
                     (self.on_lookup)(CacheOutcome::Stale);
                     Ok(entry.record)
                 }
                 _ => Err(error),
             },
         }
+    }
+
+    /// Whether a record may still be used while the store is away: for so long since it was last known
+    /// to be right.
+    fn may_be_stale(&self, entry: &Entry) -> bool {
+        let since = match self.heard.end_of(entry.era) {
+            None => entry.loaded_at + self.rules.ttl,
+            Some(Some(ended)) => ended.min(entry.loaded_at + self.rules.ttl),
+            // Too long ago to tell.
+            Some(None) => return false,
+        };
+        self.clock.monotonic() - since < self.rules.max_stale
     }
 
     fn age(&self, entry: &Entry) -> Duration {
@@ -123,6 +204,9 @@ impl RecordCache {
     async fn ask_store(&self, id: &Arc<str>) -> Result<Entry, StoreError> {
         // What changes at the store from here on is not in the answer: age counts from the question.
         let loaded_at = self.clock.monotonic();
+        let era = self.heard.era.load(Ordering::Acquire);
+        let counter = self.heard.counter(id);
+        let changes = counter.load(Ordering::Acquire);
         let stored = self.store.record(id).await?;
         let record = stored.and_then(|stored| match TokenRecord::read(id, &stored) {
             Ok(record) => Some(Arc::new(record)),
@@ -131,8 +215,12 @@ impl RecordCache {
                 None
             }
         });
-        let entry = Entry { record, loaded_at };
+        let entry = Entry { record, loaded_at, era };
         self.entries.insert(Arc::clone(id), entry.clone());
+        if counter.load(Ordering::Acquire) != changes {
+            // It changed while it was read: what was read may be what it was.
+            self.entries.remove(id);
+        }
         Ok(entry)
     }
 }
@@ -157,8 +245,6 @@ impl Drop for ForgetLoad<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use async_trait::async_trait;
 
     use super::*;

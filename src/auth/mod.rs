@@ -106,12 +106,12 @@ pub struct AuthRules {
 
 /// Turns the credential of a request into a principal.
 pub struct Authenticator {
-    records: Option<RecordCache>,
+    records: Option<Arc<RecordCache>>,
 }
 
 impl Authenticator {
     /// Looks records up in `records` when the rules hold none; `None` when there is no such store.
-    pub fn new(records: Option<RecordCache>) -> Self {
+    pub fn new(records: Option<Arc<RecordCache>>) -> Self {
         Self { records }
     }
 

@@ -22,7 +22,7 @@ use crate::policy::{Policy, PolicyError};
 use crate::proxy::connection::Connections;
 use crate::proxy::{Proxy, Readiness};
 use crate::store::memory::MemoryQuota;
-use crate::store::redis::{RedisStore, RedisUrlError};
+use crate::store::redis::{RecordChange, RedisStore, RedisUrlError};
 use crate::store::{QuotaStore, TokenStore};
 use crate::telemetry::metrics::METRICS;
 use crate::upstream::resolve::resolve;
@@ -113,8 +113,9 @@ impl Gateway {
             None => Arc::new(MemoryQuota::new(Arc::clone(&clock), MAX_SUBJECTS)),
         };
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
+        let records = record_cache(&config, redis.as_ref(), &clock);
         let admission = Admission::new(
-            Authenticator::new(record_cache(&config, redis.as_ref(), &clock)),
+            Authenticator::new(records),
             Arc::clone(&ledger),
             clock,
             gateways(redis.clone()),
@@ -199,21 +200,30 @@ fn record_cache(
     config: &Config,
     redis: Option<&Arc<RedisStore>>,
     clock: &Arc<dyn Clock>,
-) -> Option<RecordCache> {
-    let store = Arc::clone(redis?) as Arc<dyn TokenStore>;
+) -> Option<Arc<RecordCache>> {
+    let redis = redis?;
+    let store = Arc::clone(redis) as Arc<dyn TokenStore>;
     let rules = CacheRules {
         ttl: config.auth.cache.ttl,
         entries: config.auth.cache.entries,
         max_stale: config.auth.cache.max_stale,
     };
-    Some(RecordCache::new(store, Arc::clone(clock), rules, |outcome| {
+    let records = Arc::new(RecordCache::new(store, Arc::clone(clock), rules, |outcome| {
         let outcome = match outcome {
             CacheOutcome::Hit => "hit",
             CacheOutcome::Miss => "miss",
             CacheOutcome::Stale => "stale",
         };
         METRICS.token_cache.with_label_values(&[outcome]).inc();
-    }))
+    }));
+    // Weak, because the store, which would hold it, is held by it.
+    let told = Arc::downgrade(&records);
+    redis.on_record_change(Arc::new(move |change| match (told.upgrade(), change) {
+        (Some(records), RecordChange::Of(id)) => records.forget(id),
+        (Some(records), RecordChange::Unknown) => records.doubt(),
+        (None, _) => {}
+    }));
+    Some(records)
 }
 
 fn gateways(redis: Option<Arc<RedisStore>>) -> impl Fn() -> u32 + Send + Sync {

@@ -37,7 +37,7 @@ pub(super) fn compile(
         jwt: jwt(written.jwt.unwrap_or_default(), &at.key("jwt"), report),
         tokens: tokens(written.tokens, plans, algorithm, &at.key("tokens"), report),
         cache: TokenCache {
-            ttl: deadline(cache.ttl, 10),
+            ttl: deadline(cache.ttl, 15 * 60),
             entries: super::count(cache.entries.map(|n| n.0.0), 100_000),
             max_stale: cache.max_stale.map_or(Duration::from_secs(5 * 60), |span| span.0.0),
         },

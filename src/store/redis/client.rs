@@ -11,14 +11,13 @@ use std::time::{Duration, Instant};
 use fred::error::{Error, ErrorKind};
 use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::cluster::{Cluster, slot_of};
-use super::node::{Node, Session, reason};
+use super::node::{Node, Session, Signals, reason};
 use super::place::{Place, place};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, PUT, Script, TAKE};
-use super::{OnOperation, RedisUrlError};
+use super::{OnOperation, OnRecordChange, RecordChange, RedisUrlError};
 use crate::secret::Secret;
 use crate::store::StoreError;
 
@@ -33,7 +32,7 @@ const REDIRECTIONS: usize = 4;
 pub(super) struct RedisClient {
     timeout: Duration,
     on_operation: OnOperation,
-    opened: Arc<Notify>,
+    signals: Arc<Signals>,
     answered: AtomicBool,
     refusal_logged: Mutex<Option<Instant>>,
     servers: Servers,
@@ -69,19 +68,19 @@ impl RedisClient {
         timeout: Duration,
         on_operation: OnOperation,
     ) -> Result<Self, RedisUrlError> {
-        let opened = Arc::new(Notify::new());
+        let signals = Arc::new(Signals::default());
         let servers = match place(url)? {
             Place::One(config) => {
-                Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&opened))))
+                Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
             }
             Place::Cluster { seeds, node } => {
-                Servers::Cluster(Arc::new(Cluster::new(seeds, node, Arc::clone(&opened))))
+                Servers::Cluster(Arc::new(Cluster::new(seeds, node, Arc::clone(&signals))))
             }
         };
         Ok(Self {
             timeout,
             on_operation,
-            opened,
+            signals,
             answered: AtomicBool::new(false),
             refusal_logged: Mutex::default(),
             servers,
@@ -118,9 +117,21 @@ impl RedisClient {
         self.answered.load(Ordering::Acquire)
     }
 
+    /// Tells `on_change` of changed records. Does nothing the second time.
+    pub(super) fn on_record_change(&self, on_change: OnRecordChange) {
+        let _ = self.signals.on_record.set(on_change);
+    }
+
+    /// Says that any record may have changed.
+    pub(super) fn doubt_records(&self) {
+        if let Some(on_change) = self.signals.on_record.get() {
+            on_change(RecordChange::Unknown);
+        }
+    }
+
     /// Returns when a breaker has opened since the last time this returned.
     pub(super) async fn opened(&self) {
-        self.opened.notified().await;
+        self.signals.opened.notified().await;
     }
 
     /// A key called `name` in each node that is to be probed. None while no node is known.

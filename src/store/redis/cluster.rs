@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::node::{Node, backoff, connect, reason};
+use super::node::{Node, Signals, backoff, connect, reason};
 use super::place::config_of;
 
 /// The pause between two looks at the slots, however many calls ask for one.
@@ -80,7 +80,7 @@ struct Keeper {
     config: Config,
     slots: watch::Sender<Slots>,
     doubt: Arc<Notify>,
-    opened: Arc<Notify>,
+    signals: Arc<Signals>,
 }
 
 /// The slot of a key.
@@ -91,10 +91,10 @@ pub(super) fn slot_of(key: &Key) -> u16 {
 impl Cluster {
     /// The cluster that `seeds` belong to; `config` holds for each node but its address. Nothing is
     /// connected before [`Cluster::start`].
-    pub(super) fn new(seeds: Vec<Server>, config: Config, opened: Arc<Notify>) -> Self {
+    pub(super) fn new(seeds: Vec<Server>, config: Config, signals: Arc<Signals>) -> Self {
         let (keeper, slots) = watch::channel(Slots::Pending);
         let doubt = Arc::new(Notify::new());
-        let keeper = Keeper { seeds, config, slots: keeper, doubt: Arc::clone(&doubt), opened };
+        let keeper = Keeper { seeds, config, slots: keeper, doubt: Arc::clone(&doubt), signals };
         Self { slots, doubt, keeper: Mutex::new(Some(keeper)) }
     }
 
@@ -263,7 +263,7 @@ impl Keeper {
         fastrand::shuffle(&mut seeds);
         let mut failed = Error::new(ErrorKind::Cluster, "no node is known");
         for seed in &seeds {
-            let found = match connect(&config_of(&self.config, seed), patience).await {
+            let found = match connect(&config_of(&self.config, seed), patience, false).await {
                 // The connection lives as long as its driver.
                 Ok((session, _driver)) => ask(&session.client, seed, patience).await,
                 Err(error) => Err(error),
@@ -321,7 +321,7 @@ impl Keeper {
 
     fn node(&self, server: &Server, connect_timeout: Duration) -> Arc<Node> {
         let config = config_of(&self.config, server);
-        let node = Node::new(format!("redis node {server}"), config, Arc::clone(&self.opened));
+        let node = Node::new(format!("redis node {server}"), config, Arc::clone(&self.signals));
         node.start(connect_timeout);
         Arc::new(node)
     }
@@ -426,7 +426,7 @@ mod tests {
             config: Config::default(),
             slots,
             doubt: Arc::default(),
-            opened: Arc::default(),
+            signals: Arc::default(),
         };
         let mut ranges = ranges(answer, &asked).unwrap();
         ranges.sort_unstable_by_key(|range| range.first);

@@ -37,6 +37,18 @@ const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 /// outcome (`ok` or [`StoreError::outcome`]) and how long it took.
 pub type OnOperation = Arc<dyn Fn(&'static str, &'static str, Duration) + Send + Sync>;
 
+/// What Redis says about records that were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordChange<'a> {
+    /// The record of this id was changed or deleted.
+    Of(&'a str),
+    /// Any of them may have been: all were deleted, or the connection that would have told was lost.
+    Unknown,
+}
+
+/// Told of changed records.
+pub type OnRecordChange = Arc<dyn Fn(RecordChange<'_>) + Send + Sync>;
+
 /// Token records and quota in Redis, version 6.0 or newer.
 ///
 /// Implements [`TokenStore`](crate::store::TokenStore) and [`QuotaStore`](crate::store::QuotaStore).
@@ -64,6 +76,13 @@ impl RedisStore {
             gateway: Uuid::now_v7().simple().to_string(),
             gateways: AtomicU32::new(1),
         })
+    }
+
+    /// Tells `on_change` whenever the record of a token has changed (client-side caching of Redis, in
+    /// broadcast mode), and when such a change may have been missed. To be called before
+    /// [`RedisStore::start`], once.
+    pub fn on_record_change(&self, on_change: OnRecordChange) {
+        self.client.on_record_change(on_change);
     }
 
     /// Connects in the background, and again whenever the connection is lost. Does not wait.
@@ -124,7 +143,13 @@ impl RedisStore {
             let life_ms = i64::try_from(GATEWAY_LIFE.as_millis()).unwrap_or(i64::MAX);
             (vec![key.clone()], vec![self.gateway.as_str().into(), life_ms.into()])
         };
-        self.client.probe("heartbeat", async |redis| redis.eval(HEARTBEAT, input).await).await
+        let beat = async |redis: Arc<client::Connection>| redis.eval(HEARTBEAT, input).await;
+        let (gateways, added): (u32, u32) = self.client.probe("heartbeat", beat).await?;
+        if added > 0 {
+            // Whoever deletes everything deletes this too: the library does not pass on what Redis says then.
+            self.client.doubt_records();
+        }
+        Ok(gateways)
     }
 }
 

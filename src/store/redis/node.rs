@@ -5,20 +5,24 @@
 //! Reconnecting and the breaker are decided here, so that nothing queues behind a dead server. This
 //! file knows no keys, and not which other servers there are.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{ClientLike, LuaInterface};
+use fred::interfaces::{ClientInterface, ClientLike, LuaInterface, TrackingInterface};
+use fred::types::client::Invalidation;
 use fred::types::config::{Config, ConnectionConfig, ServerConfig, TcpConfig, UnresponsiveConfig};
-use fred::types::{ConnectHandle, FromValue, Key, Value};
+use fred::types::{ConnectHandle, FromValue, Key, RespVersion, Value};
 use parking_lot::Mutex;
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use super::scripts::{SCRIPTS, Script};
+use super::tokens::PREFIX as RECORD_PREFIX;
+use super::{OnRecordChange, RecordChange};
 use crate::store::breaker::{Breaker, Transition};
 
 /// The longest pause between two attempts to connect.
@@ -35,11 +39,19 @@ pub(super) struct Node {
     open: AtomicBool,
     available: AtomicBool,
     failed_probes: AtomicU32,
-    /// Told when a breaker opens; it may be that of several nodes.
-    opened: Arc<Notify>,
+    signals: Arc<Signals>,
     link: watch::Receiver<Link>,
     /// Taken by the task that keeps the connection.
     link_keeper: Mutex<Option<(Config, watch::Sender<Link>)>>,
+}
+
+/// What nodes tell those above them; it may be shared by several.
+#[derive(Default)]
+pub(super) struct Signals {
+    /// Told when a breaker opens.
+    pub(super) opened: Notify,
+    /// Told when token records change; without it, changes are not asked for.
+    pub(super) on_record: OnceLock<OnRecordChange>,
 }
 
 /// Where the connection stands.
@@ -62,7 +74,7 @@ pub(super) struct Session {
 
 impl Node {
     /// A node that `config` leads to. Nothing is connected before [`Node::start`].
-    pub(super) fn new(name: String, config: Config, opened: Arc<Notify>) -> Self {
+    pub(super) fn new(name: String, config: Config, signals: Arc<Signals>) -> Self {
         let (link_keeper, link) = watch::channel(Link::Pending);
         Self {
             name,
@@ -70,7 +82,7 @@ impl Node {
             open: AtomicBool::new(false),
             available: AtomicBool::new(false),
             failed_probes: AtomicU32::new(0),
-            opened,
+            signals,
             link,
             link_keeper: Mutex::new(Some((config, link_keeper))),
         }
@@ -79,7 +91,12 @@ impl Node {
     /// Spawns the task that keeps the connection, on the present runtime; it ends with the node.
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some((config, keeper)) = self.link_keeper.lock().take() {
-            tokio::spawn(keep_connected(config, connect_timeout, keeper));
+            tokio::spawn(keep_connected(
+                config,
+                connect_timeout,
+                keeper,
+                Arc::clone(&self.signals),
+            ));
         }
     }
 
@@ -141,7 +158,7 @@ impl Node {
                     "{name} failed repeatedly and is not asked until a probe succeeds: {}",
                     reason()
                 );
-                self.opened.notify_one();
+                self.signals.opened.notify_one();
             }
             Some(Transition::Closed(after)) => {
                 log::info!("{name} answers again after {:.1} s", after.as_secs_f64())
@@ -214,23 +231,39 @@ pub(super) fn reason(error: &Error) -> String {
     letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect()
 }
 
-async fn keep_connected(config: Config, connect_timeout: Duration, link: watch::Sender<Link>) {
+async fn keep_connected(
+    mut config: Config,
+    connect_timeout: Duration,
+    link: watch::Sender<Link>,
+    signals: Arc<Signals>,
+) {
+    let on_record = signals.on_record.get();
+    if on_record.is_some() {
+        // Only this protocol tells of changes on the connection that asks.
+        config.version = RespVersion::RESP3;
+    }
     let mut failures = 0;
     loop {
         let connected = tokio::select! {
             () = link.closed() => return,
-            connected = connect(&config, connect_timeout) => connected,
+            connected = connect(&config, connect_timeout, on_record.is_some()) => connected,
         };
         match connected {
             Ok((session, mut driver)) => {
                 failures = 0;
+                let mut changes = session.client.invalidation_rx();
                 link.send_replace(Link::Up(Arc::clone(&session)));
                 tokio::select! {
                     () = link.closed() => return,
                     _ = &mut driver.0 => log::debug!("the connection to redis ended"),
                     () = session.retired.notified() => log::debug!("the connection to redis is given up"),
+                    () = hear(&mut changes, on_record) => {}
                 }
                 link.send_replace(Link::Pending);
+                // What changes from here on is not heard.
+                if let Some(on_record) = on_record {
+                    on_record(RecordChange::Unknown);
+                }
             }
             Err(error) => {
                 failures += 1;
@@ -242,6 +275,25 @@ async fn keep_connected(config: Config, connect_timeout: Duration, link: watch::
         tokio::select! {
             () = link.closed() => return,
             () = sleep(backoff(failures)) => {}
+        }
+    }
+}
+
+/// Passes changes of records on for as long as the connection lasts.
+async fn hear(changes: &mut broadcast::Receiver<Invalidation>, on_record: Option<&OnRecordChange>) {
+    let Some(on_record) = on_record else { return std::future::pending().await };
+    loop {
+        match changes.recv().await {
+            Ok(change) if !change.keys.is_empty() => {
+                for key in &change.keys {
+                    let id = key.as_str().and_then(|key| key.strip_prefix(RECORD_PREFIX));
+                    on_record(id.map_or(RecordChange::Unknown, RecordChange::Of));
+                }
+            }
+            // Everything was deleted, or more changed than could be kept up with.
+            Ok(_) | Err(RecvError::Lagged(_)) => on_record(RecordChange::Unknown),
+            // The connection has ended: whoever waits for that will say so.
+            Err(RecvError::Closed) => return std::future::pending().await,
         }
     }
 }
@@ -265,6 +317,7 @@ impl Drop for Driver {
 pub(super) async fn connect(
     config: &Config,
     connect_timeout: Duration,
+    hears_changes: bool,
 ) -> Result<(Arc<Session>, Driver), Error> {
     let options = ConnectionConfig {
         connection_timeout: connect_timeout,
@@ -286,6 +339,12 @@ pub(super) async fn connect(
     let load = async {
         for script in SCRIPTS {
             hashes[script.index] = client.script_load(script.source).await?;
+        }
+        if hears_changes {
+            let prefixes = vec![RECORD_PREFIX.to_owned()];
+            client
+                .client_tracking::<(), _, _>("ON", None, prefixes, true, false, false, false)
+                .await?;
         }
         Ok(())
     };

@@ -17,7 +17,7 @@ use crate::clock::UnixTime;
 use crate::store::{StoreError, StoredRecord, TokenStore};
 
 /// What the keys of records start with.
-const PREFIX: &str = "token:";
+pub(super) const PREFIX: &str = "token:";
 
 /// How many keys Redis is asked to look at for one page.
 const PAGE_KEYS: u32 = 500;

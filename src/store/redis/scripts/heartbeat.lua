@@ -4,14 +4,15 @@
 -- ARGV[1]      the gateway's id
 -- ARGV[2]      how long a gateway counts after it was last seen, in milliseconds
 --
--- Returns how many gateways were seen within that time, this one included. The others are removed,
--- and the whole set expires when no gateway is left.
+-- Returns how many gateways were seen within that time, this one included, and 1 if this one was not
+-- there before: then Redis has lost what it held, or the gateway is new. Others that were not seen are
+-- removed, and the whole set expires when no gateway is left.
 
 local clock = redis.call('TIME')
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local oldest = now_ms - tonumber(ARGV[2])
 
-redis.call('ZADD', KEYS[1], string.format('%.0f', now_ms), ARGV[1])
+local added = redis.call('ZADD', KEYS[1], string.format('%.0f', now_ms), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', oldest))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return redis.call('ZCARD', KEYS[1])
+return { redis.call('ZCARD', KEYS[1]), added }
