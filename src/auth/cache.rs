@@ -350,4 +350,53 @@ mod tests {
         store.answers(Ok(Some("{}")));
         assert!(cache.get(&known).await.unwrap().is_some());
     }
+
+    #[tokio::test]
+    async fn what_changes_is_asked_for_again_even_if_it_was_being_read() {
+        let (store, _, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let id: Arc<str> = "k".into();
+        assert!(cache.get(&id).await.unwrap().is_some());
+        store.answers(Ok(None));
+        assert!(cache.get(&id).await.unwrap().is_some(), "nothing was heard");
+        cache.forget("k");
+        assert!(cache.get(&id).await.unwrap().is_none());
+
+        for missed in [false, true] {
+            store.answers(Ok(Some("{}")));
+            cache.forget("k");
+            let reading = tokio::spawn({
+                let (cache, id) = (Arc::clone(&cache), Arc::clone(&id));
+                async move { cache.get(&id).await.unwrap().is_some() }
+            });
+            tokio::task::yield_now().await;
+            // The answer is on its way.
+            if missed {
+                cache.doubt()
+            } else {
+                cache.forget("k")
+            }
+            assert!(reading.await.unwrap());
+            store.answers(Ok(None));
+            assert!(cache.get(&id).await.unwrap().is_none(), "what was read then is not kept");
+        }
+    }
+
+    #[tokio::test]
+    async fn records_in_doubt_are_used_while_the_store_is_away_and_not_for_ever() {
+        let (store, clock, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let id: Arc<str> = "k".into();
+        cache.get(&id).await.unwrap();
+        store.answers(Err(StoreError::Open));
+        clock.advance(Duration::from_secs(1));
+        cache.doubt();
+        clock.advance(Duration::from_secs(4));
+        assert!(cache.get(&id).await.unwrap().is_some());
+        cache.doubt();
+        clock.advance(Duration::from_secs(1));
+        assert!(cache.get(&id).await.is_err(), "five seconds since the first doubt");
+        store.answers(Ok(None));
+        assert!(cache.get(&id).await.unwrap().is_none());
+    }
 }
