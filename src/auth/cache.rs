@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ahash::RandomState;
 use log::warn;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
@@ -55,6 +56,7 @@ struct Entry {
 
 /// What was heard of changes. An era ends when a change may have been missed.
 struct Heard {
+    hasher: RandomState,
     era: AtomicU64,
     /// When the last eras ended, the latest last.
     ends: Mutex<VecDeque<Moment>>,
@@ -71,6 +73,7 @@ const MAX_ERAS: usize = 16;
 impl Heard {
     fn new() -> Self {
         Self {
+            hasher: RandomState::new(),
             era: AtomicU64::new(0),
             ends: Mutex::default(),
             changes: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -78,8 +81,7 @@ impl Heard {
     }
 
     fn counter(&self, id: &str) -> &AtomicU64 {
-        let hash = id.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31) + usize::from(byte));
-        &self.changes[hash % CHANGE_COUNTERS]
+        &self.changes[self.hasher.hash_one(id) as usize % CHANGE_COUNTERS]
     }
 
     /// When `era` ended, if it has.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::clock::Moment;
 
 /// How much demand a lease covers.
-pub const HORIZON: Duration = Duration::from_millis(50);
+const HORIZON: Duration = Duration::from_millis(50);
 
 /// How much demand a lease of a few requests covers at most.
 const SLOW_HORIZON: Duration = Duration::from_secs(10);

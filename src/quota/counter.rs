@@ -332,6 +332,14 @@ fn drain(limit: &Limit, level: f64) -> Duration {
 mod tests {
     use super::*;
 
+    /// One of each kind.
+    const EACH: [Algorithm; 4] = [
+        Algorithm::FixedWindow,
+        Algorithm::SlidingWindow,
+        Algorithm::SlidingLog,
+        Algorithm::TokenBucket { burst: 9 },
+    ];
+
     fn limit(text: &str, algorithm: Algorithm) -> Limit {
         Limit::parse(text).unwrap().counted_by(algorithm).unwrap()
     }
@@ -417,12 +425,7 @@ mod tests {
     #[test]
     fn a_counter_that_is_gone_says_nothing() {
         let mut random = fastrand::Rng::with_seed(12);
-        for algorithm in [
-            Algorithm::FixedWindow,
-            Algorithm::SlidingWindow,
-            Algorithm::SlidingLog,
-            Algorithm::TokenBucket { burst: 9 },
-        ] {
+        for algorithm in EACH {
             let limit = limit("9/minute", algorithm);
             let mut counter = Counter::new(&limit);
             let mut now = UnixTime::from_secs(1_000_000_000);
@@ -439,12 +442,7 @@ mod tests {
     #[test]
     fn what_is_given_back_was_never_taken() {
         let mut random = fastrand::Rng::with_seed(13);
-        for algorithm in [
-            Algorithm::FixedWindow,
-            Algorithm::SlidingWindow,
-            Algorithm::SlidingLog,
-            Algorithm::TokenBucket { burst: 9 },
-        ] {
+        for algorithm in EACH {
             let limit = limit("9/second", algorithm);
             for _ in 0..2_000 {
                 let (mut counter, mut without) = (Counter::new(&limit), Counter::new(&limit));
@@ -472,12 +470,7 @@ mod tests {
     #[test]
     fn what_was_admitted_elsewhere_counts() {
         let now = UnixTime::from_secs(1_000_000_000);
-        for algorithm in [
-            Algorithm::FixedWindow,
-            Algorithm::SlidingWindow,
-            Algorithm::SlidingLog,
-            Algorithm::TokenBucket { burst: 9 },
-        ] {
+        for algorithm in EACH {
             let limit = limit("9/minute", algorithm);
             let mut counter = Counter::new(&limit);
             counter.adjust(&limit, now, limit.window_end(now), 4);
