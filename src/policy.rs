@@ -11,6 +11,7 @@ use quick_cache::sync::Cache;
 
 use crate::auth::guard::FailureGuard;
 use crate::auth::jwt::{Expectations, JwtVerifier, VerificationKey};
+use crate::auth::key::public_id;
 use crate::auth::record::{RateRule, RecordError, TokenRecord};
 use crate::auth::{AuthRules, Principal};
 use crate::config::{
@@ -102,7 +103,7 @@ pub enum PolicyError {
     /// A record of `auth.tokens` cannot be read.
     #[error("auth.tokens: token {id}: {error}")]
     Token {
-        /// The record's `api_key`.
+        /// The token's public id.
         id: String,
         /// Which field is wrong, and how.
         error: RecordError,
@@ -248,10 +249,10 @@ fn routes(
 
 fn static_records(config: &Config) -> Result<HashMap<Arc<str>, Arc<TokenRecord>>, PolicyError> {
     let read = |token: &crate::config::StaticToken| {
-        let id: Arc<str> = token.api_key.as_str().into();
+        let id: Arc<str> = token.id.as_str().into();
         match TokenRecord::read(&id, &StoredRecord::Json(token.json.clone())) {
             Ok(record) => Ok((id, Arc::new(record))),
-            Err(error) => Err(PolicyError::Token { id: token.api_key.clone(), error }),
+            Err(error) => Err(PolicyError::Token { id: public_id(&token.id).into(), error }),
         }
     };
     config.auth.tokens.iter().map(read).collect()

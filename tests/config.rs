@@ -55,7 +55,7 @@ fn the_shipped_configurations_load() {
     assert_eq!(full.redis.unwrap().url.expose(), "redis://redis:6379");
     let embedded = load(&at("conf/embedded.yaml"), &environment(&[])).unwrap();
     assert!(embedded.redis.is_none());
-    assert_eq!(embedded.auth.tokens[0].api_key, "local");
+    assert_eq!(embedded.auth.tokens[0].id, "local");
 }
 
 /// Every key that is known is in the shipped file, so that the file can serve as the reference.

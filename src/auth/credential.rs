@@ -56,7 +56,11 @@ impl<'a> Credential<'a> {
         found.map(Self::parse).transpose()
     }
 
-    fn parse(bytes: &'a [u8]) -> Result<Self, CredentialError> {
+    /// Reads the credential itself.
+    ///
+    /// # Errors
+    /// [`CredentialError::Malformed`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, CredentialError> {
         // Looked at to the end instead of to the first fault: that is many bytes at a time.
         let visible =
             bytes.iter().fold(true, |visible, byte| visible & (0x21..=0x7e).contains(byte));

@@ -14,6 +14,7 @@ pub mod cache;
 pub mod credential;
 pub mod guard;
 pub mod jwt;
+pub mod key;
 pub mod record;
 
 use cache::RecordCache;
@@ -66,7 +67,8 @@ impl From<JwtError> for AuthError {
 #[derive(Clone, Debug)]
 pub struct Principal {
     record: Arc<TokenRecord>,
-    claims: Arc<VerifiedClaims>,
+    /// `None` for an opaque key.
+    claims: Option<Arc<VerifiedClaims>>,
 }
 
 impl Principal {
@@ -82,7 +84,11 @@ impl Principal {
 
     /// Whether the token may use the canonical `path`. The record's routes win over the claims'.
     pub fn may(&self, path: &str) -> bool {
-        let patterns = self.record.allowed_routes.as_ref().or(self.claims.allowed_routes.as_ref());
+        let patterns = self
+            .record
+            .allowed_routes
+            .as_ref()
+            .or_else(|| self.claims.as_ref()?.allowed_routes.as_ref());
         patterns.is_none_or(|patterns| patterns.permit(path))
     }
 
@@ -90,7 +96,7 @@ impl Principal {
     pub fn rate_rule(&self) -> Option<&RateRule> {
         self.record.rate.as_ref().or(match self.record.plan {
             Some(_) => None,
-            None => self.claims.rate.as_ref(),
+            None => self.claims.as_ref().and_then(|claims| claims.rate.as_ref()),
         })
     }
 }
@@ -125,19 +131,24 @@ impl Authenticator {
         headers: &HeaderMap,
         now: UnixTime,
     ) -> Result<Principal, AuthError> {
-        let claims = match Credential::from_headers(headers)? {
+        let (id, claims) = match Credential::from_headers(headers)? {
             None => return Err(AuthError::Missing),
-            Some(Credential::Jwt(token)) => rules.jwt.verify(token, now)?,
-            Some(Credential::Opaque(_)) => return Err(AuthError::Invalid),
+            Some(Credential::Jwt(token)) => {
+                let claims = rules.jwt.verify(token, now)?;
+                (Arc::clone(&claims.api_key), Some(claims))
+            }
+            Some(Credential::Opaque(key)) => {
+                (key::hash(key).map_err(|_| AuthError::Invalid)?, None)
+            }
         };
-        let record = match rules.records.get(&claims.api_key) {
+        let record = match rules.records.get(&id) {
             Some(record) => Arc::clone(record),
-            None => self.stored_record(&claims.api_key).await?,
+            None => self.stored_record(&id).await?,
         };
         if record.disabled {
             return Err(AuthError::Revoked);
         }
-        let expires_at = record.expires_at.or(claims.expires_at);
+        let expires_at = record.expires_at.or_else(|| claims.as_ref()?.expires_at);
         if expires_at.is_some_and(|at| at <= now) {
             return Err(AuthError::Expired);
         }

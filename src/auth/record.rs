@@ -7,6 +7,7 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
+use super::key::public_id;
 use crate::clock::UnixTime;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{Group, LimitRule, Written, groups, rule_set};
@@ -106,7 +107,7 @@ fn fault(field: &'static str, problem: impl Into<String>) -> RecordError {
 }
 
 impl TokenRecord {
-    /// Reads the record stored for `id`. Fields that are not known are passed over.
+    /// Reads the record stored under `token:<id>`. Fields that are not known are passed over.
     ///
     /// # Errors
     /// [`RecordError`] names the first field that cannot be understood: a limit or an expiry that is
@@ -139,8 +140,10 @@ impl TokenRecord {
         member: impl Fn(&str) -> Option<Value>,
     ) -> Result<Self, RecordError> {
         let member = |name: &str| member(name).filter(|value| !value.is_null());
+        let public = public_id(id);
         if let Some(own) = text("api_key", member("api_key"))?
             && *own != **id
+            && *own != *public
         {
             return Err(fault("api_key", "differs from the key it is stored under"));
         }
@@ -159,7 +162,7 @@ impl TokenRecord {
         let organization_id = text("organization_id", member("organization_id"))?;
         Ok(Self {
             identity: IdentityFields {
-                token_id: field_value("api_key", id)?,
+                token_id: field_value("api_key", public)?,
                 organization_id: organization_id
                     .as_deref()
                     .map(|value| field_value("organization_id", value))
@@ -167,7 +170,7 @@ impl TokenRecord {
                 plan: plan.as_deref().map(|value| field_value("plan", value)).transpose()?,
             },
             subject: format!("token:{id}").into(),
-            id: Arc::clone(id),
+            id: if public.len() == id.len() { Arc::clone(id) } else { public.into() },
             rate,
             expires_at: member("expires_at").map(|value| time("expires_at", value)).transpose()?,
             allowed_routes: member("allowed_routes")

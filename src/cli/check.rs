@@ -194,7 +194,7 @@ mod tests {
         let mut config = read("");
         compiled(&config).unwrap();
         let json = r#"{"rate_limit":0}"#.into();
-        config.auth.tokens.push(crate::config::StaticToken { api_key: "a".into(), json });
+        config.auth.tokens.push(crate::config::StaticToken { id: "a".into(), json });
         let no_rate = refused(&config);
         assert!(no_rate.starts_with("auth.tokens: token a: rate_limit: "), "{no_rate}");
     }

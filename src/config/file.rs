@@ -175,6 +175,8 @@ pub struct JwtKey {
 #[serde(deny_unknown_fields)]
 pub struct Token {
     pub api_key: Maybe<Printable>,
+    pub key: Maybe<Secret>,
+    pub key_sha256: Maybe<String>,
     pub rate_limit: Maybe<Whole<1, MAX_QUOTA>>,
     pub limits: List<Limit>,
     pub expires_at: Maybe<Timestamp>,

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use log::LevelFilter;
 use url::Url;
 
+use crate::auth::key::is_hash;
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitRule;
 use crate::secret::Secret;
@@ -162,6 +163,13 @@ pub struct FailureRate {
     pub window: Duration,
 }
 
+impl Auth {
+    /// Whether a token could be valid without any store.
+    fn may_know_a_token(&self) -> bool {
+        !self.jwt.keys.is_empty() || self.tokens.iter().any(|token| is_hash(&token.id))
+    }
+}
+
 /// How a JWT is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwt {
@@ -200,8 +208,8 @@ pub enum JwtAlgorithm {
 /// A record kept in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticToken {
-    /// The token's id.
-    pub api_key: String,
+    /// What its record is known by: a JWT's `api_key`, or the hexadecimal SHA-256 of an opaque key.
+    pub id: String,
     /// The record as the JSON object a store would hold.
     pub json: String,
 }

@@ -149,7 +149,7 @@ impl Records {
         let tokens = self.config.iter().flat_map(|config| &config.auth.tokens);
         tokens
             .map(|token| Entry {
-                id: token.api_key.clone(),
+                id: token.id.clone(),
                 place: Place::Configuration,
                 record: fields(&StoredRecord::Json(token.json.clone())),
             })

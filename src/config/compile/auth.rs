@@ -12,6 +12,7 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::{Auth, FailureRate, Jwt, JwtAlgorithm, JwtKey, StaticToken, TokenCache};
 use super::{deadline, each, limits, need};
+use crate::auth::key;
 use crate::quota::Algorithm;
 use crate::quota::rule::{LimitRule, Written, rule_set};
 use crate::secret::Secret;
@@ -149,17 +150,15 @@ fn tokens(
     for (i, token) in written.unwrap_or_default().into_iter().enumerate() {
         let at = at.index(i);
         let Some(token) = token else {
-            report.fault(&at, "is empty; write a record with an api_key");
+            report.fault(&at, "is empty; write a record with an api_key, key or key_sha256");
             continue;
         };
         let Some(token) = record(token, plans, algorithm, &at, report) else {
             continue;
         };
-        if !seen.insert(token.api_key.clone()) {
-            report.fault(
-                &at.key("api_key"),
-                "is the api_key of another token; write each api_key once",
-            );
+        let (token, named_by) = token;
+        if !seen.insert(token.id.clone()) {
+            report.fault(&at.key(named_by), "is that of another token; write each token once");
         }
         tokens.push(token);
     }
@@ -168,13 +167,14 @@ fn tokens(
 
 /// One record as the JSON object a store would hold: absent fields are absent.
 fn record(
-    written: file::Token,
+    mut written: file::Token,
     plans: &Plans,
     algorithm: Algorithm,
     at: &KeyPath,
     report: &mut Report,
-) -> Option<StaticToken> {
-    let api_key = need(written.api_key, &at.key("api_key"), report).map(|id| id.0);
+) -> Option<(StaticToken, &'static str)> {
+    let named = token_id(&mut written, at, report);
+    let api_key = written.api_key.map(|id| id.0.0);
     let mut object = Map::new();
     let mut put = |name: &str, value: Option<Value>| {
         object.extend(value.map(|value| (name.to_owned(), value)));
@@ -210,7 +210,54 @@ fn record(
     put("organization_id", written.organization_id.map(|id| json!(id.0.0)));
     put("name", written.name.map(|text| json!(text.0)));
     put("disabled", written.disabled.map(|disabled| json!(disabled.0)));
-    Some(StaticToken { api_key: api_key?, json: Value::Object(object).to_string() })
+    let (id, named_by) = named?;
+    Some((StaticToken { id, json: Value::Object(object).to_string() }, named_by))
+}
+
+/// What the record is known by, and the member that says so.
+fn token_id(
+    written: &mut file::Token,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<(String, &'static str)> {
+    let api_key = written.api_key.as_ref().map(|id| id.0.0.clone());
+    let key = written.key.take().map(|key| key.0);
+    let sha256 = written.key_sha256.take().map(|hash| hash.0);
+    match (api_key, key, sha256) {
+        (Some(id), None, None) => Some((id, "api_key")),
+        (None, Some(key), None) => match key::hash_of_written(key.expose()) {
+            Ok(hash) => Some((hash.as_ref().to_owned(), "key")),
+            Err(error) => {
+                report.fault(
+                    &at.key("key"),
+                    format!("{error}; `tollgate token create --kind key` makes one"),
+                );
+                None
+            }
+        },
+        (None, None, Some(hash)) if key::is_hash(&hash.to_ascii_lowercase()) => {
+            Some((hash.to_ascii_lowercase(), "key_sha256"))
+        }
+        (None, None, Some(_)) => {
+            let message =
+                "is not a SHA-256; write its 64 hexadecimal digits, as sha256sum prints them";
+            report.fault(&at.key("key_sha256"), message);
+            None
+        }
+        (None, None, None) => {
+            let names = ["api_key", "key", "key_sha256"];
+            if !names.iter().any(|name| report.is_broken(&at.key(name))) {
+                let message = "is missing; write the api_key of a JWT, or the key or key_sha256 of an opaque key";
+                report.fault(&at.key("api_key"), message);
+            }
+            None
+        }
+        _ => {
+            report
+                .fault(at, "names more than one of api_key, key and key_sha256; write one of them");
+            None
+        }
+    }
 }
 
 /// A limit as a record has it.

@@ -28,8 +28,8 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     });
     let auth = auth::compile(file.auth.unwrap_or_default(), &plans, algorithm, report);
     let upstreams = named(file.upstreams, &KeyPath::top("upstreams"), report, routing::upstream);
-    let given =
-        routing::Given { upstreams: &upstreams, has_jwt_key: !auth.jwt.keys.is_empty(), algorithm };
+    let has_credentials = auth.may_know_a_token() || file.redis.is_some();
+    let given = routing::Given { upstreams: &upstreams, has_credentials, algorithm };
     let routes = routing::routes(file.routes, &given, report);
     let present = |(name, value): (String, Option<_>)| Some((name, value?));
     Some(Config {

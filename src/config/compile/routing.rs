@@ -63,8 +63,8 @@ fn endpoints(
 pub(super) struct Given<'a> {
     /// Upstreams by name; one with a fault has no value.
     pub upstreams: &'a [(String, Option<Upstream>)],
-    /// Whether there is a key that verifies tokens.
-    pub has_jwt_key: bool,
+    /// Whether any credential could be valid.
+    pub has_credentials: bool,
     /// How limits count that do not say so themselves.
     pub algorithm: Algorithm,
 }
@@ -114,7 +114,7 @@ fn route(
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<Route> {
-    let Given { upstreams, has_jwt_key, algorithm } = *given;
+    let Given { upstreams, has_credentials, algorithm } = *given;
     let prefix = need(written.prefix, &at.key("prefix"), report);
     let upstream = need(written.upstream, &at.key("upstream"), report).map(|name| name.0);
     if let Some(name) = &upstream
@@ -126,10 +126,10 @@ fn route(
     }
     let auth = or(written.auth, RouteAuth::Required);
     let keys = KeyPath::top("auth").key("jwt").key("keys");
-    if auth == RouteAuth::Required && !has_jwt_key && !report.has_fault_within(&keys) {
+    if auth == RouteAuth::Required && !has_credentials && !report.has_fault_within(&keys) {
         report.fault(
             &at.key("auth"),
-            "is required, but auth.jwt.keys is empty; write a key there, or auth: none",
+            "is required, but no token could be valid; write auth.jwt.keys, auth.tokens with a key_sha256, redis, or auth: none",
         );
     }
     let at_limits = at.key("limits");

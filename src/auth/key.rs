@@ -1,0 +1,186 @@
+//! Opaque keys: how they are made, told from mistypes, and named without being kept.
+//!
+//! Stores, configurations, caches and logs only ever see the SHA-256 of a key. It is also what keys are
+//! looked up and compared by, so that how long a comparison takes says nothing about a key.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use super::credential::{Credential, MAX_CREDENTIAL};
+use crate::secret::Secret;
+
+/// What keys made here start with, for secret scanners to find.
+const PREFIX: &str = "tg_";
+
+/// Random characters of a key: 190 bits.
+const RANDOM: usize = 32;
+
+/// Characters of the checksum: the CRC-32 of all that stands before it, in base 62.
+const CHECKSUM: usize = 6;
+
+/// Digits of base 62, by value.
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// Hexadecimal digits of a SHA-256.
+const HASH_DIGITS: usize = 64;
+
+/// Hexadecimal digits of a key's public id.
+const PUBLIC_DIGITS: usize = 16;
+
+/// Why a text is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// No request could carry it.
+    #[error("is not 1 to {MAX_CREDENTIAL} visible ASCII characters")]
+    Form,
+    /// It would be taken for a JWT.
+    #[error("has two dots, as only a JWT has")]
+    Jwt,
+    /// It starts as keys made here do, and is not one.
+    #[error("starts with {PREFIX} and its checksum is wrong")]
+    Checksum,
+}
+
+/// Makes a key: `tg_`, 32 random characters of base 62, 6 of checksum.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn generate() -> Result<Secret, getrandom::Error> {
+    /// The largest multiple of 62 in a byte: what lies beyond would make some digits likelier.
+    const FAIR: u8 = 248;
+    let mut key = PREFIX.to_owned();
+    while key.len() < PREFIX.len() + RANDOM {
+        let mut bytes = [0; RANDOM];
+        getrandom::fill(&mut bytes)?;
+        let digits = bytes.iter().filter(|byte| **byte < FAIR);
+        let wanted = PREFIX.len() + RANDOM - key.len();
+        key.extend(digits.take(wanted).map(|byte| char::from(DIGITS[usize::from(byte % 62)])));
+    }
+    let checksum = checksum(&key);
+    key.extend(checksum.map(char::from));
+    Ok(Secret::new(key))
+}
+
+/// The hexadecimal SHA-256 of `key`, which its record is stored under: `token:<hash>`.
+///
+/// # Errors
+/// [`KeyError`] for what cannot be a key: nothing needs to be looked up then.
+pub fn hash(key: &str) -> Result<Arc<str>, KeyError> {
+    if key.starts_with(PREFIX) && !is_whole(key) {
+        return Err(KeyError::Checksum);
+    }
+    let mut text = [0; HASH_DIGITS];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(digest(&SHA256, key.as_bytes()).as_ref()) {
+        let digits = b"0123456789abcdef";
+        pair.copy_from_slice(&[digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]);
+    }
+    // Hexadecimal digits are text.
+    Ok(std::str::from_utf8(&text).unwrap_or_default().into())
+}
+
+/// The [hash] of a key that comes from a person or a file, not from a request that was read already.
+///
+/// # Errors
+/// [`KeyError`] for what no request could carry as a key.
+pub fn hash_of_written(key: &str) -> Result<Arc<str>, KeyError> {
+    match Credential::parse(key.as_bytes()) {
+        Err(_) => Err(KeyError::Form),
+        Ok(Credential::Jwt(_)) => Err(KeyError::Jwt),
+        Ok(Credential::Opaque(key)) => hash(key),
+    }
+}
+
+/// Whether `id` is what the record of an opaque key is stored under.
+pub fn is_hash(id: &str) -> bool {
+    id.len() == HASH_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// What may be shown of the token whose record is stored under `id`: the id of a JWT, the first 16
+/// digits of a key's hash.
+pub fn public_id(id: &str) -> &str {
+    if is_hash(id) { &id[..PUBLIC_DIGITS] } else { id }
+}
+
+/// Whether nothing of a key made here was lost or mistyped.
+fn is_whole(key: &str) -> bool {
+    let Some((body, end)) = key.split_at_checked(PREFIX.len() + RANDOM) else { return false };
+    let base62 = body[PREFIX.len()..].bytes().all(|byte| byte.is_ascii_alphanumeric());
+    // A checksum is no secret: it is computed from what stands beside it.
+    base62 && *end.as_bytes() == checksum(body)
+}
+
+fn checksum(body: &str) -> [u8; CHECKSUM] {
+    let mut rest = crc32fast::hash(body.as_bytes());
+    let mut digits = [0; CHECKSUM];
+    for digit in digits.iter_mut().rev() {
+        *digit = DIGITS[(rest % 62) as usize];
+        rest /= 62;
+    }
+    digits
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_key_made_here_is_whole_and_one_wrong_character_shows() {
+        let key = generate().unwrap();
+        let key = key.expose();
+        assert_eq!(key.len(), 41);
+        assert!(hash(key).is_ok());
+        for at in PREFIX.len()..key.len() {
+            for other in
+                DIGITS.map(char::from).into_iter().filter(|c| key.as_bytes()[at] != *c as u8)
+            {
+                let mut wrong = key.to_owned();
+                wrong.replace_range(at..=at, other.encode_utf8(&mut [0; 4]));
+                assert_eq!(hash(&wrong), Err(KeyError::Checksum), "{at} {other}");
+            }
+            assert_eq!(hash(&key[..at]), Err(KeyError::Checksum));
+        }
+        assert_eq!(hash(&format!("{key}0")), Err(KeyError::Checksum));
+        assert_eq!(hash("tg_"), Err(KeyError::Checksum));
+        assert_eq!(hash(&format!("tg_{}", "\u{e9}".repeat(19))), Err(KeyError::Checksum));
+    }
+
+    #[test]
+    fn keys_differ_and_use_every_digit() {
+        let keys: BTreeSet<String> =
+            (0..1_000).map(|_| generate().unwrap().expose().to_owned()).collect();
+        assert_eq!(keys.len(), 1_000);
+        let used: BTreeSet<u8> = keys.iter().flat_map(|key| key[PREFIX.len()..].bytes()).collect();
+        assert_eq!(used.len(), DIGITS.len());
+    }
+
+    #[test]
+    fn the_checksum_does_not_change_between_versions() {
+        let body = "tg_0123456789ABCDEFGHIJKLMNOPQRSTUV";
+        assert_eq!(checksum(body), *b"10DJZz");
+    }
+
+    #[test]
+    fn keys_of_any_shape_are_known_by_their_sha_256() {
+        // FIPS 180-2, appendix B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(&*hash_of_written("abc").unwrap(), abc);
+        assert!(is_hash(abc));
+        assert_eq!(public_id(abc), "ba7816bf8f01cfea");
+        for id in ["k", &abc[1..], &abc.to_uppercase()] {
+            assert!(!is_hash(id));
+            assert_eq!(public_id(id), id);
+        }
+        for (text, error) in [
+            ("", KeyError::Form),
+            ("a b", KeyError::Form),
+            ("caf\u{e9}", KeyError::Form),
+            ("a.b.c", KeyError::Jwt),
+            ("tg_abc", KeyError::Checksum),
+        ] {
+            assert_eq!(hash_of_written(text), Err(error), "{text:?}");
+        }
+    }
+}
