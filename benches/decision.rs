@@ -5,15 +5,16 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use futures_util::FutureExt;
 use http::{HeaderMap, header};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, encode};
+use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
-use tollgate::auth::jwt::{Expectations, JwtVerifier, VerificationKey};
+use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::record::TokenRecord;
+use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator};
 use tollgate::clock::{Clock, SystemClock};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
@@ -72,13 +73,11 @@ fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
     let clock = SystemClock::default();
     let id: Arc<str> = "bench".into();
     let record = TokenRecord::read(&id, &StoredRecord::Json(json!({"plan": "pro"}).to_string()))?;
-    let key = VerificationKey {
-        algorithm: Algorithm::HS256,
-        kid: None,
-        key: DecodingKey::from_secret(SECRET),
-    };
+    let key = VerificationKey::from_secret(Algorithm::Hs256, None, SECRET)?;
+    let issuer = Issuer { keys: vec![key], ..Issuer::default() };
+    let jwt_rules = JwtRules { leeway: Duration::ZERO, require_record: true };
     let rules = AuthRules {
-        jwt: Arc::new(JwtVerifier::new(vec![key], Expectations::default())),
+        jwt: Arc::new(JwtVerifier::new(vec![issuer], jwt_rules)),
         records: HashMap::from([(id, Arc::new(record))]),
     };
     let claims = json!({

@@ -9,6 +9,7 @@ use http::HeaderMap;
 use pingora_limits::inflight::{Guard, Inflight};
 use smallvec::SmallVec;
 
+use crate::auth::record::Name;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::clock::Clock;
 use crate::limit::ledger::{Decision, Ledger, Terms};
@@ -66,6 +67,9 @@ pub enum Rejection {
     /// The store is needed and does not answer.
     #[error("the gateway's store does not answer")]
     StoreUnavailable,
+    /// The keys of the token's issuer are needed and cannot be fetched.
+    #[error("the issuer's keys cannot be fetched")]
+    KeysUnavailable,
     /// No endpoint could be reached, or it broke off.
     #[error("the upstream could not be reached")]
     UpstreamUnreachable,
@@ -92,6 +96,7 @@ impl From<AuthError> for Rejection {
             AuthError::Expired => Self::ExpiredToken,
             AuthError::Revoked => Self::RevokedToken,
             AuthError::StoreUnavailable(_) => Self::StoreUnavailable,
+            AuthError::KeysUnavailable => Self::KeysUnavailable,
         }
     }
 }
@@ -249,7 +254,7 @@ impl Admission {
             if taken > most { Err(Rejection::TooManyInFlight) } else { Ok(()) }
         };
         if let Some(principal) = principal {
-            take(policy.max_in_flight, &self.tokens_in_flight, principal.token_id())?;
+            take(policy.max_in_flight, &self.tokens_in_flight, &principal.record().id)?;
         }
         take(route.max_in_flight, &self.routes_in_flight, &route.key)?;
         Ok(places)
@@ -273,7 +278,7 @@ impl Admission {
         let record = principal.map(Principal::record);
         let subject = Subject {
             token: record.map(|record| &*record.subject),
-            organization: record.and_then(|record| record.organization_id.as_deref()),
+            organization: principal.and_then(Principal::organization_id).map(Name::as_str),
             client: request.client,
             route: &route.key,
         };

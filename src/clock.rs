@@ -84,6 +84,22 @@ impl Sub for Moment {
     }
 }
 
+/// A [`Moment`] that threads share; at first the beginning of time.
+#[derive(Debug, Default)]
+pub struct AtomicMoment(AtomicU64);
+
+impl AtomicMoment {
+    /// The moment.
+    pub fn load(&self) -> Moment {
+        Moment(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Makes it `moment`.
+    pub fn store(&self, moment: Moment) {
+        self.0.store(moment.0, Ordering::Relaxed);
+    }
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

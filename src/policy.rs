@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use jsonwebtoken::DecodingKey;
 use quick_cache::sync::Cache;
 
 use crate::auth::guard::FailureGuard;
-use crate::auth::jwt::{Expectations, JwtVerifier, VerificationKey};
+use crate::auth::jwks::{Jwks, JwksRules};
+use crate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use crate::auth::key::public_id;
 use crate::auth::record::{RateRule, RecordError, TokenRecord};
+use crate::auth::verification::KeyError;
 use crate::auth::{AuthRules, Principal};
 use crate::config::{
-    ClientTimeouts, Config, HeaderRules, Jwt, JwtAlgorithm, LimitSync, OnStoreFailure, RateHeaders,
+    ClientTimeouts, Config, HeaderRules, Jwt, JwtIssuer, LimitSync, OnStoreFailure, RateHeaders,
     RouteAuth,
 };
 use crate::limit::ledger::{FailurePolicy, Sync};
@@ -23,7 +24,7 @@ use crate::quota::Algorithm;
 use crate::quota::rule::{Group, LimitRule, groups};
 use crate::route::table::{Matcher, RouteTable};
 use crate::store::StoredRecord;
-use crate::telemetry::metrics::RouteMetrics;
+use crate::telemetry::metrics::{METRICS, RouteMetrics};
 use crate::upstream::pool::{EndpointRules, Timeouts, Upstream, UpstreamRules};
 
 /// Distinct bare rates (`rate_limit: N`) whose limits are kept made.
@@ -108,6 +109,9 @@ pub enum PolicyError {
         /// Which field is wrong, and how.
         error: RecordError,
     },
+    /// A key cannot verify.
+    #[error("auth.jwt: a key {0}")]
+    Key(#[from] KeyError),
     /// A route names an upstream that does not exist.
     #[error("route {prefix}: there is no upstream `{upstream}`")]
     Upstream {
@@ -138,7 +142,7 @@ impl Policy {
             .collect();
         let jwt = match previous {
             Some(previous) if previous.jwt == config.auth.jwt => Arc::clone(&previous.auth.jwt),
-            _ => Arc::new(jwt_verifier(&config.auth.jwt)),
+            previous => Arc::new(jwt_verifier(&config.auth.jwt, previous)?),
         };
         let algorithm = config.limits.algorithm;
         Ok(Self {
@@ -182,8 +186,7 @@ impl Policy {
             Some(RateRule::Limits(limits)) => limits.groups(self.algorithm),
             Some(RateRule::Bare(quota)) => self.bare_limits(*quota),
             None => {
-                let plan = principal.record().plan.as_deref();
-                let limits = plan.and_then(|plan| self.plans.get(plan));
+                let limits = principal.plan().and_then(|plan| self.plans.get(plan.as_str()));
                 Arc::clone(limits.unwrap_or(&self.default_limits))
             }
         }
@@ -258,22 +261,27 @@ fn static_records(config: &Config) -> Result<HashMap<Arc<str>, Arc<TokenRecord>>
     config.auth.tokens.iter().map(read).collect()
 }
 
-fn jwt_verifier(jwt: &Jwt) -> JwtVerifier {
-    let keys = jwt.keys.iter().map(|key| VerificationKey {
-        algorithm: match key.algorithm {
-            JwtAlgorithm::Hs256 => jsonwebtoken::Algorithm::HS256,
-            JwtAlgorithm::Hs384 => jsonwebtoken::Algorithm::HS384,
-            JwtAlgorithm::Hs512 => jsonwebtoken::Algorithm::HS512,
-        },
-        kid: key.kid.clone(),
-        key: DecodingKey::from_secret(key.secret.expose().as_bytes()),
-    });
-    let expectations = Expectations {
-        issuer: jwt.issuer.clone(),
-        audience: jwt.audience.clone(),
-        leeway: jwt.leeway,
+fn jwt_verifier(jwt: &Jwt, previous: Option<&Policy>) -> Result<JwtVerifier, KeyError> {
+    let issuer = |issuer: &JwtIssuer| {
+        let keys = issuer.keys.iter().map(|key| key.verification_key());
+        Ok(Issuer {
+            name: issuer.issuer.clone(),
+            audience: issuer.audience.clone(),
+            keys: keys.collect::<Result<_, _>>()?,
+            jwks: issuer.jwks.as_ref().map(|rules| key_set(rules, previous)),
+        })
     };
-    JwtVerifier::new(keys.collect(), expectations)
+    let issuers = jwt.issuers.iter().map(issuer).collect::<Result<_, _>>()?;
+    let rules = JwtRules { leeway: jwt.leeway, require_record: jwt.require_record };
+    Ok(JwtVerifier::new(issuers, rules))
+}
+
+/// The set of before where its rules are the same: what was fetched stays good.
+fn key_set(rules: &JwksRules, previous: Option<&Policy>) -> Arc<Jwks> {
+    let mut sets = previous.into_iter().flat_map(|policy| policy.auth.jwt.key_sets());
+    let kept = sets.find(|set| set.rules() == rules);
+    kept.cloned()
+        .unwrap_or_else(|| Arc::new(Jwks::new(rules.clone(), |fetched| METRICS.key_fetch(fetched))))
 }
 
 /// The guard of before, unless its rule has changed.

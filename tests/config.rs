@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollgate::config::{Config, Environment, Faults, load, parse};
+use tollgate::config::{Config, Environment, Faults, KeyMaterial, load, parse};
 
 /// 48 bytes: enough for HS256 and HS384, not for HS512.
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -21,6 +21,14 @@ fn at(path: &str) -> PathBuf {
 /// Reads `text` with these variables and no others.
 fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
     parse(text, "t.yaml", &variables.iter().copied().collect())
+}
+
+/// The secret of the first key.
+fn first_secret(config: &Config) -> &str {
+    match &config.auth.jwt.issuers[0].keys[0].material {
+        KeyMaterial::Secret(secret) => secret.expose(),
+        KeyMaterial::Public(_) => "a public key",
+    }
 }
 
 #[test]
@@ -51,7 +59,7 @@ fn bad_files_lead_to_their_exact_messages() {
 #[test]
 fn the_shipped_configurations_load() {
     let full = load(&at("conf/tollgate.yaml"), &environment(&[])).unwrap();
-    assert_eq!(full.auth.jwt.keys[0].secret.expose(), SECRET);
+    assert_eq!(first_secret(&full), SECRET);
     assert_eq!(full.redis.unwrap().url.expose(), "redis://redis:6379");
     let embedded = load(&at("conf/embedded.yaml"), &environment(&[])).unwrap();
     assert!(embedded.redis.is_none());
@@ -71,7 +79,7 @@ metrics: { unknown: 1 }
 log: { unknown: 1 }
 timeouts: { unknown: 1 }
 redis: { unknown: 1 }
-auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ] }, tokens: [ { unknown: 1 } ], cache: { unknown: 1 } }
+auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ], jwks: { unknown: 1 }, issuers: [ { unknown: 1 } ] }, tokens: [ { unknown: 1 } ], cache: { unknown: 1 } }
 plans: { basic: { unknown: 1 } }
 limits: { unknown: 1 }
 upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 } } }
@@ -105,7 +113,7 @@ fn nothing_written_means_the_defaults() {
         assert_eq!(config.server.upgrade_sock, "/tmp/tollgate_upgrade.sock");
         assert_eq!(config.timeouts.header, Duration::from_secs(5));
         assert_eq!((config.max_body, config.max_connections), (10 << 20, 10_000));
-        assert!(config.redis.is_none() && config.auth.jwt.keys.is_empty());
+        assert!(config.redis.is_none() && config.auth.jwt.issuers.is_empty());
         assert_eq!(config.auth.cache.ttl, Duration::from_secs(900));
         let default = &config.limits.default[0];
         assert_eq!(default.to_string(), "100/minute");
@@ -176,7 +184,7 @@ routes:
     let redis = config.redis.unwrap();
     assert_eq!(redis.url.expose(), "rediss://:p%40ss@redis:6380/2");
     assert_eq!(redis.timeout, Duration::from_millis(20));
-    assert_eq!(config.auth.jwt.keys[0].kid.as_deref(), Some("a"));
+    assert_eq!(config.auth.jwt.issuers[0].keys[0].kid.as_deref(), Some("a"));
     assert_eq!(config.auth.jwt.leeway, Duration::from_secs(5));
     assert_eq!(
         config.auth.tokens[0].json,
@@ -223,7 +231,7 @@ fn the_environment_alone_is_enough() {
     )
     .unwrap();
     assert_eq!(config.listeners[1].address.to_string(), "127.0.0.1:8081");
-    assert_eq!(config.auth.jwt.keys[0].secret.expose(), SECRET);
+    assert_eq!(first_secret(&config), SECRET);
     assert_eq!(config.plans["basic"][0].to_string(), "5/second");
     assert_eq!(config.routes[0].upstream, "users");
     assert_eq!(config.max_body, 1 << 20);
@@ -368,7 +376,7 @@ fn a_secret_may_stand_in_a_file() {
     );
     for end in ["", "\n", "\r\n"] {
         fs::write(&path, format!("{SECRET}{end}")).unwrap();
-        assert_eq!(read(&text, &[]).unwrap().auth.jwt.keys[0].secret.expose(), SECRET);
+        assert_eq!(first_secret(&read(&text, &[]).unwrap()), SECRET);
     }
     fs::write(&path, format!("{}\n", &SECRET[..31])).unwrap();
     let faults = read(&text, &[]).unwrap_err().to_string();

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tollgate::clock::{ManualClock, SystemClock, UnixTime};
 use tollgate::quota::{Algorithm, Limit};
 use tollgate::secret::Secret;
-use tollgate::store::memory::{MemoryQuota, MemoryTokens};
+use tollgate::store::memory::MemoryQuota;
 use tollgate::store::redis::{OnOperation, PageStart, RedisStore};
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
 
@@ -146,16 +146,6 @@ async fn never_exceeds_the_quota(stores: &[&dyn QuotaStore]) {
     futures_util::future::join_all(takes).await;
     assert_eq!(granted.into_inner(), QUOTA);
     assert_eq!(take(stores[0], "together", limits, 1).await, (0, vec![0, 9 * QUOTA]));
-}
-
-#[tokio::test]
-async fn memory_answers_with_the_records_it_was_given() {
-    let store = MemoryTokens::new([("a".into(), r#"{"rate_limit":1}"#.into())]);
-    assert_eq!(
-        store.record("a").await.unwrap(),
-        Some(StoredRecord::Json(r#"{"rate_limit":1}"#.into()))
-    );
-    assert_eq!(store.record("b").await.unwrap(), None);
 }
 
 /// The scripts and the embedded store decide alike, decision by decision, to the microsecond.

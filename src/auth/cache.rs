@@ -1,7 +1,8 @@
-//! Records read from the store, kept for a while.
+//! What the store says of tokens, records and revocations, kept for a while.
 //!
-//! Bounded; one load a token at a time; unknown tokens are remembered briefly, so that neither
-//! guessing nor a burst turns into a burst at the store. The store says what has changed: a record is
+//! Bounded; one load a token at a time; unknown tokens are remembered briefly and apart, so that neither
+//! guessing nor a burst turns into a burst at the store or drives out what is known. Who asks often never
+//! waits: answers in use are renewed before their time is over. The store says what has changed: a record is
 //! forgotten then, and when a change may have been missed, every record is asked for again. While the
 //! store is away, records that were good stay usable for a bounded time, and nothing else does.
 
@@ -11,17 +12,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ahash::RandomState;
+use async_trait::async_trait;
 use log::warn;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
 use super::record::TokenRecord;
-use crate::clock::{Clock, Moment};
+use crate::clock::{AtomicMoment, Clock, Moment};
 use crate::store::{StoreError, TokenStore};
 
 /// How long a token that is not known, or whose record cannot be read, is taken for that.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
+
+/// Most unknown tokens that are remembered.
+const UNKNOWN_ENTRIES: usize = 10_000;
+
+/// The part of its lifetime after which what is in use is asked about again.
+const REFRESH_AT: f64 = 0.8;
+
+/// How long nothing is asked ahead of need after that failed.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the cache did for one look-up, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +56,66 @@ pub struct CacheRules {
     pub max_stale: Duration,
 }
 
+/// What is asked for by the id of a token.
+#[async_trait]
+pub trait Source: Send + Sync + 'static {
+    /// The answer.
+    type Value: Clone + Send + Sync + 'static;
+
+    /// Asks the store about `id`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it did not answer.
+    async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError>;
+
+    /// Whether the answer is about something the store knows. Others anybody can make up: they are kept
+    /// apart and briefly, and do not stand in while the store is away.
+    fn is_known(value: &Self::Value) -> bool;
+}
+
+/// The records of tokens; `None` when there is none that can be used.
+pub struct Records(pub Arc<dyn TokenStore>);
+
+#[async_trait]
+impl Source for Records {
+    type Value = Option<Arc<TokenRecord>>;
+
+    async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError> {
+        let stored = self.0.record(id).await?;
+        Ok(stored.and_then(|stored| match TokenRecord::read(id, &stored) {
+            Ok(record) => Some(Arc::new(record)),
+            Err(error) => {
+                warn!("token refused: record token:{id} cannot be read: {error}");
+                None
+            }
+        }))
+    }
+
+    fn is_known(record: &Self::Value) -> bool {
+        record.is_some()
+    }
+}
+
+/// Which tokens that need no record are revoked.
+pub struct Revocations(pub Arc<dyn TokenStore>);
+
+#[async_trait]
+impl Source for Revocations {
+    type Value = bool;
+
+    async fn ask(&self, id: &Arc<str>) -> Result<bool, StoreError> {
+        self.0.is_revoked(id).await
+    }
+
+    /// Only who has a token that was verified gets here.
+    fn is_known(_: &bool) -> bool {
+        true
+    }
+}
+
 #[derive(Clone)]
-struct Entry {
-    /// `None`: the store has no record that can be used.
-    record: Option<Arc<TokenRecord>>,
+struct Entry<V> {
+    value: V,
     loaded_at: Moment,
     /// In which era it was loaded.
     era: u64,
@@ -93,42 +160,60 @@ impl Heard {
     }
 }
 
-type Load = Arc<OnceCell<Result<Entry, StoreError>>>;
+type Load<V> = Arc<OnceCell<Result<Entry<V>, StoreError>>>;
 
-/// The cache in front of a [`TokenStore`].
-pub struct RecordCache {
-    store: Arc<dyn TokenStore>,
+/// The cache in front of a [`Source`].
+pub struct StoreCache<S: Source> {
+    source: S,
     clock: Arc<dyn Clock>,
     rules: CacheRules,
-    entries: Cache<Arc<str>, Entry>,
-    loads: Mutex<HashMap<Arc<str>, Load>>,
+    known: Cache<Arc<str>, Entry<S::Value>>,
+    unknown: Cache<Arc<str>, Entry<S::Value>>,
+    loads: Mutex<HashMap<Arc<str>, Load<S::Value>>>,
     heard: Heard,
+    /// Until when nothing is asked ahead of need, because that failed just now; in microseconds.
+    patient_until: AtomicMoment,
     on_lookup: fn(CacheOutcome),
 }
 
-impl RecordCache {
-    /// A cache over `store`; `on_lookup` is told what each look-up came to.
+/// Records of tokens.
+pub type RecordCache = StoreCache<Records>;
+
+/// Revocations of tokens that need no record.
+pub type RevocationCache = StoreCache<Revocations>;
+
+impl<S: Source> StoreCache<S> {
+    /// A cache over `source`; `on_lookup` is told what each look-up came to.
     pub fn new(
-        store: Arc<dyn TokenStore>,
+        source: S,
         clock: Arc<dyn Clock>,
         rules: CacheRules,
         on_lookup: fn(CacheOutcome),
-    ) -> Self {
-        let entries = Cache::new(rules.entries);
-        let (loads, heard) = (Mutex::default(), Heard::new());
-        Self { store, clock, rules, entries, loads, heard, on_lookup }
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            source,
+            clock,
+            rules,
+            known: Cache::new(rules.entries),
+            unknown: Cache::new(rules.entries.min(UNKNOWN_ENTRIES)),
+            loads: Mutex::default(),
+            heard: Heard::new(),
+            patient_until: AtomicMoment::default(),
+            on_lookup,
+        })
     }
 
-    /// Forgets the record of `id`, which has changed.
+    /// Forgets what is known of `id`, which has changed.
     pub fn forget(&self, id: &str) {
         // Counted first: who loads it now either sees the change or does not keep what it sees.
         self.heard.counter(id).fetch_add(1, Ordering::AcqRel);
-        self.entries.remove(id);
+        self.known.remove(id);
+        self.unknown.remove(id);
         // Whoever asks from here on must not be served by a load that began before.
         self.loads.lock().remove(id);
     }
 
-    /// Notes that any record may have changed: each is asked for again before it is used, unless the
+    /// Notes that anything may have changed: each id is asked about again before it is used, unless the
     /// store is away.
     pub fn doubt(&self) {
         {
@@ -145,37 +230,54 @@ impl RecordCache {
         self.loads.lock().clear();
     }
 
-    /// The record of token `id`, or `None` when there is none that can be used.
+    /// What the store says about `id`.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer and no record is young enough to stand in.
-    pub async fn get(&self, id: &Arc<str>) -> Result<Option<Arc<TokenRecord>>, StoreError> {
-        let known = self.entries.get(id);
-        if let Some(entry) = &known
-            && entry.era == self.heard.era.load(Ordering::Acquire)
-            && self.age(entry) < self.lifetime(entry)
-        {
-            (self.on_lookup)(CacheOutcome::Hit);
-            return Ok(entry.record.clone());
+    /// [`StoreError`] when the store does not answer and nothing is young enough to stand in.
+    pub async fn get(self: &Arc<Self>, id: &Arc<str>) -> Result<S::Value, StoreError> {
+        let entry = self.known.get(id).or_else(|| self.unknown.get(id));
+        if let Some(entry) = &entry {
+            let (age, lifetime) = (self.age(entry), self.lifetime(entry));
+            if age < lifetime && entry.era == self.heard.era.load(Ordering::Acquire) {
+                (self.on_lookup)(CacheOutcome::Hit);
+                if age > lifetime.mul_f64(REFRESH_AT) && S::is_known(&entry.value) {
+                    self.refresh(id);
+                }
+                return Ok(entry.value.clone());
+            }
         }
         match self.load(id).await {
             Ok(entry) => {
                 (self.on_lookup)(CacheOutcome::Miss);
-                Ok(entry.record)
+                Ok(entry.value)
             }
-            Err(error) => match known {
-                Some(entry @ Entry { record: Some(_), .. }) if self.may_be_stale(&entry) => {
+            Err(error) => match entry {
+                Some(entry) if S::is_known(&entry.value) && self.may_be_stale(&entry) => {
                     (self.on_lookup)(CacheOutcome::Stale);
-                    Ok(entry.record)
+                    Ok(entry.value)
                 }
                 _ => Err(error),
             },
         }
     }
 
-    /// Whether a record may still be used while the store is away: for so long since it was last known
+    /// Asks about `id`, which is in use, before its time is over: nobody waits for the answer.
+    fn refresh(self: &Arc<Self>, id: &Arc<str>) {
+        let now = self.clock.monotonic();
+        if now < self.patient_until.load() || self.loads.lock().contains_key(id) {
+            return;
+        }
+        let (cache, id) = (Arc::clone(self), Arc::clone(id));
+        tokio::spawn(async move {
+            if cache.load(&id).await.is_err() {
+                cache.patient_until.store(cache.clock.monotonic() + PATIENCE);
+            }
+        });
+    }
+
+    /// Whether an answer may still be used while the store is away: for so long since it was last known
     /// to be right.
-    fn may_be_stale(&self, entry: &Entry) -> bool {
+    fn may_be_stale(&self, entry: &Entry<S::Value>) -> bool {
         let since = match self.heard.end_of(entry.era) {
             None => entry.loaded_at + self.rules.ttl,
             Some(Some(ended)) => ended.min(entry.loaded_at + self.rules.ttl),
@@ -185,56 +287,54 @@ impl RecordCache {
         self.clock.monotonic() - since < self.rules.max_stale
     }
 
-    fn age(&self, entry: &Entry) -> Duration {
+    fn age(&self, entry: &Entry<S::Value>) -> Duration {
         self.clock.monotonic() - entry.loaded_at
     }
 
-    fn lifetime(&self, entry: &Entry) -> Duration {
-        match entry.record {
-            Some(_) => self.rules.ttl,
-            None => NEGATIVE_TTL.min(self.rules.ttl),
+    fn lifetime(&self, entry: &Entry<S::Value>) -> Duration {
+        match S::is_known(&entry.value) {
+            true => self.rules.ttl,
+            false => NEGATIVE_TTL.min(self.rules.ttl),
         }
     }
 
     /// Loads once for all who ask meanwhile. If the one who loads goes away, the next one does it.
-    async fn load(&self, id: &Arc<str>) -> Result<Entry, StoreError> {
+    async fn load(&self, id: &Arc<str>) -> Result<Entry<S::Value>, StoreError> {
         let load = Arc::clone(self.loads.lock().entry(Arc::clone(id)).or_default());
         let _forget = ForgetLoad { loads: &self.loads, id, load: &load };
-        load.get_or_init(|| self.ask_store(id)).await.clone()
+        load.get_or_init(|| self.ask(id)).await.clone()
     }
 
-    async fn ask_store(&self, id: &Arc<str>) -> Result<Entry, StoreError> {
+    async fn ask(&self, id: &Arc<str>) -> Result<Entry<S::Value>, StoreError> {
         // What changes at the store from here on is not in the answer: age counts from the question.
         let loaded_at = self.clock.monotonic();
         let era = self.heard.era.load(Ordering::Acquire);
         let counter = self.heard.counter(id);
         let changes = counter.load(Ordering::Acquire);
-        let stored = self.store.record(id).await?;
-        let record = stored.and_then(|stored| match TokenRecord::read(id, &stored) {
-            Ok(record) => Some(Arc::new(record)),
-            Err(error) => {
-                warn!("token refused: record token:{id} cannot be read: {error}");
-                None
-            }
-        });
-        let entry = Entry { record, loaded_at, era };
-        self.entries.insert(Arc::clone(id), entry.clone());
+        let value = self.source.ask(id).await?;
+        let entry = Entry { value, loaded_at, era };
+        let (keeps, other) = match S::is_known(&entry.value) {
+            true => (&self.known, &self.unknown),
+            false => (&self.unknown, &self.known),
+        };
+        keeps.insert(Arc::clone(id), entry.clone());
+        other.remove(id);
         if counter.load(Ordering::Acquire) != changes {
             // It changed while it was read: what was read may be what it was.
-            self.entries.remove(id);
+            keeps.remove(id);
         }
         Ok(entry)
     }
 }
 
 /// Takes a load off the list when the last one interested in it has gone.
-struct ForgetLoad<'a> {
-    loads: &'a Mutex<HashMap<Arc<str>, Load>>,
+struct ForgetLoad<'a, V> {
+    loads: &'a Mutex<HashMap<Arc<str>, Load<V>>>,
     id: &'a Arc<str>,
-    load: &'a Load,
+    load: &'a Load<V>,
 }
 
-impl Drop for ForgetLoad<'_> {
+impl<V> Drop for ForgetLoad<'_, V> {
     fn drop(&mut self) {
         let mut loads = self.loads.lock();
         let ours = loads.get(self.id).is_some_and(|listed| Arc::ptr_eq(listed, self.load));
@@ -268,6 +368,10 @@ mod tests {
 
     #[async_trait]
     impl TokenStore for Scripted {
+        async fn is_revoked(&self, _id: &str) -> Result<bool, StoreError> {
+            unreachable!("records are asked for")
+        }
+
         async fn record(&self, _id: &str) -> Result<Option<StoredRecord>, StoreError> {
             self.asked.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
@@ -283,8 +387,8 @@ mod tests {
             entries: 100,
             max_stale: Duration::from_secs(5),
         };
-        let cache = RecordCache::new(store.clone(), clock.clone(), rules, |_| {});
-        (store, clock, Arc::new(cache))
+        let cache = RecordCache::new(Records(store.clone()), clock.clone(), rules, |_| {});
+        (store, clock, cache)
     }
 
     #[tokio::test]

@@ -4,23 +4,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 
-use super::record::{RateRule, patterns, rate_rule, time};
+use super::claims::{Claims, MAX_NAME, VerifiedClaims};
+use super::jwks::Jwks;
+use super::verification::{Algorithm, VerificationKey};
 use crate::clock::UnixTime;
-use crate::route::pattern::PathPatterns;
-
-/// Longest `api_key` that a token may name, in bytes.
-const MAX_API_KEY: usize = 256;
 
 /// Memory for verified tokens, in bytes of token text and a fixed share for each entry.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const CACHE_ENTRY_BYTES: u64 = 400;
 const CACHE_ENTRIES: usize = 100_000;
+
+/// Longest signature, in bytes: that of an RSA key of 8192 bits.
+const MAX_SIGNATURE: usize = 1024;
 
 /// Why a token is refused. The caller is told no more than this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,56 +33,31 @@ pub enum JwtError {
     /// The signature is right and `exp` has passed.
     #[error("the token has expired")]
     Expired,
+    /// The token names a key that is not known, and the issuer's keys cannot be fetched.
+    #[error("the issuer's keys are unavailable")]
+    KeysUnavailable,
 }
 
-/// A key and the one algorithm it is used with.
-pub struct VerificationKey {
-    /// The algorithm.
-    pub algorithm: Algorithm,
-    /// The key's id.
-    pub kid: Option<String>,
-    /// The key.
-    pub key: DecodingKey,
-}
-
-/// What a verifier demands besides a signature.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Expectations {
-    /// The `iss` a token must have.
-    pub issuer: Option<String>,
-    /// The `aud` a token must name.
+/// Who makes tokens, and with which keys.
+#[derive(Debug, Default)]
+pub struct Issuer {
+    /// The `iss` of its tokens. Without one it is for every token that no other issuer is for.
+    pub name: Option<String>,
+    /// The `aud` its tokens must name.
     pub audience: Option<String>,
+    /// Its keys, as far as they are fixed.
+    pub keys: Vec<VerificationKey>,
+    /// Its keys, as far as it publishes them.
+    pub jwks: Option<Arc<Jwks>>,
+}
+
+/// What holds for the tokens of every issuer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JwtRules {
     /// Clock difference that is forgiven on `exp` and `nbf`.
     pub leeway: Duration,
-}
-
-/// The claims of a token whose signature is right.
-#[derive(Debug, PartialEq)]
-pub struct VerifiedClaims {
-    /// Whose record applies.
-    pub api_key: Arc<str>,
-    /// When the token ends (RFC 7519 section 4.1.4).
-    pub exp: UnixTime,
-    /// When it begins (section 4.1.5).
-    pub nbf: Option<UnixTime>,
-    /// Limits, where the record has none.
-    pub rate: Option<RateRule>,
-    /// When the grant ends, where the record does not say.
-    pub expires_at: Option<UnixTime>,
-    /// Permitted paths, where the record has none.
-    pub allowed_routes: Option<PathPatterns>,
-}
-
-#[derive(Deserialize)]
-struct RawClaims {
-    api_key: String,
-    exp: Value,
-    nbf: Option<Value>,
-    iss: Option<Value>,
-    aud: Option<Value>,
-    rate_limit: Option<Value>,
-    expires_at: Option<Value>,
-    allowed_routes: Option<Value>,
+    /// Whether a token needs a record besides its claims.
+    pub require_record: bool,
 }
 
 #[derive(Clone)]
@@ -94,157 +71,226 @@ impl Weighter<Arc<str>, Arc<VerifiedClaims>> for ByteWeight {
 
 /// Verifies tokens, and remembers those it has verified, by their whole text.
 pub struct JwtVerifier {
-    keys: Vec<VerificationKey>,
-    expectations: Expectations,
+    issuers: Vec<Issuer>,
+    rules: JwtRules,
     verified: Cache<Arc<str>, Arc<VerifiedClaims>, ByteWeight>,
 }
 
 impl std::fmt::Debug for JwtVerifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JwtVerifier").field("keys", &self.keys.len()).finish_non_exhaustive()
+        f.debug_struct("JwtVerifier").field("issuers", &self.issuers).finish_non_exhaustive()
     }
 }
 
 impl JwtVerifier {
-    /// A verifier with `keys`, of which at most one has no `kid`.
-    pub fn new(keys: Vec<VerificationKey>, expectations: Expectations) -> Self {
+    /// A verifier of the tokens of these issuers, whose names differ.
+    pub fn new(issuers: Vec<Issuer>, rules: JwtRules) -> Self {
         let verified = Cache::with_weighter(CACHE_ENTRIES, CACHE_BYTES, ByteWeight);
-        Self { keys, expectations, verified }
+        Self { issuers, rules, verified }
+    }
+
+    /// The sets of keys that have to be kept fresh.
+    pub fn key_sets(&self) -> impl Iterator<Item = &Arc<Jwks>> {
+        self.issuers.iter().filter_map(|issuer| issuer.jwks.as_ref())
     }
 
     /// The claims of `token` if it is valid at `now`.
     ///
     /// # Errors
     /// [`JwtError`]; expiry is only reported of a token whose signature is right.
-    pub fn verify(&self, token: &str, now: UnixTime) -> Result<Arc<VerifiedClaims>, JwtError> {
-        let claims = match self.verified.get(token) {
+    pub async fn verify(
+        &self,
+        token: &str,
+        now: UnixTime,
+    ) -> Result<Arc<VerifiedClaims>, JwtError> {
+        let claims = match self.remembered(token) {
             Some(claims) => claims,
             None => {
-                let claims = Arc::new(self.verify_signature(token)?);
-                if claims.exp + self.expectations.leeway > now {
+                let claims = Arc::new(self.verify_signature(token).await?);
+                if claims.exp + self.rules.leeway > now {
                     self.verified.insert(token.into(), Arc::clone(&claims));
                 }
                 claims
             }
         };
-        if claims.exp + self.expectations.leeway <= now {
+        if claims.exp + self.rules.leeway <= now {
             return Err(JwtError::Expired);
         }
-        if claims.nbf.is_some_and(|nbf| nbf > now + self.expectations.leeway) {
+        if claims.nbf.is_some_and(|nbf| nbf > now + self.rules.leeway) {
             return Err(JwtError::Invalid);
         }
         Ok(claims)
     }
 
-    fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, JwtError> {
-        let header = decode_header(token).map_err(|_| JwtError::Invalid)?;
-        // An extension that must be understood and is not: RFC 7515 section 4.1.11.
-        if header.crit.is_some() {
-            return Err(JwtError::Invalid);
-        }
-        let key = self.key_for(header.kid.as_deref()).ok_or(JwtError::Invalid)?;
-        let mut validation = Validation::new(key.algorithm);
-        // The times, issuer and audience are checked here, with time passed in and types strict.
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        let claims: RawClaims =
-            decode(token, &key.key, &validation).map_err(|_| JwtError::Invalid)?.claims;
-        self.check(claims)
+    /// The claims of a token that was verified by keys that are still the issuer's.
+    fn remembered(&self, token: &str) -> Option<Arc<VerifiedClaims>> {
+        let claims = self.verified.get(token)?;
+        let (issuer, generation) = claims.verified_by;
+        (self.issuers.get(issuer)?.generation() == generation).then_some(claims)
     }
 
-    /// The key with this `kid`, else the one without any; a token without `kid` fits an only key.
-    fn key_for(&self, kid: Option<&str>) -> Option<&VerificationKey> {
-        let named = self.keys.iter().find(|key| kid.is_some() && key.kid.as_deref() == kid);
-        named.or_else(|| self.keys.iter().find(|key| key.kid.is_none())).or_else(|| {
-            match (&self.keys[..], kid) {
-                ([only], None) => Some(only),
-                _ => None,
+    async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, JwtError> {
+        let token = Token::read(token).ok_or(JwtError::Invalid)?;
+        let (nth, issuer) = self.issuer(token.claims.text("iss")).ok_or(JwtError::Invalid)?;
+        let generation = match (issuer.check(&token), &issuer.jwks) {
+            (Checked::Right(generation), _) => generation,
+            (Checked::Wrong, _) | (Checked::NoKey, None) => return Err(JwtError::Invalid),
+            (Checked::NoKey, Some(jwks)) => {
+                jwks.refetch().await;
+                match issuer.check(&token) {
+                    Checked::Right(generation) => generation,
+                    Checked::NoKey if jwks.is_in_doubt() => return Err(JwtError::KeysUnavailable),
+                    Checked::NoKey | Checked::Wrong => return Err(JwtError::Invalid),
+                }
             }
-        })
+        };
+        if let Some(audience) = &issuer.audience
+            && !token.claims.names_audience(audience)
+        {
+            return Err(JwtError::Invalid);
+        }
+        let claims = token.claims.verified(self.rules.require_record, (nth, generation));
+        claims.map_err(|_| JwtError::Invalid)
     }
 
-    fn check(&self, raw: RawClaims) -> Result<VerifiedClaims, JwtError> {
-        if raw.api_key.is_empty() || raw.api_key.len() > MAX_API_KEY {
-            return Err(JwtError::Invalid);
+    /// Whose keys a token must be verified with: another issuer's are not good enough (RFC 8725
+    /// section 3.8).
+    fn issuer(&self, iss: Option<&str>) -> Option<(usize, &Issuer)> {
+        let find = |name: Option<&str>| {
+            self.issuers.iter().enumerate().find(|(_, issuer)| issuer.name.as_deref() == name)
+        };
+        find(iss).or_else(|| find(None))
+    }
+}
+
+/// What keys say about a token.
+enum Checked {
+    /// The signature is right; by which set of keys.
+    Right(u64),
+    /// There is a key, and the signature is not its.
+    Wrong,
+    /// No key is known that it could be of.
+    NoKey,
+}
+
+impl Issuer {
+    fn generation(&self) -> u64 {
+        self.jwks.as_ref().map_or(0, |jwks| jwks.current().generation)
+    }
+
+    fn check(&self, token: &Token<'_>) -> Checked {
+        let set = self.jwks.as_ref().map(|jwks| jwks.current());
+        let published = set.as_ref().map_or(&[][..], |set| &set.keys);
+        let generation = set.as_ref().map_or(0, |set| set.generation);
+        let kid = token.kid.as_deref();
+        let keys = || self.keys.iter().chain(published);
+        let named = |kid: Option<&str>| {
+            keys().find(|key| key.kid() == kid && key.algorithm() == token.algorithm)
+        };
+        // A key without a name is for tokens that name none that is known; an only key needs no name.
+        let key = match kid {
+            Some(_) if keys().any(|key| key.kid() == kid) => named(kid),
+            Some(_) => named(None),
+            None => named(None).or_else(|| {
+                let mut keys = keys().filter(|key| key.algorithm() == token.algorithm);
+                keys.next().filter(|_| keys.next().is_none())
+            }),
+        };
+        match key {
+            Some(key) if key.verify(token.message, &token.signature) => Checked::Right(generation),
+            Some(_) => Checked::Wrong,
+            None if keys().any(|key| kid.is_some() && key.kid() == kid) => Checked::Wrong,
+            None => Checked::NoKey,
         }
-        if let Some(issuer) = &self.expectations.issuer
-            && raw.iss.as_ref().and_then(Value::as_str) != Some(issuer)
-        {
-            return Err(JwtError::Invalid);
+    }
+}
+
+/// A JWT in its compact form (RFC 7515 section 3.1), taken apart and not yet verified.
+struct Token<'a> {
+    message: &'a [u8],
+    algorithm: Algorithm,
+    kid: Option<String>,
+    claims: Claims,
+    signature: Vec<u8>,
+}
+
+/// The JOSE header (RFC 7515 section 4), as far as it is looked at: keys and addresses of keys that a
+/// token brings along are not.
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+    crit: Option<IgnoredAny>,
+}
+
+impl<'a> Token<'a> {
+    fn read(token: &'a str) -> Option<Self> {
+        let (message, signature) = token.rsplit_once('.')?;
+        let (header, claims) = message.split_once('.')?;
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
+        let header: Header = serde_json::from_slice(&decode(header)?).ok()?;
+        // An extension that must be understood and is not: RFC 7515 section 4.1.11.
+        let usable = header.crit.is_none()
+            && header.kid.as_ref().is_none_or(|kid| kid.len() <= MAX_NAME)
+            && header.typ.as_deref().is_none_or(is_access_token);
+        if !usable {
+            return None;
         }
-        if let Some(audience) = &self.expectations.audience
-            && !names_audience(raw.aud.as_ref(), audience)
-        {
-            return Err(JwtError::Invalid);
-        }
-        let invalid = |_| JwtError::Invalid;
-        Ok(VerifiedClaims {
-            api_key: raw.api_key.into(),
-            exp: numeric_date(&raw.exp)?,
-            nbf: raw.nbf.as_ref().map(numeric_date).transpose()?,
-            rate: raw
-                .rate_limit
-                .map(|value| rate_rule("rate_limit", value))
-                .transpose()
-                .map_err(invalid)?,
-            expires_at: raw
-                .expires_at
-                .map(|value| time("expires_at", value))
-                .transpose()
-                .map_err(invalid)?,
-            allowed_routes: raw
-                .allowed_routes
-                .map(|value| patterns("allowed_routes", value))
-                .transpose()
-                .map_err(invalid)?,
+        let algorithm = Algorithm::named(&header.alg)?;
+        let claims = serde_json::from_slice(&decode(claims)?).ok()?;
+        let signature =
+            decode(signature).filter(|bytes| (1..=MAX_SIGNATURE).contains(&bytes.len()));
+        Some(Self {
+            message: message.as_bytes(),
+            algorithm,
+            kid: header.kid,
+            claims,
+            signature: signature?,
         })
     }
 }
 
-/// `aud` is one name or several (RFC 7519 section 4.1.3).
-fn names_audience(aud: Option<&Value>, wanted: &str) -> bool {
-    match aud {
-        Some(Value::String(name)) => name == wanted,
-        Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some(wanted)),
-        _ => false,
-    }
-}
-
-/// A NumericDate (RFC 7519 section 2): seconds since the epoch, perhaps with a fraction; never text.
-fn numeric_date(value: &Value) -> Result<UnixTime, JwtError> {
-    /// The year 9999; what lies beyond is a mistake or an attack.
-    const LATEST: f64 = 253_402_300_799.0;
-    match value.as_f64() {
-        Some(seconds) if (0.0..=LATEST).contains(&seconds) => {
-            Ok(UnixTime::from_micros((seconds * 1e6) as u64))
-        }
-        _ => Err(JwtError::Invalid),
-    }
+/// Whether `typ` is one that access tokens have (RFC 9068 section 2.1): an issuer may sign other things
+/// with the same key (RFC 8725 section 3.11).
+fn is_access_token(typ: &str) -> bool {
+    let prefix = "application/";
+    let (start, rest) = typ.split_at_checked(prefix.len()).unwrap_or(("", typ));
+    let typ = if start.eq_ignore_ascii_case(prefix) { rest } else { typ };
+    typ.eq_ignore_ascii_case("JWT") || typ.eq_ignore_ascii_case("at+jwt")
 }
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use jsonwebtoken::{EncodingKey, Header, encode};
-    use serde_json::json;
+    use futures_util::FutureExt as _;
+    use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+    use serde_json::{Value, json};
 
     use super::*;
 
     const SECRET: &[u8] = b"a secret that is long enough for every algorithm, all of its 64 bytes";
     const NOW: UnixTime = UnixTime::from_secs(1_000_000);
 
+    const RULES: JwtRules = JwtRules { leeway: Duration::ZERO, require_record: true };
+
     fn key(algorithm: Algorithm, kid: Option<&str>, secret: &[u8]) -> VerificationKey {
-        VerificationKey {
-            algorithm,
-            kid: kid.map(Into::into),
-            key: DecodingKey::from_secret(secret),
-        }
+        let algorithm = super::Algorithm::named(&format!("{algorithm:?}")).unwrap();
+        VerificationKey::from_secret(algorithm, kid.map(Into::into), secret).unwrap()
+    }
+
+    fn of(keys: Vec<VerificationKey>) -> JwtVerifier {
+        JwtVerifier::new(vec![Issuer { keys, ..Issuer::default() }], RULES)
     }
 
     fn verifier() -> JwtVerifier {
-        JwtVerifier::new(vec![key(Algorithm::HS256, None, SECRET)], Expectations::default())
+        of(vec![key(Algorithm::HS256, None, SECRET)])
+    }
+
+    impl JwtVerifier {
+        /// Without key sets nothing is waited for.
+        fn verify_now(&self, token: &str, now: UnixTime) -> Result<Arc<VerifiedClaims>, JwtError> {
+            self.verify(token, now).now_or_never().unwrap()
+        }
     }
 
     fn sign(header: &Header, claims: &Value, secret: &[u8]) -> String {
@@ -265,12 +311,15 @@ mod tests {
         let verifier = verifier();
         let token = hs256(json!({"api_key": "k", "exp": 1_000_060, "rate_limit": 5,
             "allowed_routes": ["/a"], "expires_at": "2030-01-01T00:00:00Z"}));
-        let first = verifier.verify(&token, NOW).unwrap();
+        let first = verifier.verify_now(&token, NOW).unwrap();
         assert_eq!(&*first.api_key, "k");
-        assert_eq!(first.rate, Some(RateRule::Bare(5)));
-        assert!(Arc::ptr_eq(&first, &verifier.verify(&token, NOW).unwrap()));
+        assert_eq!(
+            first.grant.as_ref().unwrap().rate,
+            Some(crate::auth::record::RateRule::Bare(5))
+        );
+        assert!(Arc::ptr_eq(&first, &verifier.verify_now(&token, NOW).unwrap()));
         let later = UnixTime::from_secs(1_000_060);
-        assert_eq!(verifier.verify(&token, later), Err(JwtError::Expired));
+        assert_eq!(verifier.verify_now(&token, later), Err(JwtError::Expired));
     }
 
     #[test]
@@ -297,7 +346,7 @@ mod tests {
             (json!({"api_key": "k", "exp": 1_000_060, "allowed_routes": "*"}), Err(Invalid)),
             (json!({"api_key": "k", "exp": 1_000_060, "expires_at": "soon"}), Err(Invalid)),
         ] {
-            let result = verifier().verify(&hs256(claims.clone()), NOW).map(|_| ());
+            let result = verifier().verify_now(&hs256(claims.clone()), NOW).map(|_| ());
             assert_eq!(result, expected, "{claims}");
         }
     }
@@ -316,12 +365,12 @@ mod tests {
             "..".to_owned(),
         ];
         for token in &refused {
-            assert_eq!(verifier().verify(token, NOW), Err(JwtError::Invalid), "{token}");
+            assert_eq!(verifier().verify_now(token, NOW), Err(JwtError::Invalid), "{token}");
         }
         for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
             let keys = vec![key(algorithm, None, SECRET)];
             let token = sign(&Header::new(algorithm), &claims, SECRET);
-            JwtVerifier::new(keys, Expectations::default()).verify(&token, NOW).unwrap();
+            of(keys).verify_now(&token, NOW).unwrap();
         }
     }
 
@@ -329,7 +378,7 @@ mod tests {
     fn a_critical_extension_is_refused() {
         let header = Header { crit: Some(vec!["b64".into()]), ..Header::new(Algorithm::HS256) };
         let token = sign(&header, &json!({"api_key": "k", "exp": 1_000_060}), SECRET);
-        assert_eq!(verifier().verify(&token, NOW), Err(JwtError::Invalid));
+        assert_eq!(verifier().verify_now(&token, NOW), Err(JwtError::Invalid));
     }
 
     #[test]
@@ -340,32 +389,31 @@ mod tests {
             let header = Header { kid: kid.map(Into::into), ..Header::new(Algorithm::HS256) };
             sign(&header, &claims, secret)
         };
-        let two = JwtVerifier::new(
-            vec![key(Algorithm::HS256, Some("a"), SECRET), key(Algorithm::HS256, Some("b"), other)],
-            Expectations::default(),
-        );
-        assert!(two.verify(&token(Some("a"), SECRET), NOW).is_ok());
-        assert!(two.verify(&token(Some("b"), other), NOW).is_ok());
-        assert!(two.verify(&token(Some("b"), SECRET), NOW).is_err());
-        assert!(two.verify(&token(Some("c"), SECRET), NOW).is_err());
-        assert!(two.verify(&token(None, SECRET), NOW).is_err());
-        let one = JwtVerifier::new(
-            vec![key(Algorithm::HS256, Some("a"), SECRET)],
-            Expectations::default(),
-        );
-        assert!(one.verify(&token(None, SECRET), NOW).is_ok());
-        assert!(one.verify(&token(Some("c"), SECRET), NOW).is_err());
+        let two = of(vec![
+            key(Algorithm::HS256, Some("a"), SECRET),
+            key(Algorithm::HS256, Some("b"), other),
+        ]);
+        assert!(two.verify_now(&token(Some("a"), SECRET), NOW).is_ok());
+        assert!(two.verify_now(&token(Some("b"), other), NOW).is_ok());
+        assert!(two.verify_now(&token(Some("b"), SECRET), NOW).is_err());
+        assert!(two.verify_now(&token(Some("c"), SECRET), NOW).is_err());
+        assert!(two.verify_now(&token(None, SECRET), NOW).is_err());
+        let one = of(vec![key(Algorithm::HS256, Some("a"), SECRET)]);
+        assert!(one.verify_now(&token(None, SECRET), NOW).is_ok());
+        assert!(one.verify_now(&token(Some("c"), SECRET), NOW).is_err());
     }
 
     #[test]
     fn issuer_audience_and_leeway_are_honoured() {
         let strict = || {
-            let expectations = Expectations {
-                issuer: Some("us".into()),
+            let issuer = Issuer {
+                name: Some("us".into()),
                 audience: Some("api".into()),
-                leeway: Duration::from_secs(5),
+                keys: vec![key(Algorithm::HS256, None, SECRET)],
+                jwks: None,
             };
-            JwtVerifier::new(vec![key(Algorithm::HS256, None, SECRET)], expectations)
+            let rules = JwtRules { leeway: Duration::from_secs(5), ..RULES };
+            JwtVerifier::new(vec![issuer], rules)
         };
         for (iss, aud, exp, good) in [
             (json!("us"), json!("api"), 1_000_060, true),
@@ -379,7 +427,7 @@ mod tests {
             (json!("us"), json!(null), 1_000_060, false),
         ] {
             let claims = json!({"api_key": "k", "exp": exp, "iss": iss, "aud": aud});
-            assert_eq!(strict().verify(&hs256(claims.clone()), NOW).is_ok(), good, "{claims}");
+            assert_eq!(strict().verify_now(&hs256(claims.clone()), NOW).is_ok(), good, "{claims}");
         }
     }
 
@@ -391,7 +439,7 @@ mod tests {
             let mut bytes = token.clone().into_bytes();
             bytes[at / 8] ^= 1 << (at % 8);
             if let Ok(text) = String::from_utf8(bytes) {
-                assert!(verifier.verify(&text, NOW).is_err(), "bit {at}");
+                assert!(verifier.verify_now(&text, NOW).is_err(), "bit {at}");
             }
         }
     }
@@ -408,6 +456,6 @@ mod tests {
         )
         .unwrap();
         let token = format!("{message}.{signature}");
-        assert_eq!(verifier().verify(&token, NOW), Err(JwtError::Invalid));
+        assert_eq!(verifier().verify_now(&token, NOW), Err(JwtError::Invalid));
     }
 }

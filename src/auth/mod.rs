@@ -11,16 +11,20 @@ use crate::clock::UnixTime;
 use crate::store::StoreError;
 
 pub mod cache;
+pub mod claims;
 pub mod credential;
 pub mod guard;
+pub mod jwks;
 pub mod jwt;
 pub mod key;
 pub mod record;
+pub mod verification;
 
-use cache::RecordCache;
+use cache::{RecordCache, RevocationCache};
+use claims::{Stateless, VerifiedClaims};
 use credential::{Credential, CredentialError};
-use jwt::{JwtError, JwtVerifier, VerifiedClaims};
-use record::{RateRule, TokenRecord};
+use jwt::{JwtError, JwtVerifier};
+use record::{Grant, Name, RateRule, TokenRecord};
 
 /// Why a request has no principal.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,9 @@ pub enum AuthError {
     /// Nothing is known about the token because the store did not answer.
     #[error("the token store is unavailable: {0}")]
     StoreUnavailable(StoreError),
+    /// Nothing is known about the token because its issuer's keys could not be fetched.
+    #[error("the issuer's keys are unavailable")]
+    KeysUnavailable,
 }
 
 impl From<CredentialError> for AuthError {
@@ -59,6 +66,7 @@ impl From<JwtError> for AuthError {
         match error {
             JwtError::Invalid => Self::Invalid,
             JwtError::Expired => Self::Expired,
+            JwtError::KeysUnavailable => Self::KeysUnavailable,
         }
     }
 }
@@ -67,37 +75,48 @@ impl From<JwtError> for AuthError {
 #[derive(Clone, Debug)]
 pub struct Principal {
     record: Arc<TokenRecord>,
-    /// `None` for an opaque key.
+    /// `None` for an opaque key, and where the record is made of them.
     claims: Option<Arc<VerifiedClaims>>,
 }
 
 impl Principal {
-    /// The token's public id.
-    pub fn token_id(&self) -> &Arc<str> {
-        &self.record.id
-    }
-
-    /// The record, which also holds the identity fields for the upstream.
+    /// The token's record.
     pub fn record(&self) -> &TokenRecord {
         &self.record
     }
 
-    /// Whether the token may use the canonical `path`. The record's routes win over the claims'.
+    /// Whether the token may use the canonical `path`.
     pub fn may(&self, path: &str) -> bool {
-        let patterns = self
-            .record
-            .allowed_routes
-            .as_ref()
-            .or_else(|| self.claims.as_ref()?.allowed_routes.as_ref());
+        let patterns = self.granted(|grant| grant.allowed_routes.as_ref());
         patterns.is_none_or(|patterns| patterns.permit(path))
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> Option<&Name> {
+        self.granted(|grant| grant.plan.as_ref())
+    }
+
+    /// The organization.
+    pub fn organization_id(&self) -> Option<&Name> {
+        self.granted(|grant| grant.organization_id.as_ref())
     }
 
     /// The limits that the record or else the claims state; `None` leaves it to plan and default.
     pub fn rate_rule(&self) -> Option<&RateRule> {
-        self.record.rate.as_ref().or(match self.record.plan {
-            Some(_) => None,
-            None => self.claims.as_ref().and_then(|claims| claims.rate.as_ref()),
-        })
+        match &self.record.grant {
+            Grant { rate: None, plan: Some(_), .. } => None,
+            _ => self.granted(|grant| grant.rate.as_ref()),
+        }
+    }
+
+    fn expires_at(&self) -> Option<UnixTime> {
+        self.granted(|grant| grant.expires_at.as_ref()).copied()
+    }
+
+    /// What the record says, or else the claims.
+    fn granted<'a, T>(&'a self, member: impl Fn(&'a Grant) -> Option<&'a T>) -> Option<&'a T> {
+        let claimed = || self.claims.as_ref()?.grant.as_deref();
+        member(&self.record.grant).or_else(|| member(claimed()?))
     }
 }
 
@@ -112,13 +131,21 @@ pub struct AuthRules {
 
 /// Turns the credential of a request into a principal.
 pub struct Authenticator {
-    records: Option<Arc<RecordCache>>,
+    store: Option<Stored>,
+}
+
+/// What the store says of tokens.
+pub struct Stored {
+    /// Their records.
+    pub records: Arc<RecordCache>,
+    /// Those that are revoked of tokens without records.
+    pub revocations: Arc<RevocationCache>,
 }
 
 impl Authenticator {
-    /// Looks records up in `records` when the rules hold none; `None` when there is no such store.
-    pub fn new(records: Option<Arc<RecordCache>>) -> Self {
-        Self { records }
+    /// Asks `store` about what the rules do not hold; `None` when there is no such store.
+    pub fn new(store: Option<Stored>) -> Self {
+        Self { store }
     }
 
     /// The principal of a request with these `headers`.
@@ -134,35 +161,49 @@ impl Authenticator {
         let (id, claims) = match Credential::from_headers(headers)? {
             None => return Err(AuthError::Missing),
             Some(Credential::Jwt(token)) => {
-                let claims = rules.jwt.verify(token, now)?;
+                let claims = rules.jwt.verify(token, now).await?;
                 (Arc::clone(&claims.api_key), Some(claims))
             }
             Some(Credential::Opaque(key)) => {
                 (key::hash(key).map_err(|_| AuthError::Invalid)?, None)
             }
         };
-        let record = match rules.records.get(&id) {
-            Some(record) => Arc::clone(record),
-            None => self.stored_record(&id).await?,
+        let stateless = claims.as_ref().and_then(|claims| claims.stateless.as_ref());
+        let record = match (rules.records.get(&id), stateless) {
+            (Some(record), _) => Arc::clone(record),
+            (None, Some(stateless)) => self.unless_revoked(&id, stateless).await?,
+            (None, None) => self.stored_record(&id).await?,
         };
         if record.disabled {
             return Err(AuthError::Revoked);
         }
-        let expires_at = record.expires_at.or_else(|| claims.as_ref()?.expires_at);
-        if expires_at.is_some_and(|at| at <= now) {
-            return Err(AuthError::Expired);
+        let principal = Principal { record, claims };
+        match principal.expires_at() {
+            Some(at) if at <= now => Err(AuthError::Expired),
+            _ => Ok(principal),
         }
-        Ok(Principal { record, claims })
     }
 
     async fn stored_record(&self, id: &Arc<str>) -> Result<Arc<TokenRecord>, AuthError> {
-        let Some(records) = &self.records else {
-            return Err(AuthError::Invalid);
-        };
-        match records.get(id).await {
-            Ok(Some(record)) => Ok(record),
-            Ok(None) => Err(AuthError::Invalid),
-            Err(error) => Err(AuthError::StoreUnavailable(error)),
+        let Some(store) = &self.store else { return Err(AuthError::Invalid) };
+        let record = store.records.get(id).await.map_err(AuthError::StoreUnavailable)?;
+        record.ok_or(AuthError::Invalid)
+    }
+
+    /// The record that stands in for one, unless the token or all tokens of its api_key are revoked.
+    async fn unless_revoked(
+        &self,
+        api_key: &Arc<str>,
+        stateless: &Stateless,
+    ) -> Result<Arc<TokenRecord>, AuthError> {
+        if let Some(store) = &self.store {
+            for id in stateless.jti.iter().chain([api_key]) {
+                let revoked = store.revocations.get(id).await;
+                if revoked.map_err(AuthError::StoreUnavailable)? {
+                    return Err(AuthError::Revoked);
+                }
+            }
         }
+        Ok(Arc::clone(&stateless.record))
     }
 }

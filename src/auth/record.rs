@@ -20,33 +20,46 @@ use crate::store::StoredRecord;
 pub struct TokenRecord {
     /// The token's public id.
     pub id: Arc<str>,
+    /// The public id as `X-Token-ID`.
+    pub id_field: HeaderValue,
     /// Whose quota a request of this token uses: `token:<id>`.
     pub subject: Arc<str>,
+    /// Whether the token is refused.
+    pub disabled: bool,
+    /// What it may do.
+    pub grant: Grant,
+}
+
+/// What a record, or the claims of a JWT, grant.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Grant {
     /// The token's own limits.
     pub rate: Option<RateRule>,
     /// When the token stops being valid.
     pub expires_at: Option<UnixTime>,
     /// The paths it may use; `None` for all.
     pub allowed_routes: Option<PathPatterns>,
-    /// The plan whose limits apply where the record has none.
-    pub plan: Option<Arc<str>>,
-    /// The organization it belongs to.
-    pub organization_id: Option<Arc<str>>,
-    /// Whether the token is refused.
-    pub disabled: bool,
-    /// Identity as header fields, made once.
-    pub identity: IdentityFields,
+    /// The plan whose limits apply where there are no own ones.
+    pub plan: Option<Name>,
+    /// The organization the token belongs to.
+    pub organization_id: Option<Name>,
 }
 
-/// Identity fields for the upstream.
-#[derive(Clone, Debug, PartialEq)]
-pub struct IdentityFields {
-    /// `X-Token-ID`.
-    pub token_id: HeaderValue,
-    /// `X-Organization-ID`.
-    pub organization_id: Option<HeaderValue>,
-    /// `X-Plan-Tier`.
-    pub plan: Option<HeaderValue>,
+/// Printable ASCII, ready to be sent in a header field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(HeaderValue);
+
+impl Name {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        // Printable ASCII always is text.
+        self.0.to_str().unwrap_or_default()
+    }
+
+    /// As the value of a header field.
+    pub fn field(&self) -> &HeaderValue {
+        &self.0
+    }
 }
 
 /// Limits as a record or a claim states them.
@@ -147,10 +160,6 @@ impl TokenRecord {
         {
             return Err(fault("api_key", "differs from the key it is stored under"));
         }
-        let rate = match member("limits") {
-            Some(limits) => Some(limits_rule("limits", limits)?),
-            None => member("rate_limit").map(|value| rate_rule("rate_limit", value)).transpose()?,
-        };
         let disabled = match member("disabled") {
             None => false,
             Some(Value::Bool(disabled)) => disabled,
@@ -158,29 +167,55 @@ impl TokenRecord {
             Some(Value::Number(number)) if number.as_u64() == Some(1) => true,
             Some(_) => return Err(fault("disabled", "must be true or false")),
         };
-        let plan = text("plan", member("plan"))?;
-        let organization_id = text("organization_id", member("organization_id"))?;
+        Self::new(id, disabled, Grant::read(member)?)
+    }
+
+    /// The record that the claims of a JWT stand for.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the token cannot be named in a header field.
+    pub fn of_claims(api_key: &Arc<str>, grant: Grant) -> Result<Self, RecordError> {
+        Self::new(api_key, false, grant)
+    }
+
+    fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
+        let public = public_id(id);
         Ok(Self {
-            identity: IdentityFields {
-                token_id: field_value("api_key", public)?,
-                organization_id: organization_id
-                    .as_deref()
-                    .map(|value| field_value("organization_id", value))
-                    .transpose()?,
-                plan: plan.as_deref().map(|value| field_value("plan", value)).transpose()?,
-            },
+            id_field: field_value("api_key", public)?,
             subject: format!("token:{id}").into(),
             id: if public.len() == id.len() { Arc::clone(id) } else { public.into() },
+            disabled,
+            grant,
+        })
+    }
+}
+
+impl Grant {
+    /// Reads the members of a record or the claims of a JWT; `null` is as good as absent.
+    ///
+    /// # Errors
+    /// [`RecordError`] names the first member that cannot be understood.
+    pub fn read(member: impl Fn(&str) -> Option<Value>) -> Result<Self, RecordError> {
+        let member = |name: &str| member(name).filter(|value| !value.is_null());
+        let rate = match member("limits") {
+            Some(limits) => Some(limits_rule("limits", limits)?),
+            None => member("rate_limit").map(|value| rate_rule("rate_limit", value)).transpose()?,
+        };
+        Ok(Self {
             rate,
             expires_at: member("expires_at").map(|value| time("expires_at", value)).transpose()?,
             allowed_routes: member("allowed_routes")
                 .map(|value| patterns("allowed_routes", value))
                 .transpose()?,
-            plan,
-            organization_id,
-            disabled,
+            plan: name("plan", member("plan"))?,
+            organization_id: name("organization_id", member("organization_id"))?,
         })
     }
+}
+
+fn name(field: &'static str, value: Option<Value>) -> Result<Option<Name>, RecordError> {
+    let text = text(field, value)?;
+    text.map(|text| field_value(field, &text).map(Name)).transpose()
 }
 
 fn text(field: &'static str, value: Option<Value>) -> Result<Option<Arc<str>>, RecordError> {
@@ -200,7 +235,7 @@ fn field_value(field: &'static str, text: &str) -> Result<HeaderValue, RecordErr
 }
 
 /// Reads `N`, `"N"` or `"N/unit"`.
-pub(super) fn rate_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError> {
+fn rate_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError> {
     let quota = match &value {
         Value::Number(number) => number.as_u64(),
         Value::String(text) if text.contains('/') => {
@@ -271,7 +306,7 @@ fn words(value: &Value) -> Result<Vec<String>, RateError> {
 }
 
 /// Reads an RFC 3339 time, or whole seconds since the epoch.
-pub(super) fn time(field: &'static str, value: Value) -> Result<UnixTime, RecordError> {
+fn time(field: &'static str, value: Value) -> Result<UnixTime, RecordError> {
     let parsed = match &value {
         Value::Number(number) => number.as_u64().map(UnixTime::from_secs),
         Value::String(text) => DateTime::parse_from_rfc3339(text)
@@ -286,7 +321,7 @@ pub(super) fn time(field: &'static str, value: Value) -> Result<UnixTime, Record
 }
 
 /// Reads an array of path patterns.
-pub(super) fn patterns(field: &'static str, value: Value) -> Result<PathPatterns, RecordError> {
+fn patterns(field: &'static str, value: Value) -> Result<PathPatterns, RecordError> {
     serde_json::from_value(value)
         .map(PathPatterns::new)
         .map_err(|_| fault(field, "must be an array of paths such as [\"/api/*\"]"))
@@ -324,15 +359,16 @@ mod tests {
         ]);
         assert_eq!(from_json, from_hash);
         let record = from_json.unwrap();
-        assert_eq!(record.expires_at, Some(UnixTime::from_secs(1_893_456_000)));
-        assert!(record.allowed_routes.unwrap().permit("/a/b"));
+        assert_eq!(record.grant.expires_at, Some(UnixTime::from_secs(1_893_456_000)));
+        assert!(record.grant.allowed_routes.unwrap().permit("/a/b"));
     }
 
     #[test]
     fn rates_have_three_spellings() {
-        assert_eq!(json(r#"{"rate_limit":7}"#).unwrap().rate, Some(RateRule::Bare(7)));
-        assert_eq!(hash(&[("rate_limit", "7")]).unwrap().rate, Some(RateRule::Bare(7)));
-        let Some(RateRule::Limits(limits)) = hash(&[("rate_limit", "7/hour")]).unwrap().rate else {
+        assert_eq!(json(r#"{"rate_limit":7}"#).unwrap().grant.rate, Some(RateRule::Bare(7)));
+        assert_eq!(hash(&[("rate_limit", "7")]).unwrap().grant.rate, Some(RateRule::Bare(7)));
+        let Some(RateRule::Limits(limits)) = hash(&[("rate_limit", "7/hour")]).unwrap().grant.rate
+        else {
             panic!("a rate with a unit is a limit");
         };
         let groups = limits.groups(Algorithm::FixedWindow);
@@ -343,7 +379,9 @@ mod tests {
     fn a_limit_may_say_how_and_by_what_it_counts() {
         let text = r#"{"limits":["9/day",{"rate":"5/minute","burst":2,"by":["ip"],"name":"slow"},
             {"rate":"7/minute","algorithm":"sliding_log","by":"organization"}]}"#;
-        let Some(RateRule::Limits(limits)) = json(text).unwrap().rate else { panic!("limits") };
+        let Some(RateRule::Limits(limits)) = json(text).unwrap().grant.rate else {
+            panic!("limits")
+        };
         let groups = limits.groups(Algorithm::SlidingWindow);
         let said: Vec<_> = groups
             .iter()

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::limits_text;
 use super::{ConfigArguments, Failure};
-use crate::config::{Config, Endpoint, JwtAlgorithm, JwtKey, OnStoreFailure, Route, RouteAuth};
+use crate::config::{Config, Endpoint, JwtIssuer, JwtKey, OnStoreFailure, Route, RouteAuth};
 use crate::gateway::StartError;
 use crate::policy::Policy;
 use crate::secret::Secret;
@@ -110,23 +110,17 @@ pub fn place(url: &Secret) -> String {
 fn tokens(config: &Config) -> String {
     let key = |key: &JwtKey| {
         let kid = key.kid.as_ref().map(|kid| format!(" ({kid})")).unwrap_or_default();
-        format!("{}{kid}", algorithm(key.algorithm))
+        format!("{}{kid}", key.algorithm.name())
     };
-    let keys: Vec<String> = config.auth.jwt.keys.iter().map(key).collect();
-    let keys = if keys.is_empty() {
-        "no JWT keys".to_owned()
-    } else {
-        format!("JWT keys: {}", keys.join(", "))
+    let issuer = |issuer: &JwtIssuer| {
+        let jwks = issuer.jwks.as_ref().map(|jwks| format!("those of {}", jwks.source));
+        let keys: Vec<_> = issuer.keys.iter().map(key).chain(jwks).collect();
+        let of = issuer.issuer.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+        format!("JWT keys{of}: {}", keys.join(", "))
     };
+    let issuers: Vec<String> = config.auth.jwt.issuers.iter().map(issuer).collect();
+    let keys = if issuers.is_empty() { "no JWT keys".to_owned() } else { issuers.join("; ") };
     format!("{keys}; records in auth.tokens: {}", config.auth.tokens.len())
-}
-
-fn algorithm(algorithm: JwtAlgorithm) -> &'static str {
-    match algorithm {
-        JwtAlgorithm::Hs256 => "HS256",
-        JwtAlgorithm::Hs384 => "HS384",
-        JwtAlgorithm::Hs512 => "HS512",
-    }
 }
 
 fn endpoint(endpoint: &Endpoint) -> String {

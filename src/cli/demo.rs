@@ -32,7 +32,8 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     if let Some(redis) = &arguments.redis {
         Admin::connect(redis)?.put("demo", &record_fields(), expires)?;
     }
-    let token = create::sign(&config.auth.jwt, "demo", now, expires)?;
+    let issuer = config.auth.jwt.issuers.first().cloned().unwrap_or_default();
+    let token = create::sign(&issuer, "demo", now, expires)?;
     let gateway = Gateway::prepare(config.clone(), false).map_err(|error| match error {
         crate::gateway::StartError::Bind(error) => Failure::Unavailable(format!(
             "{error}; choose another port with --port N, or --port 0 for any"
@@ -137,6 +138,6 @@ mod tests {
         use crate::store::StoredRecord;
         let stored = StoredRecord::Fields(record_fields().into_iter().collect());
         let record = TokenRecord::read(&"demo".into(), &stored).unwrap();
-        assert!(record.allowed_routes.unwrap().permit("/api/hello"));
+        assert!(record.grant.allowed_routes.unwrap().permit("/api/hello"));
     }
 }

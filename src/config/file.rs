@@ -13,16 +13,15 @@ use log::LevelFilter;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use url::Url;
 
 use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
 use super::matching::{Host, Method, PermittedRoute, Prefix};
 use super::scalar::{
     DAY, Leaf, Name, Printable, Scalar, Size, SocketPath, Span, Timestamp, Whole, Window,
 };
-use super::{
-    FailureRate, JwtAlgorithm, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders,
-    RouteAuth,
-};
+use super::{FailureRate, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
+use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::quota::Algorithm;
 use crate::quota::rate::MAX_QUOTA;
 use crate::secret::Secret;
@@ -157,9 +156,47 @@ impl Scalar for Failures {
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
     pub keys: List<JwtKey>,
+    pub jwks: Option<Jwks>,
     pub issuer: Maybe<String>,
     pub audience: Maybe<String>,
+    pub issuers: List<JwtIssuer>,
     pub leeway: Maybe<Span<0, 600_000>>,
+    pub require_record: Maybe<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtIssuer {
+    pub issuer: Maybe<String>,
+    pub audience: Maybe<String>,
+    pub keys: List<JwtKey>,
+    pub jwks: Option<Jwks>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jwks {
+    pub url: Maybe<HttpsUrl>,
+    pub file: Maybe<String>,
+    pub refresh: Maybe<Span<1_000, DAY>>,
+    pub timeout: Maybe<Span<1, 60_000>>,
+}
+
+/// Where an issuer publishes its keys.
+pub struct HttpsUrl(pub Url);
+
+impl Scalar for HttpsUrl {
+    fn allowed() -> String {
+        "https://host[:port]/path, without user and password".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let bare = |url: &Url| url.username().is_empty() && url.password().is_none();
+        match Url::parse(text) {
+            Ok(url) if url.scheme() == "https" && bare(&url) => Ok(Self(url)),
+            _ => Err(super::scalar::instead::<Self>("is not an https URL")),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -168,6 +205,9 @@ pub struct JwtKey {
     pub algorithm: Maybe<JwtAlgorithm>,
     pub secret: Maybe<Secret>,
     pub secret_file: Maybe<String>,
+    /// Not secret, but somebody may write the private key here.
+    pub public_key: Maybe<Secret>,
+    pub public_key_file: Maybe<String>,
     pub kid: Maybe<String>,
 }
 

@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use log::LevelFilter;
 use url::Url;
 
+use crate::auth::jwks::JwksRules;
 use crate::auth::key::is_hash;
+use crate::auth::verification::{self, KeyError, VerificationKey};
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitRule;
 use crate::secret::Secret;
@@ -166,43 +168,68 @@ pub struct FailureRate {
 impl Auth {
     /// Whether a token could be valid without any store.
     fn may_know_a_token(&self) -> bool {
-        !self.jwt.keys.is_empty() || self.tokens.iter().any(|token| is_hash(&token.id))
+        !self.jwt.issuers.is_empty() || self.tokens.iter().any(|token| is_hash(&token.id))
     }
 }
 
 /// How a JWT is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwt {
-    /// The keys, of which `kid` selects; one key without a `kid` fits every token.
-    pub keys: Vec<JwtKey>,
-    /// The `iss` a token must have.
-    pub issuer: Option<String>,
-    /// The `aud` a token must name.
-    pub audience: Option<String>,
+    /// Those whose tokens are accepted; their names differ.
+    pub issuers: Vec<JwtIssuer>,
     /// Clock difference that is forgiven on `exp` and `nbf`.
     pub leeway: Duration,
+    /// Whether a token needs a record besides its claims.
+    pub require_record: bool,
+}
+
+/// Who makes tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JwtIssuer {
+    /// The `iss` of its tokens; without one it is for every token that no other issuer is for.
+    pub issuer: Option<String>,
+    /// The `aud` its tokens must name.
+    pub audience: Option<String>,
+    /// Its keys, of which `kid` selects; one key without a `kid` fits every token.
+    pub keys: Vec<JwtKey>,
+    /// Where it publishes keys.
+    pub jwks: Option<JwksRules>,
 }
 
 /// One verification key. The key fixes the algorithm; the token never does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtKey {
     /// The algorithm.
-    pub algorithm: JwtAlgorithm,
-    /// The shared secret, at least as long as the algorithm's hash (RFC 7518 section 3.2).
-    pub secret: Secret,
+    pub algorithm: verification::Algorithm,
+    /// The key itself, which fits the algorithm.
+    pub material: KeyMaterial,
     /// The key's id.
     pub kid: Option<String>,
 }
 
-/// Algorithms a key may fix (RFC 7518 section 3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JwtAlgorithm {
-    /// HMAC with SHA-256.
-    Hs256,
-    /// HMAC with SHA-384.
-    Hs384,
-    /// HMAC with SHA-512.
-    Hs512,
+/// What verifies signatures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyMaterial {
+    /// A shared secret.
+    Secret(Secret),
+    /// A public key, in PEM or as a JWK.
+    Public(String),
+}
+
+impl JwtKey {
+    /// The key, ready to verify.
+    ///
+    /// # Errors
+    /// [`KeyError`] when it does not fit the algorithm.
+    pub fn verification_key(&self) -> Result<VerificationKey, KeyError> {
+        let (algorithm, kid) = (self.algorithm, self.kid.clone());
+        match &self.material {
+            KeyMaterial::Secret(secret) => {
+                VerificationKey::from_secret(algorithm, kid, secret.expose().as_bytes())
+            }
+            KeyMaterial::Public(text) => VerificationKey::from_public(algorithm, kid, text),
+        }
+    }
 }
 
 /// A record kept in the configuration.

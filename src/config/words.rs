@@ -3,7 +3,8 @@
 use log::LevelFilter;
 
 use super::scalar::{Scalar, instead};
-use super::{JwtAlgorithm, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
+use super::{LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
+use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::quota::Algorithm;
 
 /// Makes a type readable from one of its words.
@@ -36,7 +37,21 @@ words!(LevelFilter:
 );
 words!(LogFormat: "json" => Self::Json, "console" => Self::Console);
 words!(LogColor: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
-words!(JwtAlgorithm: "HS256" => Self::Hs256, "HS384" => Self::Hs384, "HS512" => Self::Hs512);
+words!(JwtAlgorithm:
+    "HS256" => Self::Hs256,
+    "HS384" => Self::Hs384,
+    "HS512" => Self::Hs512,
+    "RS256" => Self::Rs256,
+    "RS384" => Self::Rs384,
+    "RS512" => Self::Rs512,
+    "PS256" => Self::Ps256,
+    "PS384" => Self::Ps384,
+    "PS512" => Self::Ps512,
+    "ES256" => Self::Es256,
+    "ES384" => Self::Es384,
+    "ES512" => Self::Es512,
+    "EdDSA" => Self::EdDsa,
+);
 words!(OnStoreFailure: "local" => Self::Local, "allow" => Self::Allow, "deny" => Self::Deny);
 words!(RateHeaders:
     "standard" => Self::Standard,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use futures_util::future::{join, join_all};
 use log::error;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::{BackgroundService, GenBackgroundService};
@@ -26,6 +27,9 @@ const LEASES: Duration = Duration::from_millis(50);
 
 /// How often names are looked up again.
 const RESOLVE: Duration = Duration::from_secs(30);
+
+/// How often is looked whether keys are to be fetched again.
+const KEYS: Duration = Duration::from_secs(1);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_millis(250);
@@ -116,8 +120,32 @@ impl BackgroundService for Background {
                 }
             }
         });
+        let policy = Arc::clone(&self.policy);
+        keep_running("keys", move || {
+            let policy = Arc::clone(&policy);
+            async move {
+                loop {
+                    sleep(KEYS).await;
+                    // What takes long must not hold up the others.
+                    let policy = policy.load();
+                    for set in policy.auth.jwt.key_sets() {
+                        let set = Arc::clone(set);
+                        drop(tokio::spawn(async move { set.refresh().await }));
+                    }
+                    let failing = policy.auth.jwt.key_sets().filter(|set| set.is_in_doubt());
+                    let failing = i64::try_from(failing.count()).unwrap_or(i64::MAX);
+                    METRICS.key_sources_failing.set(failing);
+                }
+            }
+        });
         let _ = shutdown.wait_for(|down| *down).await;
     }
+}
+
+/// Learns what requests under a new policy will need: the addresses of names, and issuers' keys.
+pub async fn learn(policy: &Policy) {
+    let keys = join_all(policy.auth.jwt.key_sets().map(|set| set.refresh()));
+    join(resolve(policy.upstreams()), keys).await;
 }
 
 /// Spawns a task that should never end, and starts it again when it does, whatever ended it.

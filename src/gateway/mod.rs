@@ -13,8 +13,8 @@ use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 
 use crate::admission::Admission;
-use crate::auth::Authenticator;
-use crate::auth::cache::{CacheOutcome, CacheRules, RecordCache};
+use crate::auth::cache::{CacheOutcome, CacheRules, Records, Revocations, StoreCache};
+use crate::auth::{Authenticator, Stored};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::limit::ledger::{FailurePolicy, Ledger};
@@ -25,7 +25,6 @@ use crate::store::memory::MemoryQuota;
 use crate::store::redis::{RecordChange, RedisStore, RedisUrlError};
 use crate::store::{QuotaStore, TokenStore};
 use crate::telemetry::metrics::METRICS;
-use crate::upstream::resolve::resolve;
 
 pub mod background;
 pub mod echo;
@@ -79,7 +78,7 @@ impl Gateway {
     /// [`StartError`]; nothing is left behind then.
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
         let policy = Policy::compile(&config, None)?;
-        resolve_now(&policy)?;
+        make_ready(&policy)?;
         let bound = if upgrade { Bound::default() } else { Bound::bind(&config)? };
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         Ok(Self { config, policy, upgrade, bound, echo: None })
@@ -113,9 +112,9 @@ impl Gateway {
             None => Arc::new(MemoryQuota::new(Arc::clone(&clock), MAX_SUBJECTS)),
         };
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
-        let records = record_cache(&config, redis.as_ref(), &clock);
+        let stored = redis.as_ref().map(|redis| stored(&config, redis, &clock));
         let admission = Admission::new(
-            Authenticator::new(records),
+            Authenticator::new(stored),
             Arc::clone(&ledger),
             clock,
             gateways(redis.clone()),
@@ -164,13 +163,13 @@ impl Gateway {
     }
 }
 
-/// Names must not make the first requests fail, so they are looked up before the first one comes.
-fn resolve_now(policy: &Policy) -> Result<(), StartError> {
+/// Names and keys must not make the first requests fail, so they are looked up before the first one comes.
+fn make_ready(policy: &Policy) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| StartError::System(format!("no event loop: {error}")))?;
-    runtime.block_on(resolve(policy.upstreams()));
+    runtime.block_on(background::learn(policy));
     runtime.shutdown_background();
     Ok(())
 }
@@ -196,34 +195,40 @@ fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError
     RedisStore::new(&redis.url, redis.timeout, on_operation).map(|store| Some(Arc::new(store)))
 }
 
-fn record_cache(
-    config: &Config,
-    redis: Option<&Arc<RedisStore>>,
-    clock: &Arc<dyn Clock>,
-) -> Option<Arc<RecordCache>> {
-    let redis = redis?;
+/// Caches of what Redis says of tokens, which hear of changes.
+fn stored(config: &Config, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> Stored {
     let store = Arc::clone(redis) as Arc<dyn TokenStore>;
     let rules = CacheRules {
         ttl: config.auth.cache.ttl,
         entries: config.auth.cache.entries,
         max_stale: config.auth.cache.max_stale,
     };
-    let records = Arc::new(RecordCache::new(store, Arc::clone(clock), rules, |outcome| {
+    let on_lookup = |outcome| {
         let outcome = match outcome {
             CacheOutcome::Hit => "hit",
             CacheOutcome::Miss => "miss",
             CacheOutcome::Stale => "stale",
         };
         METRICS.token_cache.with_label_values(&[outcome]).inc();
+    };
+    let records = StoreCache::new(Records(Arc::clone(&store)), Arc::clone(clock), rules, on_lookup);
+    let revocations = StoreCache::new(Revocations(store), Arc::clone(clock), rules, on_lookup);
+    // Weak, because the store, which would hold them, is held by them.
+    let told = (Arc::downgrade(&records), Arc::downgrade(&revocations));
+    redis.on_record_change(Arc::new(move |change| {
+        let (Some(records), Some(revocations)) = (told.0.upgrade(), told.1.upgrade()) else {
+            return;
+        };
+        match change {
+            RecordChange::Of(id) => records.forget(id),
+            RecordChange::Revocation(id) => revocations.forget(id),
+            RecordChange::Unknown => {
+                records.doubt();
+                revocations.doubt();
+            }
+        }
     }));
-    // Weak, because the store, which would hold it, is held by it.
-    let told = Arc::downgrade(&records);
-    redis.on_record_change(Arc::new(move |change| match (told.upgrade(), change) {
-        (Some(records), RecordChange::Of(id)) => records.forget(id),
-        (Some(records), RecordChange::Unknown) => records.doubt(),
-        (None, _) => {}
-    }));
-    Some(records)
+    Stored { records, revocations }
 }
 
 fn gateways(redis: Option<Arc<RedisStore>>) -> impl Fn() -> u32 + Send + Sync {

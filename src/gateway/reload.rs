@@ -9,10 +9,10 @@ use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Load;
+use super::background::learn;
 use crate::config::Config;
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
-use crate::upstream::resolve::resolve;
 
 /// A SIGHUP that came before anyone could act on it. Unhandled, it would end the process.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +91,7 @@ impl Reload {
         let config = (self.load)()?;
         let policy = Policy::compile(&config, Some(&self.policy.load()))
             .map_err(|error| error.to_string())?;
-        resolve(policy.upstreams()).await;
+        learn(&policy).await;
         log::set_max_level(config.log.level);
         let kept = needs_restart(&self.started_with, &config);
         if !kept.is_empty() {

@@ -181,13 +181,12 @@ fn set_request_fields(
         headers.insert(&X_FORWARDED_HOST, host);
     }
     if let Some(principal) = origin.principal {
-        let identity = &principal.record().identity;
-        headers.insert(&X_TOKEN_ID, identity.token_id.clone());
-        if let Some(organization) = &identity.organization_id {
-            headers.insert(&X_ORGANIZATION_ID, organization.clone());
+        headers.insert(&X_TOKEN_ID, principal.record().id_field.clone());
+        if let Some(organization) = principal.organization_id() {
+            headers.insert(&X_ORGANIZATION_ID, organization.field().clone());
         }
-        if let Some(plan) = &identity.plan {
-            headers.insert(&X_PLAN_TIER, plan.clone());
+        if let Some(plan) = principal.plan() {
+            headers.insert(&X_PLAN_TIER, plan.field().clone());
         }
     }
     set_traceparent(headers)?;

@@ -16,6 +16,8 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::{Admission, Rejection, Request};
+use crate::auth::Principal;
+use crate::auth::record::Name;
 use crate::policy::Policy;
 use crate::route::path::CanonicalPath;
 use crate::telemetry::access_log::AccessLine;
@@ -371,7 +373,7 @@ impl ProxyHttp for Proxy {
             return;
         }
         let client_ip = ctx.client_ip.map(|ip: IpAddr| ip.to_string());
-        let record = ctx.findings.principal.as_ref().map(|principal| principal.record());
+        let principal = ctx.findings.principal.as_ref();
         AccessLine {
             request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-"),
             method,
@@ -385,9 +387,9 @@ impl ProxyHttp for Proxy {
             upstream_duration: ctx.upstream_duration,
             bytes: session.body_bytes_sent() as u64,
             client_ip: client_ip.as_deref(),
-            token_id: record.map(|record| &*record.id),
-            organization_id: record.and_then(|record| record.organization_id.as_deref()),
-            plan: record.and_then(|record| record.plan.as_deref()),
+            token_id: principal.map(|principal| &*principal.record().id),
+            organization_id: principal.and_then(Principal::organization_id).map(Name::as_str),
+            plan: principal.and_then(Principal::plan).map(Name::as_str),
             code: ctx.code,
         }
         .write();

@@ -47,6 +47,7 @@ impl Rejection {
             Self::TooManyFailures(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
+            Self::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
             Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::UpstreamUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
@@ -103,6 +104,7 @@ impl Rejection {
             // Spread, so that not everyone comes back in the same second.
             Self::TooManyInFlight
             | Self::StoreUnavailable
+            | Self::KeysUnavailable
             | Self::UpstreamUnavailable
             | Self::Draining => Some(fastrand::u64(1..=3)),
             _ => None,

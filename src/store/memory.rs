@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
+use super::{Adjustment, Grant, QuotaStore, StoreError};
 use crate::clock::{Clock, UnixTime};
 use crate::quota::Limit;
 use crate::quota::counter::Counter;
@@ -183,28 +183,6 @@ impl<C: Clock> QuotaStore for MemoryQuota<C> {
                 counter.adjust(limit, now, *mark, *by);
             }
         })
-    }
-}
-
-/// Token records that do not change.
-#[derive(Debug, Default)]
-pub struct MemoryTokens {
-    records: HashMap<String, StoredRecord>,
-}
-
-impl MemoryTokens {
-    /// The records of `(id, JSON object)`; the last one of an id counts.
-    pub fn new(records: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self {
-            records: records.into_iter().map(|(id, json)| (id, StoredRecord::Json(json))).collect(),
-        }
-    }
-}
-
-#[async_trait]
-impl TokenStore for MemoryTokens {
-    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError> {
-        Ok(self.records.get(id).cloned())
     }
 }
 

@@ -23,7 +23,7 @@ pub enum StoredRecord {
     Json(String),
 }
 
-/// Reads token records.
+/// Reads token records and revocations.
 #[async_trait]
 pub trait TokenStore: Send + Sync {
     /// The record whose key is `token:<id>`, or `None` when there is none.
@@ -31,6 +31,13 @@ pub trait TokenStore: Send + Sync {
     /// # Errors
     /// [`StoreError`] when the store did not answer in time: nothing is known about the token then.
     async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError>;
+
+    /// Whether there is a key `revoked:<id>`, whatever it holds: the token `id`, which needs no record, is
+    /// revoked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store did not answer in time.
+    async fn is_revoked(&self, id: &str) -> Result<bool, StoreError>;
 }
 
 /// Hands out quota.

@@ -37,6 +37,10 @@ pub struct Metrics {
     store_seconds: HistogramVec,
     /// Look-ups of token records, by outcome.
     pub token_cache: IntCounterVec,
+    /// Fetches of issuers' keys, by `outcome`: `ok` or `failed`.
+    pub key_fetches: IntCounterVec,
+    /// Sources of issuers' keys whose last fetch failed.
+    pub key_sources_failing: IntGauge,
     /// Requests being served.
     pub in_flight: IntGauge,
     /// Client connections open.
@@ -129,6 +133,15 @@ impl Metrics {
                 &["operation"],
                 &STORE_SECONDS,
             ),
+            key_fetches: counters(
+                "tollgate_key_fetches_total",
+                "Fetches of issuers' keys (JWKS), by outcome",
+                &["outcome"],
+            ),
+            key_sources_failing: gauge(
+                "tollgate_key_sources_failing",
+                "Sources of issuers' keys whose last fetch failed",
+            ),
             token_cache: counters(
                 "tollgate_token_cache_total",
                 "Look-ups of token records",
@@ -210,6 +223,12 @@ impl Metrics {
             limits.push((name.to_owned(), [handle("admitted"), handle("refused")]));
         }
         count(&limits, name);
+    }
+
+    /// Counts one fetch of an issuer's keys.
+    pub fn key_fetch(&self, succeeded: bool) {
+        let outcome = if succeeded { "ok" } else { "failed" };
+        self.key_fetches.with_label_values(&[outcome]).inc();
     }
 
     /// Counts one store operation.

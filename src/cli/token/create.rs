@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use super::{StoreArguments, example, plain, pretty};
 use crate::auth::record::TokenRecord;
+use crate::auth::verification;
 use crate::cli::limits_text;
 use crate::cli::{Failure, hidden};
 use crate::clock::{Clock as _, SystemClock, UnixTime};
-use crate::config::{Config, Jwt, JwtAlgorithm, JwtKey};
+use crate::config::{Config, JwtIssuer, JwtKey, KeyMaterial};
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};
 use crate::route::path::CanonicalPath;
@@ -91,11 +92,11 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     let records = arguments.store.open()?;
     let config = records.config.as_ref();
     known_plan(arguments.plan.as_deref(), config)?;
-    let jwt = signing(arguments.secret.as_ref(), config)?;
+    let issuer = signing(arguments.secret.as_ref(), config)?;
     let now = SystemClock::default().now();
     let record = Record::new(arguments, Uuid::now_v7().to_string(), now)?;
     record.must_be_readable()?;
-    let credential = sign(&jwt, &record.api_key, now, expiry(now, arguments.ttl))?;
+    let credential = sign(&issuer, &record.api_key, now, expiry(now, arguments.ttl))?;
     if let Some(admin) = &records.admin {
         admin.put(&record.api_key, &record.fields()?, expiry(now, arguments.ttl))?;
     }
@@ -114,36 +115,34 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
 /// # Errors
 /// [`Failure::Usage`] when `jwt` has no key, [`Failure::Internal`] when signing fails.
 pub fn sign(
-    jwt: &Jwt,
+    issuer: &JwtIssuer,
     api_key: &str,
     issued: UnixTime,
     expires: UnixTime,
 ) -> Result<Secret, Failure> {
-    let Some(key) = jwt.keys.first() else {
+    let Some((kid, algorithm, secret)) = issuer.keys.iter().find_map(signing_key) else {
         return Err(Failure::Usage(
-            "auth.jwt.keys is empty: a token needs a key to be signed with".into(),
+            "auth.jwt.keys has no secret: a token needs one to be signed with".into(),
         ));
     };
-    let mut header = Header::new(match key.algorithm {
-        JwtAlgorithm::Hs256 => Algorithm::HS256,
-        JwtAlgorithm::Hs384 => Algorithm::HS384,
-        JwtAlgorithm::Hs512 => Algorithm::HS512,
-    });
-    header.kid = key.kid.clone();
+    let mut header = Header::new(algorithm);
+    header.kid = kid;
     let claims = Claims {
         api_key,
         iat: issued.as_secs(),
         exp: expires.as_secs(),
-        iss: jwt.issuer.as_deref(),
-        aud: jwt.audience.as_deref(),
+        iss: issuer.issuer.as_deref(),
+        aud: issuer.audience.as_deref(),
     };
-    jsonwebtoken::encode(
-        &header,
-        &claims,
-        &EncodingKey::from_secret(key.secret.expose().as_bytes()),
-    )
-    .map(Secret::new)
-    .map_err(|error| Failure::Internal(format!("signing the token: {error}")))
+    jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(secret.expose().as_bytes()))
+        .map(Secret::new)
+        .map_err(|error| Failure::Internal(format!("signing the token: {error}")))
+}
+
+/// Only who has a secret can sign: public keys verify the tokens of others.
+fn signing_key(key: &JwtKey) -> Option<(Option<String>, Algorithm, &Secret)> {
+    let KeyMaterial::Secret(secret) = &key.material else { return None };
+    Some((key.kid.clone(), key.algorithm.name().parse().ok()?, secret))
 }
 
 /// The claims of a token (contract section 5; RFC 7519 section 4.1).
@@ -292,10 +291,11 @@ fn applying(record: &Record, config: Option<&Config>) -> String {
 }
 
 /// The keys and claims to sign with: `--secret`, else the configuration, else the environment.
-fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<Jwt, Failure> {
-    let configured = config.map(|config| config.auth.jwt.clone());
-    let secret = match (secret, &configured) {
-        (None, Some(jwt)) if !jwt.keys.is_empty() => return Ok(jwt.clone()),
+fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<JwtIssuer, Failure> {
+    let signs = |issuer: &&JwtIssuer| issuer.keys.iter().any(|key| signing_key(key).is_some());
+    let configured = config.and_then(|config| config.auth.jwt.issuers.iter().find(signs));
+    let secret = match (secret, configured) {
+        (None, Some(issuer)) => return Ok(issuer.clone()),
         (Some(secret), _) => secret.clone(),
         (None, _) => std::env::var(SECRET_VARIABLE).map(Secret::new).map_err(|_| {
             let message = format!("no key to sign with: give -c FILE with auth.jwt.keys, --secret, or {SECRET_VARIABLE}");
@@ -308,9 +308,10 @@ fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<Jwt, Fail
         );
         return Err(Failure::Usage(message));
     }
-    let key = JwtKey { algorithm: JwtAlgorithm::Hs256, secret, kid: None };
-    let (issuer, audience) = configured.map(|jwt| (jwt.issuer, jwt.audience)).unwrap_or_default();
-    Ok(Jwt { keys: vec![key], issuer, audience, leeway: Duration::ZERO })
+    let material = KeyMaterial::Secret(secret);
+    let key = JwtKey { algorithm: verification::Algorithm::Hs256, material, kid: None };
+    let issuer = configured.cloned().unwrap_or_default();
+    Ok(JwtIssuer { keys: vec![key], ..issuer })
 }
 
 /// Refuses a plan that the configuration, if there is one, does not have.
@@ -427,15 +428,13 @@ mod tests {
         Record::new(&arguments(words), "k1".into(), NOW)
     }
 
-    fn jwt(kid: Option<&str>, issuer: Option<&str>) -> Jwt {
-        let secret = Secret::new("0123456789abcdef0123456789abcdef");
-        let key = JwtKey { algorithm: JwtAlgorithm::Hs256, secret, kid: kid.map(str::to_owned) };
-        Jwt {
-            keys: vec![key],
-            issuer: issuer.map(str::to_owned),
-            audience: None,
-            leeway: Duration::ZERO,
-        }
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    fn jwt(kid: Option<&str>, issuer: Option<&str>) -> JwtIssuer {
+        let material = KeyMaterial::Secret(Secret::new(KEY));
+        let algorithm = verification::Algorithm::Hs256;
+        let keys = vec![JwtKey { algorithm, material, kid: kid.map(str::to_owned) }];
+        JwtIssuer { keys, issuer: issuer.map(str::to_owned), ..JwtIssuer::default() }
     }
 
     #[test]
@@ -526,7 +525,7 @@ mod tests {
         let credential = sign(&jwt, "k1", now, expiry(now, Duration::from_secs(60))).unwrap();
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&["me"]);
-        let key = DecodingKey::from_secret(jwt.keys[0].secret.expose().as_bytes());
+        let key = DecodingKey::from_secret(KEY.as_bytes());
         let token = jsonwebtoken::decode::<Value>(credential.expose(), &key, &validation).unwrap();
         assert_eq!(token.header.kid.as_deref(), Some("2026"));
         assert_eq!(token.claims["api_key"], "k1");

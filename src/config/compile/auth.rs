@@ -10,8 +10,11 @@ use serde_json::{Map, Value, json};
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
-use super::super::{Auth, FailureRate, Jwt, JwtAlgorithm, JwtKey, StaticToken, TokenCache};
+use super::super::{
+    Auth, FailureRate, Jwt, JwtIssuer, JwtKey, KeyMaterial, StaticToken, TokenCache,
+};
 use super::{deadline, each, limits, need};
+use crate::auth::jwks::{self, JwksRules, Source};
 use crate::auth::key;
 use crate::quota::Algorithm;
 use crate::quota::rule::{LimitRule, Written, rule_set};
@@ -47,64 +50,161 @@ pub(super) fn compile(
 }
 
 fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {
-    let at = at.key("keys");
-    let mut keys = Vec::new();
-    let mut kids = BTreeSet::new();
-    for (i, key) in written.keys.unwrap_or_default().into_iter().enumerate() {
-        let at = at.index(i);
-        let Some(key) = key else {
-            report.fault(&at, "is empty; write { algorithm, secret }");
-            continue;
-        };
-        let kid = key.kid.map(|kid| kid.0);
-        if !kids.insert(kid.clone()) {
-            let message = match kid {
-                Some(_) => "is the kid of another key; write each kid once",
-                None => "is missing; write a kid: only one key may go without",
-            };
-            report.fault(&at.key("kid"), message);
+    let mut issuers = Vec::new();
+    let only = file::JwtIssuer {
+        issuer: written.issuer,
+        audience: written.audience,
+        keys: written.keys,
+        jwks: written.jwks,
+    };
+    if only.keys.as_ref().is_some_and(|keys| !keys.is_empty()) || only.jwks.is_some() {
+        issuers.push(issuer(only, at, report));
+    }
+    for (i, written) in written.issuers.unwrap_or_default().into_iter().enumerate() {
+        let at = at.key("issuers").index(i);
+        let written = written.unwrap_or_default();
+        if written.issuer.is_none() {
+            report.fault(&at.key("issuer"), "is missing; write the iss of its tokens");
         }
-        let algorithm = need(key.algorithm, &at.key("algorithm"), report);
-        let secret = secret(key.secret.map(|s| s.0), key.secret_file.map(|f| f.0), &at, report);
-        if let (Some(algorithm), Some((secret, source))) = (algorithm, secret) {
-            check_length(algorithm, &secret, &at.key(source), report);
-            keys.push(JwtKey { algorithm, secret, kid });
+        if written.keys.is_none() && written.jwks.is_none() && !report.is_broken(&at.key("jwks")) {
+            report.fault(&at, "has no keys; write keys or jwks");
         }
+        let issuer = issuer(written, &at, report);
+        if issuer.issuer.is_some() && issuers.iter().any(|known| known.issuer == issuer.issuer) {
+            report.fault(&at.key("issuer"), "is that of another issuer; write each issuer once");
+        }
+        issuers.push(issuer);
     }
     Jwt {
-        keys,
-        issuer: written.issuer.map(|text| text.0),
-        audience: written.audience.map(|text| text.0),
+        issuers,
         leeway: written.leeway.map_or(Duration::ZERO, |span| span.0.0),
+        require_record: written.require_record.is_none_or(|required| required.0),
     }
 }
 
-/// The secret and the key it was written under.
-fn secret(
-    inline: Option<Secret>,
-    file: Option<String>,
+fn issuer(written: file::JwtIssuer, at: &KeyPath, report: &mut Report) -> JwtIssuer {
+    JwtIssuer {
+        issuer: written.issuer.map(|text| text.0),
+        audience: written.audience.map(|text| text.0),
+        keys: keys(written.keys, &at.key("keys"), report),
+        jwks: written.jwks.and_then(|written| jwks(written, &at.key("jwks"), report)),
+    }
+}
+
+fn keys(written: file::List<file::JwtKey>, at: &KeyPath, report: &mut Report) -> Vec<JwtKey> {
+    let mut keys = Vec::new();
+    let mut kids = BTreeSet::new();
+    for (i, key) in written.unwrap_or_default().into_iter().enumerate() {
+        let at = at.index(i);
+        let Some(mut key) = key else {
+            report.fault(&at, "is empty; write { algorithm, secret } or { algorithm, public_key }");
+            continue;
+        };
+        let kid = key.kid.take().map(|kid| kid.0);
+        let algorithm = need(key.algorithm.take(), &at.key("algorithm"), report);
+        let material = material(key, &at, report);
+        let (Some(algorithm), Some((material, source))) = (algorithm, material) else {
+            check_kid(&mut kids, &kid, &at, report);
+            continue;
+        };
+        let mut key = JwtKey { algorithm, material, kid };
+        match key.verification_key() {
+            // A JWK may bring its own.
+            Ok(ready) => key.kid = ready.kid().map(str::to_owned),
+            Err(error) => report.fault(&at.key(source), error),
+        }
+        check_kid(&mut kids, &key.kid, &at, report);
+        keys.push(key);
+    }
+    keys
+}
+
+fn check_kid(
+    kids: &mut BTreeSet<Option<String>>,
+    kid: &Option<String>,
     at: &KeyPath,
     report: &mut Report,
-) -> Option<(Secret, &'static str)> {
-    match (inline, file) {
-        (Some(secret), None) => Some((secret, "secret")),
-        (None, Some(path)) => match read_secret(&path) {
-            Ok(secret) => Some((secret, "secret_file")),
+) {
+    if !kids.insert(kid.clone()) {
+        let message = match kid {
+            Some(_) => "is the kid of another key; write each kid once",
+            None => "is missing; write a kid: only one key may go without",
+        };
+        report.fault(&at.key("kid"), message);
+    }
+}
+
+fn jwks(written: file::Jwks, at: &KeyPath, report: &mut Report) -> Option<JwksRules> {
+    let source = match (written.url, written.file) {
+        (Some(url), None) => Source::Url(url.0.0),
+        (None, Some(path)) => {
+            let source = Source::File(path.0.into());
+            if let Err(error) = jwks::check(&source) {
+                let message =
+                    format!("cannot be used: {error}; write the path of a JSON Web Key Set");
+                report.fault(&at.key("file"), message);
+            }
+            source
+        }
+        (Some(_), Some(_)) => {
+            report.fault(&at.key("file"), "stands beside url; write one of the two");
+            return None;
+        }
+        (None, None) => {
+            if !report.is_broken(&at.key("url")) && !report.is_broken(&at.key("file")) {
+                report.fault(&at.key("url"), "is missing; write url or file");
+            }
+            return None;
+        }
+    };
+    Some(JwksRules {
+        source,
+        refresh: written.refresh.map_or(Duration::from_secs(5 * 60), |span| span.0.0),
+        timeout: written.timeout.map_or(Duration::from_secs(5), |span| span.0.0),
+    })
+}
+
+fn public(text: &Secret) -> KeyMaterial {
+    KeyMaterial::Public(text.expose().to_owned())
+}
+
+/// The key and the name it was written under.
+fn material(
+    written: file::JwtKey,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<(KeyMaterial, &'static str)> {
+    let mut given = [
+        ("secret", written.secret.map(|secret| Ok(KeyMaterial::Secret(secret.0)))),
+        ("secret_file", written.secret_file.map(|file| Err(file.0))),
+        ("public_key", written.public_key.map(|text| Ok(public(&text.0)))),
+        ("public_key_file", written.public_key_file.map(|file| Err(file.0))),
+    ]
+    .into_iter()
+    .filter_map(|(name, given)| Some((name, given?)));
+    let first = given.next();
+    if let (Some((first, _)), Some((second, _))) = (&first, given.next()) {
+        report.fault(&at.key(second), format!("stands beside {first}; write one of the two"));
+        return None;
+    }
+    match first {
+        Some((name, Ok(material))) => Some((material, name)),
+        Some((name, Err(path))) => match read_secret(&path) {
+            Ok(secret) if name == "secret_file" => Some((KeyMaterial::Secret(secret), name)),
+            Ok(text) => Some((public(&text), name)),
             Err(error) => {
                 let message =
-                    format!("cannot be read: {error}; write the path of a file with the secret");
-                report.fault(&at.key("secret_file"), message);
+                    format!("cannot be read: {error}; write the path of a file with the key");
+                report.fault(&at.key(name), message);
                 None
             }
         },
-        (Some(_), Some(_)) => {
-            report.fault(&at.key("secret_file"), "stands beside secret; write one of the two");
-            None
-        }
-        (None, None) => {
-            // Both are silent when either was reported already.
-            if !report.is_broken(&at.key("secret_file")) {
-                report.fault(&at.key("secret"), "is missing; write secret or secret_file");
+        None => {
+            let names = ["secret", "secret_file", "public_key", "public_key_file"];
+            // All are silent when one was reported already.
+            if !names.iter().any(|name| report.is_broken(&at.key(name))) {
+                let message = "is missing; write secret or secret_file, or of a public key public_key or public_key_file";
+                report.fault(&at.key("secret"), message);
             }
             None
         }
@@ -120,22 +220,6 @@ fn read_secret(path: &str) -> std::io::Result<Secret> {
     }
     let line = text.strip_suffix('\n').unwrap_or(&text);
     Ok(Secret::new(line.strip_suffix('\r').unwrap_or(line)))
-}
-
-/// An HMAC key must be as long as the hash it is used with (RFC 7518 section 3.2).
-fn check_length(algorithm: JwtAlgorithm, secret: &Secret, at: &KeyPath, report: &mut Report) {
-    let (name, least) = match algorithm {
-        JwtAlgorithm::Hs256 => ("HS256", 32),
-        JwtAlgorithm::Hs384 => ("HS384", 48),
-        JwtAlgorithm::Hs512 => ("HS512", 64),
-    };
-    let length = secret.expose().len();
-    if length < least {
-        let message = format!(
-            "is {length} bytes long; {name} needs at least {least}, and `tollgate secret` makes one that fits"
-        );
-        report.fault(at, message);
-    }
 }
 
 fn tokens(

@@ -33,15 +33,17 @@ const GATEWAYS_KEY: &str = "tollgate:gateways";
 /// How long a gateway counts after it was last seen.
 const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 
-/// Told of every operation: its name (`record`, `take`, `heartbeat`, `put`, `delete` or `list`), its
+/// Told of every operation: its name (`record`, `revoked`, `take`, `heartbeat`, `put`, `delete` or `list`), its
 /// outcome (`ok` or [`StoreError::outcome`]) and how long it took.
 pub type OnOperation = Arc<dyn Fn(&'static str, &'static str, Duration) + Send + Sync>;
 
-/// What Redis says about records that were read.
+/// What Redis says about records and revocations that were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordChange<'a> {
     /// The record of this id was changed or deleted.
     Of(&'a str),
+    /// The key that revokes this id was made or deleted.
+    Revocation(&'a str),
     /// Any of them may have been: all were deleted, or the connection that would have told was lost.
     Unknown,
 }
@@ -78,7 +80,7 @@ impl RedisStore {
         })
     }
 
-    /// Tells `on_change` whenever the record of a token has changed (client-side caching of Redis, in
+    /// Tells `on_change` whenever the record or revocation of a token has changed (client-side caching of Redis, in
     /// broadcast mode), and when such a change may have been missed. To be called before
     /// [`RedisStore::start`], once.
     pub fn on_record_change(&self, on_change: OnRecordChange) {

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use super::scripts::{SCRIPTS, Script};
-use super::tokens::PREFIX as RECORD_PREFIX;
+use super::tokens::{PREFIX as RECORD_PREFIX, REVOKED_PREFIX};
 use super::{OnRecordChange, RecordChange};
 use crate::store::breaker::{Breaker, Transition};
 
@@ -286,8 +286,11 @@ async fn hear(changes: &mut broadcast::Receiver<Invalidation>, on_record: Option
         match changes.recv().await {
             Ok(change) if !change.keys.is_empty() => {
                 for key in &change.keys {
-                    let id = key.as_str().and_then(|key| key.strip_prefix(RECORD_PREFIX));
-                    on_record(id.map_or(RecordChange::Unknown, RecordChange::Of));
+                    let key = key.as_str().unwrap_or_default();
+                    let record = key.strip_prefix(RECORD_PREFIX).map(RecordChange::Of);
+                    let revocation =
+                        || key.strip_prefix(REVOKED_PREFIX).map(RecordChange::Revocation);
+                    on_record(record.or_else(revocation).unwrap_or(RecordChange::Unknown));
                 }
             }
             // Everything was deleted, or more changed than could be kept up with.
@@ -341,7 +344,7 @@ pub(super) async fn connect(
             hashes[script.index] = client.script_load(script.source).await?;
         }
         if hears_changes {
-            let prefixes = vec![RECORD_PREFIX.to_owned()];
+            let prefixes = vec![RECORD_PREFIX.to_owned(), REVOKED_PREFIX.to_owned()];
             client
                 .client_tracking::<(), _, _>("ON", None, prefixes, true, false, false, false)
                 .await?;

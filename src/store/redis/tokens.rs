@@ -19,6 +19,9 @@ use crate::store::{StoreError, StoredRecord, TokenStore};
 /// What the keys of records start with.
 pub(super) const PREFIX: &str = "token:";
 
+/// What the keys of revocations start with.
+pub(super) const REVOKED_PREFIX: &str = "revoked:";
+
 /// How many keys Redis is asked to look at for one page.
 const PAGE_KEYS: u32 = 500;
 
@@ -49,6 +52,14 @@ impl TokenStore for RedisStore {
             redis.at_key(&key, async |session| read(&session.client, &key).await).await
         };
         self.client.call("record", record).await
+    }
+
+    async fn is_revoked(&self, id: &str) -> Result<bool, StoreError> {
+        let revoked = async |redis: Arc<Connection>| {
+            let key: Key = format!("{REVOKED_PREFIX}{id}").into();
+            redis.at_key(&key, async |session| session.client.exists(&key).await).await
+        };
+        self.client.call("revoked", revoked).await
     }
 }
 

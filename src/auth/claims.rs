@@ -1,0 +1,161 @@
+//! What a JWT says (RFC 7519 section 4), read strictly: each claim once, each of its own type.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::record::{Grant, TokenRecord};
+use crate::clock::UnixTime;
+
+/// Longest `api_key`, `jti` or `kid` that a token may have, in bytes.
+pub const MAX_NAME: usize = 256;
+
+/// The claims that mean something here.
+const KNOWN: [&str; 12] = [
+    "api_key",
+    "exp",
+    "nbf",
+    "iss",
+    "aud",
+    "jti",
+    "rate_limit",
+    "limits",
+    "expires_at",
+    "allowed_routes",
+    "plan",
+    "organization_id",
+];
+
+/// The claims of a token, which may not be verified yet.
+pub struct Claims(Vec<(&'static str, Value)>);
+
+/// A claim that is missing or not what it has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a claim is missing or wrong")]
+pub struct ClaimError;
+
+/// The claims of a token whose signature is right.
+#[derive(Debug, PartialEq)]
+pub struct VerifiedClaims {
+    /// Whose record applies.
+    pub api_key: Arc<str>,
+    /// When the token ends (RFC 7519 section 4.1.4).
+    pub exp: UnixTime,
+    /// When it begins (section 4.1.5).
+    pub nbf: Option<UnixTime>,
+    /// What the token grants where its record does not say.
+    pub grant: Option<Box<Grant>>,
+    /// Where no record is required: what stands in for it.
+    pub stateless: Option<Stateless>,
+    /// Which issuer it was verified for, and by which set of its keys.
+    pub verified_by: (usize, u64),
+}
+
+/// A token that needs no record.
+#[derive(Debug, PartialEq)]
+pub struct Stateless {
+    /// The record that the claims make.
+    pub record: Arc<TokenRecord>,
+    /// The token's own id (section 4.1.7), by which it can be revoked.
+    pub jti: Option<Arc<str>>,
+}
+
+impl Claims {
+    /// The claim, if the token has it.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// The claim as text, if it is that.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(Value::as_str)
+    }
+
+    /// Whether `aud` names `wanted`: it is one name or several (RFC 7519 section 4.1.3).
+    pub fn names_audience(&self, wanted: &str) -> bool {
+        match self.get("aud") {
+            Some(Value::String(name)) => name == wanted,
+            Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some(wanted)),
+            _ => false,
+        }
+    }
+
+    /// Reads every claim, for a token that was verified by `verified_by`.
+    ///
+    /// # Errors
+    /// [`ClaimError`] for the first claim that is missing or wrong.
+    pub fn verified(
+        &self,
+        require_record: bool,
+        verified_by: (usize, u64),
+    ) -> Result<VerifiedClaims, ClaimError> {
+        let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError)?;
+        let exp = numeric_date(self.get("exp").ok_or(ClaimError)?)?;
+        let nbf = self.get("nbf").map(numeric_date).transpose()?;
+        let grant = Grant::read(|name| self.get(name).cloned()).map_err(|_| ClaimError)?;
+        let (grant, stateless) = match require_record {
+            true if grant == Grant::default() => (None, None),
+            true => (Some(Box::new(grant)), None),
+            false => {
+                let record = TokenRecord::of_claims(&api_key, grant).map_err(|_| ClaimError)?;
+                (None, Some(Stateless { record: Arc::new(record), jti: self.name("jti")? }))
+            }
+        };
+        Ok(VerifiedClaims { api_key, exp, nbf, grant, stateless, verified_by })
+    }
+
+    /// A claim that names something: text of a bounded length.
+    fn name(&self, name: &str) -> Result<Option<Arc<str>>, ClaimError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) if (1..=MAX_NAME).contains(&text.len()) => {
+                Ok(Some(text.as_str().into()))
+            }
+            Some(_) => Err(ClaimError),
+        }
+    }
+}
+
+/// Seconds since the epoch, fractions allowed (RFC 7519 section 2). Anything but a number is refused.
+fn numeric_date(value: &Value) -> Result<UnixTime, ClaimError> {
+    /// The year 9999; what lies beyond is a mistake or an attack.
+    const LATEST: f64 = 253_402_300_799.0;
+    match value.as_f64() {
+        Some(seconds) if (0.0..=LATEST).contains(&seconds) => {
+            Ok(UnixTime::from_micros((seconds * 1e6) as u64))
+        }
+        _ => Err(ClaimError),
+    }
+}
+
+impl<'de> Deserialize<'de> for Claims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Claims;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Claims, M::Error> {
+                let mut claims: Vec<(&'static str, Value)> = Vec::with_capacity(4);
+                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                    match KNOWN.into_iter().find(|known| *known == name) {
+                        // Which of the two is meant, somebody else may see differently.
+                        Some(known) if claims.iter().any(|(name, _)| *name == known) => {
+                            return Err(M::Error::duplicate_field(known));
+                        }
+                        Some(known) => claims.push((known, map.next_value()?)),
+                        None => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Claims(claims))
+            }
+        }
+        deserializer.deserialize_map(Once)
+    }
+}

@@ -1,0 +1,314 @@
+//! Sets of an issuer's keys (RFC 7517 section 5), kept fresh from a file or an https URL.
+//!
+//! A set is fetched before it is needed, again and again in the background, and once more when a token
+//! names a key that is not in it: by one fetch for all who wait, and not more often than every ten
+//! seconds. A fetch that fails leaves the set as it was.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use log::{info, warn};
+use parking_lot::Mutex;
+use rustls::crypto::ring;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig};
+use url::Url;
+
+use super::verification::{Jwk, VerificationKey};
+
+/// Largest set that is read, in bytes.
+const MAX_BYTES: u64 = 256 << 10;
+
+/// Most keys of a set.
+const MAX_KEYS: usize = 100;
+
+/// How long after one fetch an unknown `kid` may lead to another.
+const REFETCH: Duration = Duration::from_secs(10);
+
+/// How long after a failure the next try is, at first; the time doubles up to a minute.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_secs(60);
+
+/// Where a set comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// An https URL. Redirects are not followed.
+    Url(Url),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            // What stands before the path may hold a password, what follows it a key.
+            Self::Url(url) => write!(f, "{}{}", url.origin().ascii_serialization(), url.path()),
+        }
+    }
+}
+
+/// Where a set comes from and how often it is fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksRules {
+    /// Where it comes from.
+    pub source: Source,
+    /// How long a set is used before it is fetched again, give or take a tenth.
+    pub refresh: Duration,
+    /// How long a fetch may take.
+    pub timeout: Duration,
+}
+
+/// The keys of a set, and which one of the sets there have been it is.
+#[derive(Debug, Default)]
+pub struct KeySet {
+    /// The keys that can be used.
+    pub keys: Vec<VerificationKey>,
+    /// Counts the sets that differed from the one before; 0 before the first.
+    pub generation: u64,
+    text: String,
+}
+
+/// Why there is no new set.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct FetchError(String);
+
+/// A set of keys that keeps itself fresh.
+pub struct Jwks {
+    rules: JwksRules,
+    current: ArcSwap<KeySet>,
+    state: Mutex<State>,
+    /// Counts the fetches that have ended.
+    ended: watch::Sender<u64>,
+    on_fetch: fn(bool),
+}
+
+#[derive(Default)]
+struct State {
+    fetching: bool,
+    began: Option<Instant>,
+    due: Option<Instant>,
+    failures: u32,
+    fetched: bool,
+}
+
+impl std::fmt::Debug for Jwks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jwks").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
+impl Jwks {
+    /// A set that has not been fetched yet; `on_fetch` is told of each fetch whether it succeeded.
+    pub fn new(rules: JwksRules, on_fetch: fn(bool)) -> Self {
+        let (current, state) = (ArcSwap::default(), Mutex::default());
+        Self { rules, current, state, ended: watch::Sender::new(0), on_fetch }
+    }
+
+    /// What it was made for.
+    pub fn rules(&self) -> &JwksRules {
+        &self.rules
+    }
+
+    /// The set of the last fetch that succeeded.
+    pub fn current(&self) -> arc_swap::Guard<Arc<KeySet>> {
+        self.current.load()
+    }
+
+    /// Whether the issuer may have keys that are not known: the last fetch failed, or there was none.
+    pub fn is_in_doubt(&self) -> bool {
+        let state = self.state.lock();
+        !state.fetched || state.failures > 0
+    }
+
+    /// Fetches if it is time to; otherwise does nothing.
+    pub async fn refresh(self: &Arc<Self>) {
+        let is_due = |state: &State, now: Instant| state.due.is_none_or(|due| due <= now);
+        if let Some(fetch) = self.begin(is_due) {
+            fetch.run().await;
+        }
+    }
+
+    /// Waits for one fetch that began because a key was missed, unless there was one just now.
+    pub async fn refetch(self: &Arc<Self>) {
+        let mut ended = self.ended.subscribe();
+        let may = |state: &State, now: Instant| {
+            state.began.is_none_or(|began| now.duration_since(began) >= REFETCH)
+        };
+        match self.begin(may) {
+            // A task of its own: whoever asked may leave.
+            Some(fetch) => drop(tokio::spawn(fetch.run())),
+            None if !self.state.lock().fetching => return,
+            None => {}
+        }
+        let _ = timeout(self.rules.timeout, ended.changed()).await;
+    }
+
+    fn begin(self: &Arc<Self>, may: impl Fn(&State, Instant) -> bool) -> Option<Fetch> {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if state.fetching || !may(&state, now) {
+            return None;
+        }
+        state.fetching = true;
+        state.began = Some(now);
+        Some(Fetch(Arc::clone(self)))
+    }
+
+    fn fetched(&self, text: Result<String, FetchError>) {
+        let set = text.and_then(|text| {
+            if self.state.lock().fetched && self.current.load().text == text {
+                return Ok(None);
+            }
+            Ok(Some((read(&text, &self.rules.source)?, text)))
+        });
+        let mut state = self.state.lock();
+        let wait = match &set {
+            Ok(_) => self.rules.refresh,
+            Err(_) => RETRY.saturating_mul(1 << state.failures.min(10)).min(MAX_RETRY),
+        };
+        state.due = Some(Instant::now() + wait.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        let source = &self.rules.source;
+        match set {
+            Ok(set) => {
+                if let Some((keys, text)) = set {
+                    info!("keys of {source}: {} that can be used", keys.len());
+                    let generation = self.current.load().generation + 1;
+                    self.current.store(Arc::new(KeySet { keys, generation, text }));
+                } else if state.failures > 0 {
+                    info!("keys of {source} can be fetched again");
+                }
+                state.failures = 0;
+                state.fetched = true;
+                (self.on_fetch)(true);
+            }
+            Err(error) => {
+                if state.failures == 0 {
+                    warn!("keys of {source} cannot be fetched, those known stay: {error}");
+                }
+                state.failures = state.failures.saturating_add(1);
+                (self.on_fetch)(false);
+            }
+        }
+    }
+}
+
+/// A fetch under way; whatever ends it, the next one may begin.
+struct Fetch(Arc<Jwks>);
+
+impl Fetch {
+    async fn run(self) {
+        let rules = self.0.rules.clone();
+        let fetch = tokio::task::spawn_blocking(move || fetch(&rules.source, rules.timeout));
+        let text = fetch.await.unwrap_or_else(|died| Err(FetchError(died.to_string())));
+        self.0.fetched(text);
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.0.state.lock().fetching = false;
+        self.0.ended.send_modify(|ended| *ended += 1);
+    }
+}
+
+/// The text of the set. Blocks.
+fn fetch(source: &Source, timeout: Duration) -> Result<String, FetchError> {
+    match source {
+        Source::File(path) => read_file(path),
+        Source::Url(url) => get(url, timeout).map_err(|error| FetchError(error.to_string())),
+    }
+}
+
+fn read_file(path: &PathBuf) -> Result<String, FetchError> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+    read.map_err(|error| FetchError(error.to_string()))?;
+    match text.len() as u64 > MAX_BYTES {
+        true => Err(FetchError(format!("more than {MAX_BYTES} bytes"))),
+        false => Ok(text),
+    }
+}
+
+fn get(url: &Url, timeout: Duration) -> Result<String, ureq::Error> {
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::PlatformVerifier)
+        .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+        .build();
+    let agent: Agent = Agent::config_builder()
+        .https_only(true)
+        .max_redirects(0)
+        .timeout_global(Some(timeout))
+        .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")))
+        .tls_config(tls)
+        .build()
+        .into();
+    let mut answer = agent.get(url.as_str()).header("accept", "application/json").call()?;
+    answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()
+}
+
+/// Whether a set can be read from `source` now. Blocks; does not ask others.
+///
+/// # Errors
+/// [`FetchError`] says why not.
+pub fn check(source: &Source) -> Result<(), FetchError> {
+    match source {
+        Source::File(path) => read(&read_file(path)?, source).map(drop),
+        Source::Url(_) => Ok(()),
+    }
+}
+
+/// Reads a set. Keys that cannot be used are passed over: sets hold keys for other purposes too.
+///
+/// # Errors
+/// [`FetchError`] when the text is no set.
+fn read(text: &str, source: &Source) -> Result<Vec<VerificationKey>, FetchError> {
+    #[derive(Deserialize)]
+    struct Set {
+        keys: Vec<Value>,
+    }
+    let set: Set = serde_json::from_str(text)
+        .map_err(|error| FetchError(format!("not a JSON Web Key Set: {error}")))?;
+    if set.keys.len() > MAX_KEYS {
+        return Err(FetchError(format!("more than {MAX_KEYS} keys")));
+    }
+    let mut keys: Vec<VerificationKey> = Vec::new();
+    for (nth, key) in set.keys.into_iter().enumerate() {
+        let skipped = |why: &dyn std::fmt::Display| {
+            warn!("keys of {source}: key {nth} is passed over: it {why}")
+        };
+        let jwk: Jwk = match serde_json::from_value(key) {
+            Ok(jwk) => jwk,
+            Err(error) => {
+                skipped(&format!("is no JWK: {error}"));
+                continue;
+            }
+        };
+        if jwk.is_symmetric() && matches!(source, Source::Url(_)) {
+            skipped(&"is a secret that was published");
+            continue;
+        }
+        match jwk.key(None) {
+            Err(error) => skipped(&error),
+            Ok(key) if keys.iter().any(|known| same_name(known, &key)) => {
+                skipped(&"has the kid of an earlier one");
+            }
+            Ok(key) => keys.push(key),
+        }
+    }
+    Ok(keys)
+}
+
+/// Whether a token could mean either: then the first one counts.
+fn same_name(one: &VerificationKey, other: &VerificationKey) -> bool {
+    (one.kid(), one.algorithm()) == (other.kid(), other.algorithm())
+}
