@@ -31,7 +31,7 @@ const MAX_KEYS: usize = 100;
 /// How long after one fetch an unknown `kid` may lead to another.
 const REFETCH: Duration = Duration::from_secs(10);
 
-/// How long after a failure the next try is, at first; the time doubles up to a minute.
+/// How long after a failure the next try is, at first; the time doubles up to a minute, and to `refresh`.
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
@@ -172,7 +172,10 @@ impl Jwks {
         let mut state = self.state.lock();
         let wait = match &set {
             Ok(_) => self.rules.refresh,
-            Err(_) => RETRY.saturating_mul(1 << state.failures.min(10)).min(MAX_RETRY),
+            Err(_) => RETRY
+                .saturating_mul(1 << state.failures.min(10))
+                .min(MAX_RETRY)
+                .min(self.rules.refresh),
         };
         state.due = Some(Instant::now() + wait.mul_f64(0.9 + 0.2 * fastrand::f64()));
         let source = &self.rules.source;

@@ -16,12 +16,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod http;
+pub mod issuer;
 pub mod origin;
 pub mod redis;
 pub mod token;
 pub mod topology;
 
 pub use http::{Client, Message, chunked, request};
+pub use issuer::{ALGORITHMS, KeyServer, Signer};
 pub use origin::Origin;
 pub use redis::Redis;
 pub use token::{SECRET, bearer, token};
