@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 
 use crate::auth::guard::FailureGuard;
@@ -24,7 +25,7 @@ use crate::quota::Algorithm;
 use crate::quota::rule::{Group, LimitRule, groups};
 use crate::route::table::{Matcher, RouteTable};
 use crate::store::StoredRecord;
-use crate::telemetry::metrics::{METRICS, RouteMetrics};
+use crate::telemetry::metrics::{METRICS, RouteMetrics, plan_requests};
 use crate::upstream::pool::{EndpointRules, Timeouts, Upstream, UpstreamRules};
 
 /// Distinct bare rates (`rate_limit: N`) whose limits are kept made.
@@ -60,12 +61,20 @@ pub struct Policy {
     /// Whether each request gets a log line.
     pub access_log: bool,
     upstreams: HashMap<String, Arc<Upstream>>,
-    plans: HashMap<String, Arc<[Group]>>,
+    plans: HashMap<String, Plan>,
+    other_plans: IntCounter,
     default_limits: Arc<[Group]>,
     algorithm: Algorithm,
     bare_window: Duration,
     bare_limits: Cache<u64, Arc<[Group]>>,
     jwt: Jwt,
+}
+
+/// One plan, ready to use.
+#[derive(Debug)]
+struct Plan {
+    limits: Arc<[Group]>,
+    requests: IntCounter,
 }
 
 /// One route, ready to use.
@@ -169,8 +178,12 @@ impl Policy {
             plans: config
                 .plans
                 .iter()
-                .map(|(name, rules)| (name.clone(), groups(rules, algorithm, false)))
+                .map(|(name, rules)| {
+                    let limits = groups(rules, algorithm, false);
+                    (name.clone(), Plan { limits, requests: plan_requests(name) })
+                })
                 .collect(),
+            other_plans: plan_requests("other"),
             default_limits: groups(&config.limits.default, algorithm, false),
             algorithm,
             max_in_flight: config.limits.max_in_flight,
@@ -186,9 +199,17 @@ impl Policy {
             Some(RateRule::Limits(limits)) => limits.groups(self.algorithm),
             Some(RateRule::Bare(quota)) => self.bare_limits(*quota),
             None => {
-                let limits = principal.plan().and_then(|plan| self.plans.get(plan.as_str()));
-                Arc::clone(limits.unwrap_or(&self.default_limits))
+                let plan = principal.plan().and_then(|plan| self.plans.get(plan.as_str()));
+                Arc::clone(plan.map_or(&self.default_limits, |plan| &plan.limits))
             }
+        }
+    }
+
+    /// Counts a request under its token's plan; one that is not configured as `other`.
+    pub fn count_by_plan(&self, principal: &Principal) {
+        if let Some(name) = principal.plan() {
+            let plan = self.plans.get(name.as_str());
+            plan.map_or(&self.other_plans, |plan| &plan.requests).inc();
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Metrics {
     store_seconds: HistogramVec,
     /// Look-ups of token records, by outcome.
     pub token_cache: IntCounterVec,
+    /// Requests of verified tokens that have a plan, by `plan`.
+    pub plan_requests: IntCounterVec,
     /// Fetches of issuers' keys, by `outcome`: `ok` or `failed`.
     pub key_fetches: IntCounterVec,
     /// Sources of issuers' keys whose last fetch failed.
@@ -141,6 +143,11 @@ impl Metrics {
             key_sources_failing: gauge(
                 "tollgate_key_sources_failing",
                 "Sources of issuers' keys whose last fetch failed",
+            ),
+            plan_requests: counters(
+                "tollgate_plan_requests_total",
+                "Requests of verified tokens that have a plan, by plan; `other` is not configured",
+                &["plan"],
             ),
             token_cache: counters(
                 "tollgate_token_cache_total",
@@ -283,6 +290,11 @@ impl std::fmt::Debug for RouteMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("RouteMetrics").field(&self.label).finish()
     }
+}
+
+/// The counter of one plan's requests; plans are configured, so there are few.
+pub fn plan_requests(plan: &str) -> IntCounter {
+    METRICS.plan_requests.with_label_values(&[plan])
 }
 
 /// The histogram of one upstream.
