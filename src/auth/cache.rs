@@ -347,7 +347,7 @@ impl<V> Drop for ForgetLoad<'_, V> {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
+    use futures_util::FutureExt as _;
 
     use super::*;
     use crate::clock::{ManualClock, UnixTime};
@@ -504,5 +504,58 @@ mod tests {
         assert!(cache.get(&id).await.is_err(), "five seconds since the first doubt");
         store.answers(Ok(None));
         assert!(cache.get(&id).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_record_in_use_is_renewed_before_anybody_has_to_wait() {
+        let (store, clock, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let id: Arc<str> = "k".into();
+        cache.get(&id).await.unwrap();
+        let asked = || store.asked.load(Ordering::SeqCst);
+        let get_now = || cache.get(&id).now_or_never().expect("nobody waits").unwrap();
+        clock.advance(Duration::from_secs(8));
+        get_now();
+        tokio::task::yield_now().await;
+        assert_eq!(asked(), 1, "it is young");
+        clock.advance(Duration::from_millis(500));
+        store.answers(Err(StoreError::Open));
+        for _ in 0..5 {
+            get_now();
+            while cache.loads.lock().contains_key(&id) || asked() == 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(asked(), 2, "a store that fails is left alone for a second");
+        clock.advance(Duration::from_secs(1));
+        store.answers(Ok(Some(r#"{"disabled":true}"#)));
+        assert!(!get_now().unwrap().disabled);
+        while asked() == 2 || cache.loads.lock().contains_key(&id) {
+            tokio::task::yield_now().await;
+        }
+        assert!(get_now().unwrap().disabled, "renewed");
+        clock.advance(Duration::from_secs(5));
+        assert!(get_now().unwrap().disabled, "and good for its whole time");
+        assert_eq!(asked(), 3);
+    }
+
+    #[tokio::test]
+    async fn guesses_do_not_drive_out_what_is_known() {
+        let (store, _, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let known: Vec<Arc<str>> = (0..50).map(|nth| format!("known-{nth}").into()).collect();
+        for id in &known {
+            cache.get(id).await.unwrap();
+        }
+        store.answers(Ok(None));
+        for nth in 0..5_000 {
+            assert!(cache.get(&format!("guess-{nth}").into()).await.unwrap().is_none());
+        }
+        assert!(cache.unknown.len() <= 100 && cache.loads.lock().is_empty());
+        let asked = store.asked.load(Ordering::SeqCst);
+        for id in &known {
+            assert!(cache.get(id).await.unwrap().is_some());
+        }
+        assert_eq!(store.asked.load(Ordering::SeqCst), asked);
     }
 }
