@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test simulate bench check
+.PHONY: help run build test simulate fuzz bench check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ test: ## Run every test
 simulate: ## The simulation of the limits at length (RUNS=100000; SEED=n replays one run)
 	@scripts/dependencies build
 	TOLLGATE_SIMULATION_RUNS=$(or $(RUNS),100000) $(if $(SEED),TOLLGATE_SIMULATION_SEED=$(SEED)) cargo test --locked --test simulation
+
+fuzz: ## The parsers of credentials, records and keys at length (RUNS=3000000; SEED=n replays one run)
+	@scripts/dependencies build
+	TOLLGATE_FUZZ_RUNS=$(or $(RUNS),3000000) $(if $(SEED),TOLLGATE_FUZZ_SEED=$(SEED)) cargo test --locked --test fuzz
 
 bench: ## Compare the gateway under load with bare Pingora and nginx
 	@scripts/dependencies bench

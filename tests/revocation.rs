@@ -109,3 +109,39 @@ fn a_token_that_is_revoked_under_load_is_not_admitted_again() {
         world.redis.command(&["DEL", "token:hot"]);
     });
 }
+
+#[test]
+fn an_outage_serves_a_thousand_known_tokens_and_calls_no_unknown_one_wrong() {
+    let mut world = world();
+    let gateway = &world.gateways[0];
+    let key = |nth: usize| format!("imported-key-{nth}");
+    let hash = |nth: usize| tollgate::auth::key::hash(&key(nth)).unwrap();
+    let ids: Vec<_> = (0..500).flat_map(|nth| [format!("known-{nth}").into(), hash(nth)]).collect();
+    let script = "for _, id in ipairs(ARGV) do redis.call('HSET', 'token:' .. id, 'name', 'x') end";
+    let words: Vec<&str> =
+        ["EVAL", script, "0"].into_iter().chain(ids.iter().map(|id| &**id)).collect();
+    world.redis.command(&words);
+    let statuses = |credential: &dyn Fn(usize) -> (&'static str, String), count: usize| {
+        let mut client = gateway.connect();
+        let mut seen = std::collections::BTreeMap::<u16, usize>::new();
+        for nth in 0..count {
+            let (field, value) = credential(nth);
+            let status = client.call("GET", "/", &[(field, &value)], b"").status();
+            *seen.entry(status).or_default() += 1;
+        }
+        seen.into_iter().collect::<Vec<_>>()
+    };
+    let jwts = |prefix: &'static str| {
+        move |nth: usize| ("Authorization", bearer(&format!("{prefix}-{nth}")))
+    };
+    let keys = |nth: usize| ("X-API-Key", key(nth));
+    assert_eq!(statuses(&jwts("known"), 500), [(200, 500)]);
+    assert_eq!(statuses(&keys, 500), [(200, 500)]);
+    world.redis.kill();
+    assert_eq!(statuses(&jwts("known"), 500), [(200, 500)]);
+    assert_eq!(statuses(&keys, 500), [(200, 500)]);
+    assert_eq!(statuses(&jwts("unknown"), 500), [(503, 500)]);
+    assert_eq!(statuses(&|nth| ("X-API-Key", key(nth + 500)), 500), [(503, 500)]);
+    // What no store could change is still called by its name.
+    assert_eq!(statuses(&|_| ("X-API-Key", "tg_mistyped".into()), 1), [(401, 1)]);
+}

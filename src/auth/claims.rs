@@ -1,12 +1,10 @@
 //! What a JWT says (RFC 7519 section 4), read strictly: each claim once, each of its own type.
 
-use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::members::Members;
 use super::record::{Grant, TokenRecord};
 use crate::clock::UnixTime;
 
@@ -30,7 +28,7 @@ const KNOWN: [&str; 12] = [
 ];
 
 /// The claims of a token, which may not be verified yet.
-pub struct Claims(Vec<(&'static str, Value)>);
+pub struct Claims(Members);
 
 /// A claim that is missing or not what it has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,19 +62,22 @@ pub struct Stateless {
 }
 
 impl Claims {
-    /// The claim, if the token has it.
-    pub fn get(&self, name: &str) -> Option<&Value> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    /// Reads the JSON of a JWT's second part.
+    ///
+    /// # Errors
+    /// [`ClaimError`] when it is no object, or holds a claim twice.
+    pub fn read(json: &[u8]) -> Result<Self, ClaimError> {
+        Members::read(json, &KNOWN).map(Self).map_err(|_| ClaimError)
     }
 
     /// The claim as text, if it is that.
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.get(name).and_then(Value::as_str)
+        self.0.get(name).and_then(Value::as_str)
     }
 
     /// Whether `aud` names `wanted`: it is one name or several (RFC 7519 section 4.1.3).
     pub fn names_audience(&self, wanted: &str) -> bool {
-        match self.get("aud") {
+        match self.0.get("aud") {
             Some(Value::String(name)) => name == wanted,
             Some(Value::Array(names)) => names.iter().any(|name| name.as_str() == Some(wanted)),
             _ => false,
@@ -93,9 +94,9 @@ impl Claims {
         verified_by: (usize, u64),
     ) -> Result<VerifiedClaims, ClaimError> {
         let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError)?;
-        let exp = numeric_date(self.get("exp").ok_or(ClaimError)?)?;
-        let nbf = self.get("nbf").map(numeric_date).transpose()?;
-        let grant = Grant::read(|name| self.get(name).cloned()).map_err(|_| ClaimError)?;
+        let exp = numeric_date(self.0.get("exp").ok_or(ClaimError)?)?;
+        let nbf = self.0.get("nbf").map(numeric_date).transpose()?;
+        let grant = Grant::read(|name| self.0.get(name).cloned()).map_err(|_| ClaimError)?;
         let (grant, stateless) = match require_record {
             true if grant == Grant::default() => (None, None),
             true => (Some(Box::new(grant)), None),
@@ -109,7 +110,7 @@ impl Claims {
 
     /// A claim that names something: text of a bounded length.
     fn name(&self, name: &str) -> Result<Option<Arc<str>>, ClaimError> {
-        match self.get(name) {
+        match self.0.get(name) {
             None => Ok(None),
             Some(Value::String(text)) if (1..=MAX_NAME).contains(&text.len()) => {
                 Ok(Some(text.as_str().into()))
@@ -128,34 +129,5 @@ fn numeric_date(value: &Value) -> Result<UnixTime, ClaimError> {
             Ok(UnixTime::from_micros((seconds * 1e6) as u64))
         }
         _ => Err(ClaimError),
-    }
-}
-
-impl<'de> Deserialize<'de> for Claims {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Once;
-        impl<'de> Visitor<'de> for Once {
-            type Value = Claims;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Claims, M::Error> {
-                let mut claims: Vec<(&'static str, Value)> = Vec::with_capacity(4);
-                while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-                    match KNOWN.into_iter().find(|known| *known == name) {
-                        // Which of the two is meant, somebody else may see differently.
-                        Some(known) if claims.iter().any(|(name, _)| *name == known) => {
-                            return Err(M::Error::duplicate_field(known));
-                        }
-                        Some(known) => claims.push((known, map.next_value()?)),
-                        None => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(Claims(claims))
-            }
-        }
-        deserializer.deserialize_map(Once)
     }
 }

@@ -274,7 +274,7 @@ pub fn check(source: &Source) -> Result<(), FetchError> {
 ///
 /// # Errors
 /// [`FetchError`] when the text is no set.
-fn read(text: &str, source: &Source) -> Result<Vec<VerificationKey>, FetchError> {
+pub fn read(text: &str, source: &Source) -> Result<Vec<VerificationKey>, FetchError> {
     #[derive(Deserialize)]
     struct Set {
         keys: Vec<Value>,

@@ -238,7 +238,7 @@ impl<'a> Token<'a> {
             return None;
         }
         let algorithm = Algorithm::named(&header.alg)?;
-        let claims = serde_json::from_slice(&decode(claims)?).ok()?;
+        let claims = Claims::read(&decode(claims)?).ok()?;
         let signature =
             decode(signature).filter(|bytes| (1..=MAX_SIGNATURE).contains(&bytes.len()));
         Some(Self {

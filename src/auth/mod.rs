@@ -17,6 +17,7 @@ pub mod guard;
 pub mod jwks;
 pub mod jwt;
 pub mod key;
+pub mod members;
 pub mod record;
 pub mod verification;
 

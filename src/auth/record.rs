@@ -8,12 +8,25 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::key::public_id;
+use super::members::Members;
 use crate::clock::UnixTime;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{Group, LimitRule, Written, groups, rule_set};
 use crate::quota::{Algorithm, RateError};
 use crate::route::pattern::PathPatterns;
 use crate::store::StoredRecord;
+
+/// The members that mean something; others are passed over.
+const KNOWN: [&str; 8] = [
+    "api_key",
+    "rate_limit",
+    "limits",
+    "expires_at",
+    "allowed_routes",
+    "plan",
+    "organization_id",
+    "disabled",
+];
 
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,11 +141,8 @@ impl TokenRecord {
     pub fn read(id: &Arc<str>, stored: &StoredRecord) -> Result<Self, RecordError> {
         match stored {
             StoredRecord::Json(text) => {
-                let value: Value = serde_json::from_str(text)
+                let members = Members::read(text.as_bytes(), &KNOWN)
                     .map_err(|error| fault("record", error.to_string()))?;
-                let Value::Object(members) = value else {
-                    return Err(fault("record", "must be a JSON object"));
-                };
                 Self::from_members(id, |name| members.get(name).cloned())
             }
             StoredRecord::Fields(fields) => Self::from_members(id, |name| {
@@ -400,6 +410,8 @@ mod tests {
         for (text, field) in [
             ("[]", "record"),
             ("{", "record"),
+            ("{} {}", "record"),
+            (r#"{"disabled":true,"disabled":false}"#, "record"),
             (r#"{"api_key":"other"}"#, "api_key"),
             (r#"{"rate_limit":0}"#, "rate_limit"),
             (r#"{"rate_limit":-1}"#, "rate_limit"),
