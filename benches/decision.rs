@@ -1,5 +1,8 @@
-//! What a decision costs when everything it needs is in memory: one by the ledger from tokens in hand, one about a token
-//! that was verified before. `cargo bench --bench decision`. It must not know Pingora or Redis; `load` measures requests.
+//! What a decision costs when everything it needs is in memory: one by the ledger from tokens in hand, those about
+//! credentials; and what a token costs that is seen for the first time. `cargo bench --bench decision`. It must not know Pingora or Redis; `load` measures requests.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -7,20 +10,24 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::Criterion;
 use futures_util::FutureExt;
 use http::{HeaderMap, header};
-use jsonwebtoken::{EncodingKey, Header, encode};
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde_json::json;
+use support::Signer;
+use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
-use tollgate::auth::record::TokenRecord;
 use tollgate::auth::verification::{Algorithm, VerificationKey};
-use tollgate::auth::{AuthRules, Authenticator};
-use tollgate::clock::{Clock, SystemClock};
+use tollgate::auth::{AuthRules, Authenticator, Stored};
+use tollgate::clock::{Clock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
 use tollgate::quota::Limit;
-use tollgate::store::StoredRecord;
 use tollgate::store::memory::MemoryQuota;
+use tollgate::store::{StoreError, StoredRecord, TokenStore};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -31,12 +38,16 @@ type Failure = Box<dyn Error>;
 /// So many decisions are made before leases that were asked for get a chance to arrive.
 const DECISIONS_BETWEEN_FLIGHTS: u64 = 64;
 
+/// Tokens of one algorithm.
+const TOKENS: usize = 1_000;
+
 const SECRET: &[u8] = b"signs the tokens of the decision bench and nothing else, 64 byte";
 
 fn main() -> Result<(), Failure> {
     let mut criterion = Criterion::default().configure_from_args();
     ledger(&mut criterion)?;
     credential(&mut criterion)?;
+    first_verification(&mut criterion)?;
     criterion.final_summary();
     Ok(())
 }
@@ -68,36 +79,136 @@ fn ledger(criterion: &mut Criterion) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A token of about 300 bytes that was verified before, its record in memory.
+/// A token of about 300 bytes that was verified before, and an opaque key; the records of both in memory.
 fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
     let clock = SystemClock::default();
-    let id: Arc<str> = "bench".into();
-    let record = TokenRecord::read(&id, &StoredRecord::Json(json!({"plan": "pro"}).to_string()))?;
     let key = VerificationKey::from_secret(Algorithm::Hs256, None, SECRET)?;
-    let issuer = Issuer { keys: vec![key], ..Issuer::default() };
-    let jwt_rules = JwtRules { leeway: Duration::ZERO, require_record: true };
-    let rules = AuthRules {
-        jwt: Arc::new(JwtVerifier::new(vec![issuer], jwt_rules)),
-        records: HashMap::from([(id, Arc::new(record))]),
-    };
-    let claims = json!({
+    let rules = AuthRules { jwt: Arc::new(verifier(key)), records: HashMap::new() };
+    let token = encode(&Header::default(), &claims(0), &EncodingKey::from_secret(SECRET))?;
+    let authenticator = Authenticator::new(Some(stored()));
+    for (name, credential) in [
+        ("credential, verified before", token),
+        ("credential, opaque key", "tg_0123456789ABCDEFGHIJKLMNOPQRSTUV10DJZz".to_owned()),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, format!("Bearer {credential}").parse()?);
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let principal = authenticator
+                    .authenticate(&rules, black_box(&headers), clock.now())
+                    .now_or_never();
+                assert!(principal.is_some_and(|principal| principal.is_ok()));
+            });
+        });
+    }
+    Ok(())
+}
+
+/// Tokens seen for the first time, next to the library that made them; and to the signature alone.
+fn first_verification(criterion: &mut Criterion) -> Result<(), Failure> {
+    for (name, algorithm) in [
+        ("HS256", jsonwebtoken::Algorithm::HS256),
+        ("RS256", jsonwebtoken::Algorithm::RS256),
+        ("ES256", jsonwebtoken::Algorithm::ES256),
+        ("EdDSA", jsonwebtoken::Algorithm::EdDSA),
+    ] {
+        let signer = Signer::new(name);
+        let ours = Algorithm::named(name).ok_or("an algorithm")?;
+        let pem = if signer.secret().is_none() { signer.pem() } else { String::new() };
+        let key = || match signer.secret() {
+            Some(secret) => VerificationKey::from_secret(ours, None, secret),
+            None => VerificationKey::from_public(ours, None, &pem),
+        };
+        let theirs = match (signer.secret(), name) {
+            (Some(secret), _) => DecodingKey::from_secret(secret),
+            (None, "RS256") => DecodingKey::from_rsa_pem(pem.as_bytes())?,
+            (None, "ES256") => DecodingKey::from_ec_pem(pem.as_bytes())?,
+            (None, _) => DecodingKey::from_ed_pem(pem.as_bytes())?,
+        };
+        let tokens: Vec<String> = (0..TOKENS).map(|nth| signer.token(None, &claims(nth))).collect();
+        let mut next = (0..TOKENS).cycle();
+        let mut token = || &tokens[next.next().unwrap_or(0)];
+        let parts: Vec<(&str, Vec<u8>)> = tokens
+            .iter()
+            .filter_map(|token| token.rsplit_once('.'))
+            .map(|(message, signature)| {
+                (message, URL_SAFE_NO_PAD.decode(signature).unwrap_or_default())
+            })
+            .collect();
+        let mut part = (0..TOKENS).cycle();
+        let alone = key()?;
+        criterion.bench_function(&format!("{name}: signature alone"), |bencher| {
+            bencher.iter(|| {
+                let (message, signature) = &parts[part.next().unwrap_or(0)];
+                assert!(alone.verify(message.as_bytes(), signature));
+            });
+        });
+        let now = UnixTime::from_secs(1_000_000);
+        criterion.bench_function(&format!("{name}: first verification"), |bencher| {
+            bencher.iter_custom(|count| {
+                let (mut left, mut elapsed) =
+                    (usize::try_from(count).unwrap_or(usize::MAX), Duration::ZERO);
+                while left > 0 {
+                    // A verifier that remembers none of them.
+                    let verifier = key().map(verifier);
+                    let started = Instant::now();
+                    for token in tokens.iter().take(left) {
+                        let claims = verifier.as_ref().map(|v| v.verify(token, now).now_or_never());
+                        assert!(claims.is_ok_and(|claims| claims.is_some_and(|c| c.is_ok())));
+                    }
+                    elapsed += started.elapsed();
+                    left = left.saturating_sub(TOKENS);
+                }
+                elapsed
+            });
+        });
+        let mut validation = Validation::new(algorithm);
+        validation.validate_aud = false;
+        criterion.bench_function(&format!("{name}: jsonwebtoken::decode"), |bencher| {
+            bencher.iter(|| {
+                assert!(decode::<serde_json::Value>(token(), &theirs, &validation).is_ok());
+            });
+        });
+    }
+    Ok(())
+}
+
+fn claims(nth: usize) -> serde_json::Value {
+    json!({
         "api_key": "bench",
         "exp": 4_000_000_000_u64,
         "iss": "https://accounts.example.com/",
         "sub": "b7e0a2f1-5a55-4c0e-9f0b-6f0a3b1f6a11",
-        "jti": "01890a5d-ac96-774b-bcce-b302099a8057",
+        "jti": format!("01890a5d-ac96-774b-bcce-{nth:012}"),
         "scope": "read write",
-    });
-    let token = encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET))?;
-    let mut headers = HeaderMap::new();
-    headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse()?);
-    let authenticator = Authenticator::new(None);
-    criterion.bench_function("credential, verified before", |bencher| {
-        bencher.iter(|| {
-            let principal =
-                authenticator.authenticate(&rules, black_box(&headers), clock.now()).now_or_never();
-            assert!(principal.is_some_and(|principal| principal.is_ok()));
-        });
-    });
-    Ok(())
+    })
+}
+
+fn verifier(key: VerificationKey) -> JwtVerifier {
+    let rules = JwtRules { leeway: Duration::ZERO, require_record: true };
+    JwtVerifier::new(vec![Issuer { keys: vec![key], ..Issuer::default() }], rules)
+}
+
+/// A store in which every token has a record.
+struct Everyone;
+
+#[async_trait]
+impl TokenStore for Everyone {
+    async fn record(&self, _: &str) -> Result<Option<StoredRecord>, StoreError> {
+        Ok(Some(StoredRecord::Json(r#"{"plan":"pro"}"#.into())))
+    }
+
+    async fn is_revoked(&self, _: &str) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+}
+
+fn stored() -> Stored {
+    let (store, clock) = (Arc::new(Everyone), Arc::new(SystemClock::default()));
+    let rules =
+        CacheRules { ttl: Duration::from_secs(3_600), entries: 100_000, max_stale: Duration::ZERO };
+    Stored {
+        records: StoreCache::new(Records(store.clone()), clock.clone(), rules, |_| {}),
+        revocations: StoreCache::new(Revocations(store), clock, rules, |_| {}),
+    }
 }
