@@ -42,14 +42,14 @@ pub struct VerifiedClaims {
     pub api_key: Arc<str>,
     /// When the token ends (RFC 7519 section 4.1.4).
     pub exp: UnixTime,
-    /// When it begins (section 4.1.5).
-    pub nbf: Option<UnixTime>,
+    /// When it begins (section 4.1.5); the epoch where it does not say.
+    pub nbf: UnixTime,
     /// What the token grants where its record does not say.
     pub grant: Option<Box<Grant>>,
     /// Where no record is required: what stands in for it.
-    pub stateless: Option<Stateless>,
+    pub stateless: Option<Box<Stateless>>,
     /// Which issuer it was verified for, and by which set of its keys.
-    pub verified_by: (usize, u64),
+    pub verified_by: (u32, u32),
 }
 
 /// A token that needs no record.
@@ -91,18 +91,19 @@ impl Claims {
     pub fn verified(
         &self,
         require_record: bool,
-        verified_by: (usize, u64),
+        verified_by: (u32, u32),
     ) -> Result<VerifiedClaims, ClaimError> {
         let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError)?;
         let exp = numeric_date(self.0.get("exp").ok_or(ClaimError)?)?;
-        let nbf = self.0.get("nbf").map(numeric_date).transpose()?;
+        let nbf = self.0.get("nbf").map(numeric_date).transpose()?.unwrap_or_default();
         let grant = Grant::read(|name| self.0.get(name).cloned()).map_err(|_| ClaimError)?;
         let (grant, stateless) = match require_record {
             true if grant == Grant::default() => (None, None),
             true => (Some(Box::new(grant)), None),
             false => {
                 let record = TokenRecord::of_claims(&api_key, grant).map_err(|_| ClaimError)?;
-                (None, Some(Stateless { record: Arc::new(record), jti: self.name("jti")? }))
+                let stateless = Stateless { record: Arc::new(record), jti: self.name("jti")? };
+                (None, Some(Box::new(stateless)))
             }
         };
         Ok(VerifiedClaims { api_key, exp, nbf, grant, stateless, verified_by })

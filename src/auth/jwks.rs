@@ -71,7 +71,7 @@ pub struct KeySet {
     /// The keys that can be used.
     pub keys: Vec<VerificationKey>,
     /// Counts the sets that differed from the one before; 0 before the first.
-    pub generation: u64,
+    pub generation: u32,
     text: String,
 }
 
@@ -183,7 +183,7 @@ impl Jwks {
             Ok(set) => {
                 if let Some((keys, text)) = set {
                     info!("keys of {source}: {} that can be used", keys.len());
-                    let generation = self.current.load().generation + 1;
+                    let generation = self.current.load().generation.wrapping_add(1);
                     self.current.store(Arc::new(KeySet { keys, generation, text }));
                 } else if state.failures > 0 {
                     info!("keys of {source} can be fetched again");

@@ -18,7 +18,7 @@ use crate::clock::UnixTime;
 
 /// Memory for verified tokens, in bytes of token text and a fixed share for each entry.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
-const CACHE_ENTRY_BYTES: u64 = 400;
+const CACHE_ENTRY_BYTES: u64 = 300;
 const CACHE_ENTRIES: usize = 100_000;
 
 /// Longest signature, in bytes: that of an RSA key of 8192 bits.
@@ -116,7 +116,7 @@ impl JwtVerifier {
         if claims.exp + self.rules.leeway <= now {
             return Err(JwtError::Expired);
         }
-        if claims.nbf.is_some_and(|nbf| nbf > now + self.rules.leeway) {
+        if claims.nbf > now + self.rules.leeway {
             return Err(JwtError::Invalid);
         }
         Ok(claims)
@@ -126,7 +126,7 @@ impl JwtVerifier {
     fn remembered(&self, token: &str) -> Option<Arc<VerifiedClaims>> {
         let claims = self.verified.get(token)?;
         let (issuer, generation) = claims.verified_by;
-        (self.issuers.get(issuer)?.generation() == generation).then_some(claims)
+        (self.issuers.get(issuer as usize)?.generation() == generation).then_some(claims)
     }
 
     async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, JwtError> {
@@ -155,9 +155,9 @@ impl JwtVerifier {
 
     /// Whose keys a token must be verified with: another issuer's are not good enough (RFC 8725
     /// section 3.8).
-    fn issuer(&self, iss: Option<&str>) -> Option<(usize, &Issuer)> {
+    fn issuer(&self, iss: Option<&str>) -> Option<(u32, &Issuer)> {
         let find = |name: Option<&str>| {
-            self.issuers.iter().enumerate().find(|(_, issuer)| issuer.name.as_deref() == name)
+            (0..).zip(&self.issuers).find(|(_, issuer)| issuer.name.as_deref() == name)
         };
         find(iss).or_else(|| find(None))
     }
@@ -166,7 +166,7 @@ impl JwtVerifier {
 /// What keys say about a token.
 enum Checked {
     /// The signature is right; by which set of keys.
-    Right(u64),
+    Right(u32),
     /// There is a key, and the signature is not its.
     Wrong,
     /// No key is known that it could be of.
@@ -174,7 +174,7 @@ enum Checked {
 }
 
 impl Issuer {
-    fn generation(&self) -> u64 {
+    fn generation(&self) -> u32 {
         self.jwks.as_ref().map_or(0, |jwks| jwks.current().generation)
     }
 

@@ -169,7 +169,7 @@ impl Authenticator {
                 (key::hash(key).map_err(|_| AuthError::Invalid)?, None)
             }
         };
-        let stateless = claims.as_ref().and_then(|claims| claims.stateless.as_ref());
+        let stateless = claims.as_ref().and_then(|claims| claims.stateless.as_deref());
         let record = match (rules.records.get(&id), stateless) {
             (Some(record), _) => Arc::clone(record),
             (None, Some(stateless)) => self.unless_revoked(&id, stateless).await?,
