@@ -40,7 +40,7 @@ fn fuzz(corpus: &str, words: &[&str], mut target: impl FnMut(&[u8])) {
         target(input);
     }
     let first = number("TOLLGATE_FUZZ_SEED");
-    let seeds = first.map_or_else(|| fastrand::u64(..u64::MAX / 2), |seed| seed);
+    let seeds = first.unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
     let runs = if first.is_some() { 1 } else { number("TOLLGATE_FUZZ_RUNS").unwrap_or(RUNS) };
     for seed in seeds..seeds + runs {
         let input = changed(&inputs, words, &mut Rng::with_seed(seed));
