@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::cluster::{Cluster, slot_of};
 use super::node::{Node, Session, Signals, reason};
 use super::place::{Place, place};
-pub(super) use super::scripts::{ADJUST, HEARTBEAT, PUT, Script, TAKE};
+pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script, TAKE};
 use super::{OnOperation, OnRecordChange, RecordChange, RedisUrlError};
 use crate::secret::Secret;
 use crate::store::StoreError;
@@ -115,6 +115,11 @@ impl RedisClient {
     /// Whether Redis has ever answered.
     pub(super) fn has_answered(&self) -> bool {
         self.answered.load(Ordering::Acquire)
+    }
+
+    /// Whether one call may concern any keys together; in a cluster they would have to share a slot.
+    pub(super) fn takes_any_keys(&self) -> bool {
+        matches!(self.servers, Servers::One(_))
     }
 
     /// Tells `on_change` of changed records. Does nothing the second time.

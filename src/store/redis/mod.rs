@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use self::client::{HEARTBEAT, RedisClient};
 pub use self::place::RedisUrlError;
-pub use self::tokens::{PageStart, TokenPage};
+pub use self::tokens::{Imported, NewRecord, PageStart, TokenPage};
 use crate::secret::Secret;
 use crate::store::StoreError;
 
@@ -33,8 +33,8 @@ const GATEWAYS_KEY: &str = "tollgate:gateways";
 /// How long a gateway counts after it was last seen.
 const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 
-/// Told of every operation: its name (`record`, `revoked`, `take`, `heartbeat`, `put`, `delete` or `list`), its
-/// outcome (`ok` or [`StoreError::outcome`]) and how long it took.
+/// Told of every operation: its name (`record`, `revoked`, `take`, `adjust`, `heartbeat`, or what the command line
+/// does: `put`, `import`, `shorten`, `expiry`, `delete` or `list`), its outcome (`ok` or [`StoreError::outcome`]) and how long it took.
 pub type OnOperation = Arc<dyn Fn(&'static str, &'static str, Duration) + Send + Sync>;
 
 /// What Redis says about records and revocations that were read.

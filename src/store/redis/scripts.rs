@@ -12,6 +12,8 @@ pub(super) const PUT: Script = Script { source: include_str!("scripts/put.lua"),
 pub(super) const HEARTBEAT: Script =
     Script { source: include_str!("scripts/heartbeat.lua"), index: 2 };
 pub(super) const ADJUST: Script = Script { source: include_str!("scripts/adjust.lua"), index: 3 };
+pub(super) const IMPORT: Script = Script { source: include_str!("scripts/import.lua"), index: 4 };
+pub(super) const SHORTEN: Script = Script { source: include_str!("scripts/shorten.lua"), index: 5 };
 
 /// Every script, to be loaded into each server.
-pub(super) const SCRIPTS: [Script; 4] = [TAKE, PUT, HEARTBEAT, ADJUST];
+pub(super) const SCRIPTS: [Script; 6] = [TAKE, PUT, HEARTBEAT, ADJUST, IMPORT, SHORTEN];
