@@ -30,7 +30,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let now = SystemClock::default().now();
     let expires = now + LIFE;
     if let Some(redis) = &arguments.redis {
-        Admin::connect(redis)?.put("demo", &record_fields(), expires)?;
+        Admin::connect(redis)?.put("demo", &record_fields(), Some(expires))?;
     }
     let issuer = config.auth.jwt.issuers.first().cloned().unwrap_or_default();
     let token = create::sign(&issuer, "demo", now, expires)?;

@@ -34,7 +34,7 @@ pub fn main() -> ExitCode {
     };
     let result = arguments.command.run().and_then(|text| say(&text));
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = match &failure {
                 Failure::Configuration(_) => writeln!(io::stderr(), "{failure}"),
@@ -103,7 +103,7 @@ enum Command {
     Run(RunArguments),
     /// Check a configuration and print what it amounts to
     Check(ConfigArguments),
-    /// Make, list, show and revoke tokens
+    /// Make, list, show, revoke and rotate tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Print a fresh 384-bit secret, in base64
@@ -180,15 +180,20 @@ impl Command {
     }
 }
 
-/// Prints `text`; a reader who has gone away has seen enough.
-fn say(text: &str) -> Result<(), Failure> {
+/// Prints `text`, and says whether somebody reads it: one who has gone away has seen enough.
+fn say(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::Internal(format!("standard output: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Internal(format!("standard output: {error}"))),
     }
+}
+
+/// Tells people something that is not what they asked for, on standard error.
+fn tell(text: &str) {
+    // Nothing is left to say when the terminal is gone.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Reads an argument that must not be printed.
@@ -232,7 +237,11 @@ mod tests {
             ("check extra", 64),
             ("token", 64),
             ("token show", 64),
-            ("token create --kind key", 64),
+            ("token create --kind password", 64),
+            ("token list --start here", 64),
+            ("token list --page-size 0", 64),
+            ("token rotate", 64),
+            ("token rotate ID --grace soon", 64),
             ("token create --ttl soon", 64),
             ("token create --limit 1/fortnight", 64),
             ("token create --routes api", 64),
@@ -254,9 +263,13 @@ mod tests {
             "check -c FILE",
             "token create --limit 100/minute --limit 9/day --plan p --organization o --routes /a,/b/* --ttl 24h --kind jwt -c FILE --json",
             "token create --limit 5 --name n --redis redis://localhost --secret s",
+            "token create --kind key --redis redis://localhost",
             "token list --json -c FILE",
+            "token list --page-size 100 --start 0.17",
             "token show ID --redis redis://localhost",
             "token revoke ID",
+            "token revoke -",
+            "token rotate ID --grace 1h --ttl 90days -c FILE",
             "secret",
             "health --url http://localhost/ready",
         ] {

@@ -1,6 +1,7 @@
 //! The records in Redis, for a command that runs once and ends: each call waits for its answer.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +17,22 @@ use crate::store::{StoreError, StoredRecord, TokenStore as _};
 /// The deadline of one call: longer than on the request path, for someone is waiting anyway.
 const DEADLINE: Duration = Duration::from_secs(3);
 
+/// The keys that Redis looks at in one call while ids are searched.
+const SEARCHED_KEYS: usize = 500;
+
 /// The token records of one Redis.
 pub struct Admin {
     runtime: Runtime,
     store: RedisStore,
     place: String,
+}
+
+/// Some of the records, by id, and where the next ones start.
+pub struct RecordPage {
+    /// In no order; a record may be on two pages.
+    pub records: Vec<(String, StoredRecord)>,
+    /// `None` on the last page.
+    pub next: Option<PageStart>,
 }
 
 impl Admin {
@@ -44,51 +56,81 @@ impl Admin {
         &self.place
     }
 
+    /// Waits for `work`, which may call the store.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// What a call without an answer means to a command.
+    pub fn failure(&self, error: &StoreError) -> Failure {
+        Failure::Unavailable(format!("{}: {error}", self.place))
+    }
+
     /// Writes the record of `id`; it is gone by itself at `expires`.
     pub fn put(
         &self,
         id: &str,
         fields: &[(String, String)],
-        expires: UnixTime,
+        expires: Option<UnixTime>,
     ) -> Result<(), Failure> {
-        self.answer(self.runtime.block_on(self.store.put(id, fields, Some(expires))))
+        self.answer(self.store.put(id, fields, expires))
     }
 
     /// The record of `id`.
     pub fn record(&self, id: &str) -> Result<Option<StoredRecord>, Failure> {
-        self.answer(self.runtime.block_on(self.store.record(id)).or_else(unreadable))
+        self.answer(async { self.store.record(id).await.or_else(unreadable) })
+    }
+
+    /// How long Redis keeps the record of `id`, where its key has an expiry.
+    pub fn kept_for(&self, id: &str) -> Result<Option<Duration>, Failure> {
+        self.answer(self.store.kept_for(id))
+    }
+
+    /// Lets the record of `id` expire at `expires`; see [`RedisStore::shorten`].
+    pub fn shorten(
+        &self,
+        id: &str,
+        expires: UnixTime,
+        before: &str,
+        after: &str,
+    ) -> Result<bool, Failure> {
+        self.answer(self.store.shorten(id, expires, before, after))
     }
 
     /// Deletes the record of `id`; whether there was one.
     pub fn delete(&self, id: &str) -> Result<bool, Failure> {
-        self.answer(self.runtime.block_on(self.store.delete(id)))
+        self.answer(self.store.delete(id))
     }
 
-    /// All records, by id.
-    pub fn list(&self) -> Result<Vec<(String, StoredRecord)>, Failure> {
-        self.answer(self.runtime.block_on(self.pages()))
-    }
-
-    async fn pages(&self) -> Result<Vec<(String, StoredRecord)>, StoreError> {
-        let mut seen = BTreeSet::new();
-        let mut records = Vec::new();
+    /// The ids that start with `beginning`, which is letters and digits.
+    pub fn ids(&self, beginning: &str) -> Result<BTreeSet<String>, Failure> {
+        let mut ids = BTreeSet::new();
         let mut start = Some(PageStart::default());
         while let Some(at) = start {
-            let page = self.store.list(at).await?;
+            let page = self.answer(self.store.page(at, beginning, SEARCHED_KEYS))?;
+            ids.extend(page.ids);
             start = page.next;
-            let fresh: Vec<String> =
-                page.ids.into_iter().filter(|id| seen.insert(id.clone())).collect();
-            let answers = join_all(fresh.iter().map(|id| self.store.record(id))).await;
-            for (id, answer) in fresh.into_iter().zip(answers) {
+        }
+        Ok(ids)
+    }
+
+    /// A page of records, for which Redis looks at about `keys` keys; all of them are read in one round.
+    pub fn page(&self, start: PageStart, keys: usize) -> Result<RecordPage, Failure> {
+        self.answer(async {
+            let page = self.store.page(start, "", keys).await?;
+            let ids: BTreeSet<String> = page.ids.into_iter().collect();
+            let answers = join_all(ids.iter().map(|id| self.store.record(id))).await;
+            let mut records = Vec::new();
+            for (id, answer) in ids.into_iter().zip(answers) {
                 // A record that went away in the meantime is not one any more.
                 records.extend(answer.or_else(unreadable)?.map(|record| (id, record)));
             }
-        }
-        Ok(records)
+            Ok(RecordPage { records, next: page.next })
+        })
     }
 
-    fn answer<T>(&self, result: Result<T, StoreError>) -> Result<T, Failure> {
-        result.map_err(|error| Failure::Unavailable(format!("{}: {error}", self.place)))
+    fn answer<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failure> {
+        self.wait(call).map_err(|error| self.failure(&error))
     }
 }
 

@@ -1,4 +1,4 @@
-//! `tollgate token create`: a new record, and the JWT that is its credential.
+//! `tollgate token create`: a new record, and the JWT or key that is its credential.
 //!
 //! The record goes to Redis; where a configuration has none, the entry to paste into it is printed.
 
@@ -11,10 +11,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{StoreArguments, example, plain, pretty};
+use super::fields::texts;
+use super::issue::Issued;
+use super::records::StoreArguments;
+use crate::auth::key;
 use crate::auth::record::TokenRecord;
 use crate::auth::verification;
-use crate::cli::limits_text;
 use crate::cli::{Failure, hidden};
 use crate::clock::{Clock as _, SystemClock, UnixTime};
 use crate::config::{Config, JwtIssuer, JwtKey, KeyMaterial};
@@ -72,6 +74,8 @@ pub struct CreateArguments {
 enum Kind {
     /// A signed JWT that names the record
     Jwt,
+    /// A random key; Redis and configurations hold its SHA-256 only
+    Key,
 }
 
 /// What `--limit` takes.
@@ -89,25 +93,66 @@ enum LimitArgument {
 /// [`Failure::Usage`] when the arguments do not go together, [`Failure::Unavailable`] when Redis
 /// does not take the record.
 pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
-    let records = arguments.store.open()?;
+    let records = match arguments.kind {
+        Kind::Jwt => arguments.store.open()?,
+        // The first key of a configuration is made before there is one that is valid.
+        Kind::Key => arguments.store.open_if_named()?,
+    };
     let config = records.config.as_ref();
     known_plan(arguments.plan.as_deref(), config)?;
-    let issuer = signing(arguments.secret.as_ref(), config)?;
     let now = SystemClock::default().now();
-    let record = Record::new(arguments, Uuid::now_v7().to_string(), now)?;
-    record.must_be_readable()?;
-    let credential = sign(&issuer, &record.api_key, now, expiry(now, arguments.ttl))?;
-    if let Some(admin) = &records.admin {
-        admin.put(&record.api_key, &record.fields()?, expiry(now, arguments.ttl))?;
-    }
-    let created = Created {
-        curl: example::curl(&credential, config, &record.allowed_routes),
-        storage_key: format!("token:{}", record.api_key),
-        stored_in: records.admin.as_ref().map(|admin| admin.place().to_owned()),
-        credential,
-        record,
+    let expires = expiry(now, arguments.ttl);
+    let (id, credential) = match arguments.kind {
+        Kind::Jwt => new_jwt(arguments.secret.as_ref(), config, now, expires)?,
+        Kind::Key if arguments.secret.is_some() => {
+            return Err(Failure::Usage("--secret signs JWTs: a key is not signed".into()));
+        }
+        Kind::Key => new_key()?,
     };
-    if arguments.json { created.to_json() } else { created.to_text(config) }
+    let record = Record::new(arguments, key::public_id(&id).to_owned(), now)?.object()?;
+    must_be_readable(&id, &record)?;
+    if let Some(admin) = &records.admin {
+        admin.put(&id, &texts(&record), Some(expires))?;
+    }
+    let stored_in = records.admin.as_ref().map(|admin| admin.place().to_owned());
+    let issued = Issued { id, record, credential, stored_in, config };
+    if arguments.json { issued.to_json() } else { issued.to_text() }
+}
+
+/// A new id, and the JWT that names it.
+///
+/// # Errors
+/// [`Failure::Usage`] when there is nothing to sign with.
+pub(super) fn new_jwt(
+    secret: Option<&Secret>,
+    config: Option<&Config>,
+    now: UnixTime,
+    expires: UnixTime,
+) -> Result<(String, Secret), Failure> {
+    let jwt = signing(secret, config)?;
+    let id = Uuid::now_v7().to_string();
+    let credential = sign(&jwt, &id, now, expires)?;
+    Ok((id, credential))
+}
+
+/// A new key, and the hash that its record is stored under.
+///
+/// # Errors
+/// [`Failure::Internal`] when the system has no randomness.
+pub(super) fn new_key() -> Result<(String, Secret), Failure> {
+    let key =
+        key::generate().map_err(|error| Failure::Internal(format!("no randomness: {error}")))?;
+    let hash = key::hash_of_written(key.expose())
+        .map_err(|error| Failure::Internal(format!("the new key {error}")))?;
+    Ok((hash.as_ref().to_owned(), key))
+}
+
+/// Refuses what a gateway would not understand, such as names that fit no header field.
+fn must_be_readable(id: &str, record: &Map<String, Value>) -> Result<(), Failure> {
+    let stored = StoredRecord::Fields(texts(record).into_iter().collect());
+    TokenRecord::read(&id.into(), &stored)
+        .map(drop)
+        .map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// A JWT (RFC 7519) that names `api_key`, signed with the first key of `jwt` and valid for it.
@@ -198,96 +243,6 @@ impl Record {
             _ => Err(Failure::Internal("the record is not an object".into())),
         }
     }
-
-    /// Refuses what a gateway would not understand, such as names that fit no header field.
-    fn must_be_readable(&self) -> Result<(), Failure> {
-        let stored = StoredRecord::Fields(self.fields()?.into_iter().collect());
-        TokenRecord::read(&self.api_key.as_str().into(), &stored)
-            .map(drop)
-            .map_err(|error| Failure::Usage(error.to_string()))
-    }
-
-    /// The fields of the hash: texts as they are, everything else as JSON.
-    fn fields(&self) -> Result<Vec<(String, String)>, Failure> {
-        let text = |value| match value {
-            Value::String(text) => text,
-            other => other.to_string(),
-        };
-        Ok(self.object()?.into_iter().map(|(name, value)| (name, text(value))).collect())
-    }
-}
-
-/// A token that was made, and where its record is now.
-struct Created {
-    record: Record,
-    credential: Secret,
-    storage_key: String,
-    /// `None` when the record was not stored, because the configuration has no Redis.
-    stored_in: Option<String>,
-    curl: String,
-}
-
-impl Created {
-    fn to_json(&self) -> Result<String, Failure> {
-        let mut object = self.record.object()?;
-        object.insert("storage_key".into(), self.storage_key.as_str().into());
-        object.insert("stored".into(), self.stored_in.is_some().into());
-        object.insert("credential".into(), self.credential.expose().into());
-        object.insert("curl".into(), self.curl.as_str().into());
-        // Programs want the same keys every time: an empty list says "no list" (contract section 3).
-        object.entry("allowed_routes").or_insert_with(|| Value::Array(Vec::new()));
-        pretty(&Value::Object(object))
-    }
-
-    fn to_text(&self, config: Option<&Config>) -> Result<String, Failure> {
-        let record = &self.record;
-        let stored = match &self.stored_in {
-            Some(place) => format!("{} in {place}", self.storage_key),
-            None => format!("{}, not stored: this configuration has no redis", self.storage_key),
-        };
-        let routes = if record.allowed_routes.is_empty() {
-            "all".into()
-        } else {
-            record.allowed_routes.join(", ")
-        };
-        let mut text = format!(
-            "api_key      {}\nstorage key  {stored}\ncredential   {}\n             (shown only now)\nexpires      {}\nlimits       {}\nroutes       {routes}\n",
-            record.api_key,
-            self.credential.expose(),
-            record.expires_at,
-            applying(record, config),
-        );
-        if self.stored_in.is_none() {
-            let entry = serde_yaml::to_string(&[record])
-                .map_err(|error| Failure::Internal(format!("writing YAML: {error}")))?;
-            let entry: String = entry.lines().map(|line| format!("    {line}\n")).collect();
-            text += "\nThe token works once this is in the configuration and the gateway has reloaded it (SIGHUP):\n\n";
-            text += "auth:\n  tokens:\n";
-            text += &entry;
-        }
-        Ok(format!("{text}\n{}\n", self.curl))
-    }
-}
-
-/// Which limits will apply: the record's own, else its plan's, else the default.
-fn applying(record: &Record, config: Option<&Config>) -> String {
-    match (record.rate_limit, record.limits.as_slice(), &record.plan, config) {
-        (Some(quota), _, _, Some(config)) => {
-            format!("{quota} every {}", humantime::format_duration(config.limits.window))
-        }
-        (Some(quota), _, _, None) => format!("{quota} every limits.window"),
-        (None, [_, ..], _, _) => record.limits.join(", "),
-        (None, [], Some(plan), config) => {
-            let of_plan = config.and_then(|config| config.plans.get(plan));
-            let limits =
-                of_plan.map(|limits| format!(": {}", limits_text(limits))).unwrap_or_default();
-            format!("plan {}{limits}", plain(&plan.as_str().into()))
-        }
-        (None, [], None, Some(config)) => {
-            format!("default: {}", limits_text(&config.limits.default))
-        }
-        (None, [], None, None) => "limits.default".into(),
-    }
 }
 
 /// The keys and claims to sign with: `--secret`, else the configuration, else the environment.
@@ -315,7 +270,7 @@ fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<JwtIssuer
 }
 
 /// Refuses a plan that the configuration, if there is one, does not have.
-fn known_plan(plan: Option<&str>, config: Option<&Config>) -> Result<(), Failure> {
+pub(super) fn known_plan(plan: Option<&str>, config: Option<&Config>) -> Result<(), Failure> {
     let (Some(plan), Some(config)) = (plan, config) else {
         return Ok(());
     };
@@ -355,12 +310,12 @@ fn record_limits(arguments: &[LimitArgument]) -> Result<(Option<u64>, Vec<String
 }
 
 /// When a token made at `now` expires: whole seconds, as `exp` has them.
-fn expiry(now: UnixTime, ttl: Duration) -> UnixTime {
+pub(super) fn expiry(now: UnixTime, ttl: Duration) -> UnixTime {
     UnixTime::from_secs(now.as_secs().saturating_add(ttl.as_secs()))
 }
 
 /// A time as RFC 3339 writes it, in UTC and whole seconds.
-fn rfc3339(time: UnixTime) -> String {
+pub(super) fn rfc3339(time: UnixTime) -> String {
     let time =
         i64::try_from(time.as_secs()).ok().and_then(|secs| DateTime::from_timestamp(secs, 0));
     time.unwrap_or(DateTime::<chrono::Utc>::MAX_UTC).to_rfc3339_opts(SecondsFormat::Secs, true)
@@ -394,7 +349,7 @@ fn route(text: &str) -> Result<String, String> {
     }
 }
 
-fn ttl(text: &str) -> Result<Duration, String> {
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     let ttl = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write 30m, 24h or 90days"))?;
     if ttl < Duration::from_secs(1) || ttl > MAX_TTL {
@@ -444,7 +399,7 @@ mod tests {
             "--name", "ci",
         ];
         assert_eq!(
-            record(&words).unwrap().fields().unwrap(),
+            texts(&record(&words).unwrap().object().unwrap()),
             [
                 ("allowed_routes", r#"["/a","/b/*"]"#),
                 ("api_key", "k1"),
@@ -456,7 +411,7 @@ mod tests {
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
         );
         let bare = record(&["--limit", "100", "--ttl", "1s", "--organization", "o"]).unwrap();
-        let bare = bare.fields().unwrap();
+        let bare = texts(&bare.object().unwrap());
         assert!(bare.contains(&("rate_limit".into(), "100".into())));
         assert!(bare.contains(&("expires_at".into(), "2023-11-14T22:13:21Z".into())));
         assert!(bare.contains(&("organization_id".into(), "o".into())));
@@ -475,14 +430,10 @@ mod tests {
 
     #[test]
     fn what_no_gateway_could_read_is_refused() {
-        assert!(
-            record(&["--organization", "acme", "--limit", "5"]).unwrap().must_be_readable().is_ok()
-        );
+        let read = |words: &[&str]| must_be_readable("k1", &record(words)?.object()?);
+        assert!(read(&["--organization", "acme", "--limit", "5"]).is_ok());
         for words in [["--organization", "caf\u{e9}"], ["--plan", "a\nb"]] {
-            assert!(
-                matches!(record(&words).unwrap().must_be_readable(), Err(Failure::Usage(_))),
-                "{words:?}"
-            );
+            assert!(matches!(read(&words), Err(Failure::Usage(_))), "{words:?}");
         }
     }
 
@@ -551,26 +502,5 @@ mod tests {
     #[test]
     fn a_short_secret_is_refused() {
         assert!(matches!(signing(Some(&Secret::new("short")), None), Err(Failure::Usage(_))));
-    }
-
-    #[test]
-    fn without_redis_the_entry_to_paste_is_printed() {
-        let record = record(&["--limit", "5/minute", "--routes", "/a/*"]).unwrap();
-        let text = Created {
-            record,
-            credential: Secret::new("a.b.c"),
-            storage_key: "token:k1".into(),
-            stored_in: None,
-            curl: "curl".into(),
-        }
-        .to_text(None)
-        .unwrap();
-        assert!(text.contains("storage key  token:k1, not stored"), "{text}");
-        let entry = text.split_once("\n\nauth:\n").unwrap().1.rsplit_once("\n\ncurl\n").unwrap().0;
-        let entry: Value = serde_yaml::from_str(entry).unwrap();
-        assert_eq!(
-            entry["tokens"],
-            serde_json::json!([{"api_key":"k1","limits":["5/minute"],"expires_at":"2023-11-15T22:13:20Z","allowed_routes":["/a/*"]}])
-        );
     }
 }

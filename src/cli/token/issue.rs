@@ -1,0 +1,161 @@
+//! What is said of a token that was just made: the only place where a credential is printed, once.
+
+use serde_json::{Map, Value};
+
+use super::fields::plain;
+use super::records::{kind, storage_key};
+use super::{example, pretty};
+use crate::auth::key::{is_hash, public_id};
+use crate::cli::{Failure, limits_text};
+use crate::config::Config;
+use crate::secret::Secret;
+
+/// A token that was made, and where its record is now.
+pub struct Issued<'a> {
+    /// What the record is stored under.
+    pub id: String,
+    /// The record.
+    pub record: Map<String, Value>,
+    /// What a client sends.
+    pub credential: Secret,
+    /// `None` when the record was not stored, because the configuration has no Redis.
+    pub stored_in: Option<String>,
+    /// The configuration it is for, where one was given.
+    pub config: Option<&'a Config>,
+}
+
+impl Issued<'_> {
+    /// The token for programs, before it is made text.
+    pub fn object(&self) -> Map<String, Value> {
+        let mut object = self.record.clone();
+        object.insert("kind".into(), kind(&self.id).into());
+        object.insert("storage_key".into(), storage_key(&self.id).into());
+        object.insert("stored".into(), self.stored_in.is_some().into());
+        object.insert("credential".into(), self.credential.expose().into());
+        object.insert("curl".into(), self.curl().into());
+        // Programs want the same keys every time: an empty list says "no list" (contract section 3).
+        object.entry("allowed_routes").or_insert_with(|| Value::Array(Vec::new()));
+        object
+    }
+
+    /// The token for programs.
+    pub fn to_json(&self) -> Result<String, Failure> {
+        pretty(&Value::Object(self.object()))
+    }
+
+    /// The token for people.
+    pub fn to_text(&self) -> Result<String, Failure> {
+        let storage_key = storage_key(&self.id);
+        let stored = match &self.stored_in {
+            Some(place) => format!("{storage_key} in {place}"),
+            None if self.config.is_none() => {
+                format!("{storage_key}, not stored: no redis was named")
+            }
+            None => format!("{storage_key}, not stored: this configuration has no redis"),
+        };
+        let routes = self.routes();
+        let routes = if routes.is_empty() { "all".to_owned() } else { routes.join(", ") };
+        let mut text = format!(
+            "api_key      {}\nstorage key  {stored}\ncredential   {}\n             (shown only now)\nexpires      {}\nlimits       {}\nroutes       {routes}\n",
+            public_id(&self.id),
+            self.credential.expose(),
+            self.record.get("expires_at").map_or_else(|| "never".into(), plain),
+            self.limits(),
+        );
+        if self.stored_in.is_none() {
+            text += "\nThe token works once this is in the configuration and the gateway has reloaded it (SIGHUP):\n\n";
+            text += "auth:\n  tokens:\n";
+            text += &self.entry()?;
+        }
+        Ok(format!("{text}\n{}\n", self.curl()))
+    }
+
+    /// The entry of `auth.tokens`, as it stands in a file.
+    fn entry(&self) -> Result<String, Failure> {
+        let named_by = if is_hash(&self.id) { "key_sha256" } else { "api_key" };
+        let mut entry = serde_yaml::Mapping::new();
+        entry.insert(named_by.into(), self.id.as_str().into());
+        for (name, value) in self.record.iter().filter(|(name, _)| name.as_str() != "api_key") {
+            let value = serde_yaml::to_value(value).map_err(yaml)?;
+            entry.insert(name.as_str().into(), value);
+        }
+        let text = serde_yaml::to_string(&[entry]).map_err(yaml)?;
+        Ok(text.lines().map(|line| format!("    {line}\n")).collect())
+    }
+
+    fn curl(&self) -> String {
+        example::curl(&self.credential, self.config, &self.routes())
+    }
+
+    /// The only paths it may ask for; empty for all.
+    fn routes(&self) -> Vec<String> {
+        let routes = self.record.get("allowed_routes").and_then(Value::as_array);
+        routes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    /// Which limits will apply: the record's own, else its plan's, else the default.
+    fn limits(&self) -> String {
+        let [limits, rate, plan] =
+            ["limits", "rate_limit", "plan"].map(|field| self.record.get(field));
+        match (limits, rate, plan, self.config) {
+            (Some(Value::Array(limits)), ..) => {
+                limits.iter().map(plain).collect::<Vec<_>>().join(", ")
+            }
+            (_, Some(rate), _, _) if plain(rate).contains('/') => plain(rate),
+            (_, Some(quota), _, Some(config)) => {
+                let window = humantime::format_duration(config.limits.window);
+                format!("{} every {window}", plain(quota))
+            }
+            (_, Some(quota), _, None) => format!("{} every limits.window", plain(quota)),
+            (_, None, Some(plan), config) => {
+                let of_plan = config.and_then(|config| config.plans.get(plan.as_str()?));
+                let limits =
+                    of_plan.map(|limits| format!(": {}", limits_text(limits))).unwrap_or_default();
+                format!("plan {}{limits}", plain(plan))
+            }
+            (_, None, None, Some(config)) => {
+                format!("default: {}", limits_text(&config.limits.default))
+            }
+            (_, None, None, None) => "limits.default".into(),
+        }
+    }
+}
+
+fn yaml(error: serde_yaml::Error) -> Failure {
+    Failure::Internal(format!("writing YAML: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn without_redis_the_entry_to_paste_is_printed() {
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        for (id, named_by) in [("k1", "api_key"), (hash, "key_sha256")] {
+            let record = json!({
+                "api_key": public_id(id), "limits": ["5/minute"],
+                "expires_at": "2023-11-15T22:13:20Z", "allowed_routes": ["/a/*"],
+            });
+            let text = Issued {
+                id: id.into(),
+                record: record.as_object().unwrap().clone(),
+                credential: Secret::new("a.b.c"),
+                stored_in: None,
+                config: None,
+            }
+            .to_text()
+            .unwrap();
+            assert!(text.contains(&format!("storage key  token:{id}, not stored")), "{text}");
+            let (_, entry) = text.split_once("\n\nauth:\n").unwrap();
+            let (entry, _) = entry.split_once("\n\ncurl").unwrap();
+            let entry: Value = serde_yaml::from_str(entry).unwrap();
+            let mut expected = record;
+            expected.as_object_mut().unwrap().remove("api_key");
+            expected[named_by] = id.into();
+            assert_eq!(entry["tokens"], json!([expected]));
+        }
+    }
+}
