@@ -4,9 +4,11 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::{Child, ChildStdin, Output, Stdio};
+use std::thread::{self, JoinHandle};
 
 use serde_json::{Value, json};
 use support::*;
@@ -243,6 +245,255 @@ fn a_rotation_that_fails_in_the_middle_leaves_both_working() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(69), 0), "{}", said(&output));
     assert!(said(&output).contains("the old token works as before"), "{}", said(&output));
     assert_eq!(redis.command(&["DBSIZE"]), "3", "two records and the gateways' own key");
+}
+
+#[test]
+fn an_import_takes_the_good_lines_and_names_the_bad_ones() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = Gateway::start(&config(&redis.url(), &origin));
+    let file = gateway.config.to_str().unwrap();
+    let dir = TempDir::new().unwrap();
+    let keys = ["legacy-key-number-one", "legacy,key;number=two"];
+    let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let csv = format!(
+        "key,key_sha256,api_key,limits,allowed_routes,plan,expires_at,organization_id\r\n\
+         {},,,5/day;3/hour,/x;/y/*,,2035-01-31T12:00:00Z,acme\r\n\
+         \"{}\",,,,,basic,,\r\n\
+         ,{hash},,\"[\"\"9/day\"\"]\",,,,\r\n\
+         \r\n\
+         ,,bob,,,,,\r\n\
+         unused-secret-1,,,5/fortnight,,,,\r\n\
+         unused-secret-2,,,,,gold,,\r\n\
+         tg_unused-secret-3,,,,,,,\r\n\
+         unused-secret-4\r\n\
+         {},,,,,,,\r\n\
+         unused-secret-5,,,,,,2001-01-01T00:00:00Z,\r\n",
+        keys[0],
+        keys[1],
+        "unused-secret-6".repeat(5_000),
+    );
+    let path = write(&dir, "t.csv", &csv);
+    let path = path.to_str().unwrap();
+    let dry = run(&["import", path, "--dry-run", "-c", file], "");
+    assert_eq!(dry.status.code(), Some(65), "{}", said(&dry));
+    assert!(said(&dry).contains("good 5, bad 5; nothing was written"), "{}", said(&dry));
+    assert_eq!(redis.command(&["KEYS", "token:*"]), "");
+
+    let output = run(&["import", path, "-c", file], "");
+    assert_eq!(output.status.code(), Some(65), "{}", said(&output));
+    let all = said(&output);
+    let counts = "imported 4, replaced 0, unchanged 0, differing 0, expired 1, bad 5";
+    assert!(all.contains(counts), "{all}");
+    for (line, field) in [(7, "limits"), (8, "plan"), (9, "key: "), (10, "columns"), (11, "64 KiB")]
+    {
+        let found =
+            all.lines().any(|l| l.starts_with(&format!("line {line}: ")) && l.contains(field));
+        assert!(found, "line {line}: {all}");
+    }
+    let kept = everything(&redis);
+    for output in [&all, &said(&dry), &kept] {
+        assert!(!output.contains("unused-secret"), "{output}");
+        assert!(keys.iter().all(|key| !output.contains(key)), "{output}");
+    }
+    for key in keys {
+        assert_eq!(status(&gateway, key), 200, "{key}");
+    }
+    assert_eq!(origin.requests()[0].all("x-organization-id"), ["acme"]);
+    assert_eq!(status(&gateway, "abc"), 200, "known by its hash");
+    assert_eq!(status(&gateway, &token("bob")), 200);
+    let shown = run(&["show", "-", "--json", "-c", file], keys[0]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let key = text(&shown, "storage_key");
+    assert_eq!(shown["record"]["limits"], json!(["5/day", "3/hour"]));
+    assert_eq!(redis.command(&["PEXPIRETIME", &key]), "2053857600000");
+
+    // The same again changes nothing; a record that differs is not overwritten unasked.
+    let json = format!(
+        "{}\n{}\n{}\n",
+        json!({"key": keys[0], "limits": ["5/day", "3/hour"], "allowed_routes": ["/x", "/y/*"],
+            "expires_at": "2035-01-31T12:00:00Z", "organization_id": "acme"}),
+        json!({"key": keys[1], "plan": "basic", "name": "changed"}),
+        json!({"api_key": "alice", "limits": [{"rate": "5/minute", "burst": 9}]}),
+    );
+    let words = ["import", "-", "--format", "jsonl", "-c", file];
+    let output = run(&words, &json);
+    assert_eq!(output.status.code(), Some(65), "{}", said(&output));
+    let counts = "imported 1, replaced 0, unchanged 1, differing 1, expired 0, bad 0";
+    assert!(said(&output).contains(counts), "{}", said(&output));
+    assert!(said(&output).contains("line 2: token:"), "{}", said(&output));
+    assert!(!everything(&redis).contains("changed"));
+    let output = run(&[&words[..], &["--replace"]].concat(), &json);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let counts = "imported 0, replaced 1, unchanged 2, differing 0, expired 0, bad 0";
+    assert!(said(&output).contains(counts), "{}", said(&output));
+    assert!(everything(&redis).contains("changed"));
+
+    fails(64, &["import", "-", "-c", file]);
+    fails(65, &["import", "nowhere.csv", "-c", file]);
+    fails(64, &["import", path]);
+    let away = fails(69, &["import", path, "--redis", "redis://127.0.0.1:1"]);
+    assert!(away.contains("goes on where this one stopped") && away.contains("unknown"), "{away}");
+}
+
+/// Records in the large import.
+const MANY: usize = 100_000;
+
+fn line(nth: usize) -> String {
+    format!("the-key-number-{nth},5/minute;100/day,/api/*,2035-01-31T12:00:00Z,customer {nth}\n")
+}
+
+const HEADER: &str = "key,limits,allowed_routes,expires_at,name\n";
+
+/// An import of standard input, which does not end while what the thread gives back is kept.
+fn importing(url: &str, lines: usize) -> (Child, JoinHandle<ChildStdin>) {
+    let mut command = tollgate();
+    command.args(["token", "import", "-", "--format", "csv", "--redis", url]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let feed = thread::spawn(move || {
+        let text = HEADER.to_owned() + &(0..lines).map(line).collect::<String>();
+        // Whoever was killed does not read on.
+        let _ = input.write_all(text.as_bytes());
+        input
+    });
+    (child, feed)
+}
+
+fn count(redis: &Redis) -> usize {
+    redis.command(&["DBSIZE"]).parse().unwrap()
+}
+
+#[test]
+fn a_large_import_that_was_killed_goes_on_where_it_stopped() {
+    let redis = Redis::start();
+    let dir = TempDir::new().unwrap();
+    let (mut child, feed) = importing(&redis.url(), MANY);
+    wait_for("some records", || (count(&redis) >= 1_000).then_some(()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(feed.join().unwrap());
+    let done = count(&redis);
+    assert!((1_000..MANY).contains(&done), "{done}");
+    let broken = "local broken = 0
+        for _, key in ipairs(redis.call('KEYS', '*')) do
+            local whole = redis.call('HLEN', key) == 5 and redis.call('PTTL', key) > 0
+            if not whole then broken = broken + 1 end
+        end
+        return broken";
+    assert_eq!(redis.command(&["EVAL", broken, "0"]), "0", "no record is half written");
+
+    let all: String = (0..MANY).map(line).collect();
+    let path = write(&dir, "all.csv", &format!("{HEADER}{all}"));
+    let output = run(&["import", path.to_str().unwrap(), "--redis", &redis.url()], "");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let counts = format!("imported {}, replaced 0, unchanged {done}, ", MANY - done);
+    assert!(said(&output).starts_with(&counts), "{counts}: {}", said(&output));
+    assert_eq!(count(&redis), MANY);
+    assert_eq!(redis.command(&["EVAL", broken, "0"]), "0");
+    assert!(!everything(&redis).contains("the-key-number"));
+    assert!(said(&output).lines().count() == 1, "no progress where no terminal is");
+}
+
+#[test]
+fn an_import_that_cannot_go_on_says_how_far_it_came() {
+    let mut redis = Redis::start();
+    for (code, words) in [(130, "interrupted"), (69, "redis")] {
+        redis.command(&["FLUSHALL"]);
+        let (child, feed) = importing(&redis.url(), 1_024);
+        let mut input = feed.join().unwrap();
+        wait_for("the records", || (count(&redis) == 1_024).then_some(()));
+        if code == 69 {
+            redis.kill();
+            // It may end before it has read all.
+            let _ = input.write_all((0..2_048).map(line).collect::<String>().as_bytes());
+        } else {
+            signal("INT", child.id());
+        }
+        let output = child.wait_with_output().unwrap();
+        drop(input);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        let said = said(&output);
+        assert!(said.contains(words) && said.contains("goes on where this one stopped"), "{said}");
+        assert!(said.starts_with("imported 1024, "), "{said}");
+    }
+}
+
+#[test]
+fn a_list_comes_in_pages() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let records: String =
+        (0..2_500).map(|nth| format!("{{\"api_key\":\"jwt-{nth}\"}}\n")).collect();
+    let output = run(&["import", "-", "--format", "jsonl", "--redis", &url], &records);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let all: BTreeSet<String> = (0..2_500).map(|nth| format!("jwt-{nth}")).collect();
+    let ids = |listed: &Value| -> Vec<String> {
+        listed.as_array().unwrap().iter().map(|entry| text(entry, "api_key")).collect()
+    };
+    assert_eq!(BTreeSet::from_iter(ids(&program(&["list", "--redis", &url]))), all);
+    let table = said(&run(&["list", "--redis", &url], ""));
+    assert_eq!(table.lines().count(), 2_501);
+    assert!(table.starts_with("API KEY"), "{}", &table[..80]);
+
+    let mut found = BTreeSet::new();
+    let mut start = Some("0.0".to_owned());
+    for _ in 0..100 {
+        let Some(at) = start.take() else { break };
+        let words = ["list", "--page-size", "100", "--start", &at, "--redis", &url, "--json"];
+        let output = run(&words, "");
+        let page = ids(&serde_json::from_slice(&output.stdout).unwrap());
+        assert!(page.len() < 300, "{}", page.len());
+        found.extend(page);
+        let more = String::from_utf8(output.stderr).unwrap();
+        assert!(more.is_empty() || found.len() >= 100);
+        start = more.trim().rsplit_once(' ').map(|(_, start)| start.to_owned());
+    }
+    assert_eq!((start, found), (None, all));
+    redis.command(&["FLUSHALL"]);
+    assert_eq!(program(&["list", "--redis", &url]), json!([]));
+}
+
+#[test]
+fn a_cluster_takes_an_import_and_finds_keys_on_every_node() {
+    let cluster = RedisCluster::start();
+    let url = cluster.url();
+    let records: String = (0..1_000)
+        .map(|nth| format!("{{\"key\":\"cluster-key-{nth}\",\"rate_limit\":{}}}\n", nth + 1))
+        .collect();
+    let words = ["import", "-", "--format", "jsonl", "--redis", &url];
+    for counts in
+        ["imported 1000, replaced 0, unchanged 0,", "imported 0, replaced 0, unchanged 1000,"]
+    {
+        let output = run(&words, &records);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert!(said(&output).starts_with(counts), "{}", said(&output));
+    }
+    let sizes: Vec<usize> = cluster.nodes()[..3].iter().map(count).collect();
+    assert!(
+        sizes.iter().sum::<usize>() == 1_000 && sizes.iter().all(|size| *size > 200),
+        "{sizes:?}"
+    );
+    let listed = program(&["list", "--redis", &url]);
+    assert_eq!(listed.as_array().unwrap().len(), 1_000);
+    for entry in &listed.as_array().unwrap()[..5] {
+        let new = program(&["rotate", &text(entry, "api_key"), "--grace", "1h", "--redis", &url]);
+        assert_eq!(new["rate_limit"], entry["record"]["rate_limit"]);
+        let revoked = run(&["revoke", &text(&new, "api_key"), "--redis", &url], "");
+        assert_eq!(revoked.status.code(), Some(0), "{}", said(&revoked));
+    }
+}
+
+#[test]
+fn sentinels_lead_an_import_to_the_primary() {
+    let sentinels = Sentinels::start();
+    let url = sentinels.url();
+    let records: String =
+        (0..300).map(|nth| format!("{{\"key\":\"sentinel-key-{nth}\"}}\n")).collect();
+    let output = run(&["import", "-", "--format", "jsonl", "--redis", &url], &records);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).starts_with("imported 300, "), "{}", said(&output));
+    assert_eq!(program(&["list", "--redis", &url]).as_array().unwrap().len(), 300);
 }
 
 fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {

@@ -51,7 +51,7 @@ pub enum Failure {
     /// The arguments do not make sense together: 64.
     #[error("{0}")]
     Usage(String),
-    /// What was named does not exist: 65.
+    /// What was named does not exist, or lines of a file are bad: 65.
     #[error("{0}")]
     Data(String),
     /// A service that is needed does not answer: 69.
@@ -63,6 +63,9 @@ pub enum Failure {
     /// The configuration is wrong, one line per fault: 78.
     #[error("{0}")]
     Configuration(String),
+    /// Somebody pressed Ctrl-C: 130, as shells have it.
+    #[error("{0}")]
+    Interrupted(String),
 }
 
 impl Failure {
@@ -74,6 +77,7 @@ impl Failure {
             Self::Unavailable(_) => 69,
             Self::Internal(_) => 70,
             Self::Configuration(_) => 78,
+            Self::Interrupted(_) => 130,
         }
     }
 }
@@ -103,7 +107,7 @@ enum Command {
     Run(RunArguments),
     /// Check a configuration and print what it amounts to
     Check(ConfigArguments),
-    /// Make, list, show, revoke and rotate tokens
+    /// Make, list, show, revoke, rotate and import tokens
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Print a fresh 384-bit secret, in base64
@@ -242,6 +246,8 @@ mod tests {
             ("token list --page-size 0", 64),
             ("token rotate", 64),
             ("token rotate ID --grace soon", 64),
+            ("token import", 64),
+            ("token import FILE --format xml", 64),
             ("token create --ttl soon", 64),
             ("token create --limit 1/fortnight", 64),
             ("token create --routes api", 64),
@@ -270,6 +276,8 @@ mod tests {
             "token revoke ID",
             "token revoke -",
             "token rotate ID --grace 1h --ttl 90days -c FILE",
+            "token import tokens.csv --dry-run",
+            "token import - --format jsonl --replace --redis redis://localhost",
             "secret",
             "health --url http://localhost/ready",
         ] {

@@ -56,7 +56,12 @@ impl Admin {
         &self.place
     }
 
-    /// Waits for `work`, which may call the store.
+    /// The store itself, for calls of which many are under way together: see [`Admin::wait`].
+    pub fn store(&self) -> &RedisStore {
+        &self.store
+    }
+
+    /// Waits for `work`, which may call the [store](Admin::store).
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }

@@ -11,6 +11,7 @@ mod admin;
 pub(super) mod create;
 mod example;
 mod fields;
+mod import;
 mod issue;
 mod list;
 mod name;
@@ -34,13 +35,15 @@ pub enum TokenCommand {
     Revoke(show::RevokeArguments),
     /// Make a new credential with the same record, and let the old one expire soon
     Rotate(rotate::RotateArguments),
+    /// Write many records, from CSV or JSON lines
+    Import(import::ImportArguments),
 }
 
 /// Runs one of the subcommands; gives back what is left to say.
 ///
 /// # Errors
 /// [`Failure::Unavailable`] when Redis does not answer, [`Failure::Data`] when the token named does
-/// not exist, [`Failure::Configuration`] and [`Failure::Usage`] as their
+/// not exist or lines of a file are bad, [`Failure::Configuration`] and [`Failure::Usage`] as their
 /// names say.
 pub fn run(command: &TokenCommand) -> Result<String, Failure> {
     match command {
@@ -49,6 +52,7 @@ pub fn run(command: &TokenCommand) -> Result<String, Failure> {
         TokenCommand::Show(arguments) => show::show(arguments),
         TokenCommand::Revoke(arguments) => show::revoke(arguments),
         TokenCommand::Rotate(arguments) => rotate::run(arguments),
+        TokenCommand::Import(arguments) => import::run(arguments),
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) const REVOKED_PREFIX: &str = "revoked:";
 /// How many keys Redis is asked to look at for one page, at most.
 const PAGE_KEYS: usize = 500;
 
-/// Records in one call of a script: Redis serves nobody else for some 0.5 ms.
+/// Records in one call of a script: Redis serves nobody else for about a millisecond.
 const BATCH: usize = 64;
 
 /// Some of the tokens there are.
