@@ -420,6 +420,23 @@ fn an_import_that_cannot_go_on_says_how_far_it_came() {
 }
 
 #[test]
+fn a_full_redis_ends_an_import_and_is_not_filled_further() {
+    let redis = Redis::start_with("maxmemory 3mb");
+    let dir = TempDir::new().unwrap();
+    let all: String = (0..20_000).map(line).collect();
+    let path = write(&dir, "all.csv", &format!("{HEADER}{all}"));
+    let words = ["import", path.to_str().unwrap(), "--redis", &redis.url()];
+    let refused = fails(69, &words);
+    assert!(refused.contains("OOM") && refused.contains("goes on"), "{refused}");
+    let done = count(&redis);
+    assert!((1..20_000).contains(&done), "{done}");
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    let output = run(&words, "");
+    let counts = format!("imported {}, replaced 0, unchanged {done}, ", 20_000 - done);
+    assert!(said(&output).starts_with(&counts), "{counts}: {}", said(&output));
+}
+
+#[test]
 fn a_list_comes_in_pages() {
     let redis = Redis::start();
     let url = redis.url();

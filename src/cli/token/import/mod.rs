@@ -279,9 +279,8 @@ impl Tally {
     /// Counts a chunk; the first error of Redis, if there was one.
     fn count(&mut self, written: Written, progress: &mut Progress) -> Result<(), StoreError> {
         let mut failed = Ok(());
-        for (line, problem) in written.bad {
-            self.reject(line, &problem, progress);
-        }
+        self.bad += written.bad.len() as u64;
+        let mut reports = written.bad;
         for (line, id, answer) in written.answers {
             match answer {
                 Ok(Imported::Written) => self.imported += 1,
@@ -290,9 +289,10 @@ impl Tally {
                 Ok(Imported::Expired) => self.expired += 1,
                 Ok(Imported::Differs) => {
                     self.differing += 1;
-                    let key = printable(&storage_key(&id));
-                    progress.say(&format!(
-                        "line {line}: {key} is there and differs: --replace overwrites it\n"
+                    let key = storage_key(&id);
+                    reports.push((
+                        line,
+                        format!("{key} is there and differs: --replace overwrites it"),
                     ));
                 }
                 Err(error) => {
@@ -300,6 +300,10 @@ impl Tally {
                     failed = failed.and(Err(error));
                 }
             }
+        }
+        reports.sort_unstable_by_key(|(line, _)| *line);
+        for (line, problem) in reports {
+            report(line, &problem, progress);
         }
         self.bytes = self.bytes.max(written.bytes);
         progress.show(self.lines(), self.bytes);
@@ -311,15 +315,13 @@ impl Tally {
         for (line, record) in chunk.lines {
             match record {
                 Ok(_) => self.imported += 1,
-                Err(problem) => self.reject(line, &problem, progress),
+                Err(problem) => {
+                    self.bad += 1;
+                    report(line, &problem, progress);
+                }
             }
         }
         progress.show(self.lines(), chunk.bytes);
-    }
-
-    fn reject(&mut self, line: u64, problem: &str, progress: &mut Progress) {
-        self.bad += 1;
-        progress.say(&format!("line {line}: {}\n", printable(problem)));
     }
 
     fn lines(&self) -> u64 {
@@ -344,13 +346,16 @@ impl Tally {
     fn verdict(&self) -> Result<String, Failure> {
         match (self.bad, self.differing) {
             (0, 0) => Ok(String::new()),
-            (bad, 0) => Err(Failure::Data(format!("{bad} bad lines"))),
-            (0, differing) => Err(Failure::Data(format!("{differing} records differ"))),
-            (bad, differing) => {
-                Err(Failure::Data(format!("{bad} bad lines, and {differing} records differ")))
-            }
+            (bad, differing) => Err(Failure::Data(format!(
+                "not all of it is imported: bad lines {bad}, records that differ {differing}"
+            ))),
         }
     }
+}
+
+/// Says what is wrong with a line.
+fn report(line: u64, problem: &str, progress: &mut Progress) {
+    progress.say(&format!("line {line}: {}\n", printable(problem)));
 }
 
 #[cfg(test)]

@@ -49,11 +49,12 @@ local function write(key, expires, first, last)
     if not replace then
       return 'differs'
     end
+    redis.call('DEL', key)
     answer = 'replaced'
   elseif expires_ms and expires_ms <= now_ms then
     return 'expired'
   end
-  redis.call('DEL', key)
+  -- A full Redis refuses the first write of a script only, which must be one that needs memory.
   redis.call('HSET', key, unpack(ARGV, first, last))
   if expires_ms then
     redis.call('PEXPIREAT', key, expires)
