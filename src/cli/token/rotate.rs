@@ -137,6 +137,7 @@ impl Old {
             .map_err(|error| {
                 Failure::Data(format!("the record of `{}` cannot be read: {error}", printable(&id)))
             })?
+            .grant
             .expires_at;
         let forgotten = admin.kept_for(&id)?.map(|left| now + left);
         // The two are one time, but for what passed while Redis was asked.

@@ -104,12 +104,12 @@ impl Rows {
         fields.insert("api_key".into(), key::public_id(&id).into());
         let fields = texts(&fields);
         let record = understood(StoredRecord::Fields(fields.iter().cloned().collect()))?;
-        if let (Some(plans), Some(plan)) = (&self.plans, &record.plan)
-            && !plans.contains(&**plan)
+        if let (Some(plans), Some(plan)) = (&self.plans, &record.grant.plan)
+            && !plans.contains(plan.as_str())
         {
             return Err("plan: the configuration has no such plan".into());
         }
-        Ok(NewRecord { id, fields, expires_at: record.expires_at })
+        Ok(NewRecord { id, fields, expires_at: record.grant.expires_at })
     }
 }
 
