@@ -135,3 +135,43 @@ fn without_redis_it_is_not_known_who_is_revoked() {
         (status(&gateway, &known) == (503, "store_unavailable".into())).then_some(())
     });
 }
+
+#[test]
+fn the_command_line_makes_and_revokes_tokens_without_records() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = Gateway::start(&yaml(Some(&redis), &origin));
+    let run = |words: &[&str]| {
+        let output = tollgate()
+            .arg("token")
+            .args(words)
+            .args(["-c", gateway.config.to_str().unwrap()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let made = run(&[
+        "create",
+        "--limit",
+        "6/day",
+        "--routes",
+        "/a/*",
+        "--organization",
+        "acme",
+        "--json",
+    ]);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    assert_eq!(made["stored"], false);
+    assert_eq!(redis.command(&["DBSIZE"]).trim(), "1", "nothing but the gateway's heartbeat");
+    let token = made["credential"].as_str().unwrap();
+    let answer = ask(&gateway, "/a/b", token, "made");
+    assert_eq!(answer.header("ratelimit-policy").unwrap(), "\"day\";q=6;w=86400");
+    assert_eq!(origin.case("made").unwrap().all("x-organization-id"), ["acme"]);
+    assert_eq!(ask(&gateway, "/b", token, "elsewhere").code(), "route_not_permitted");
+    run(&["revoke", made["api_key"].as_str().unwrap()]);
+    wait_for("the revocation", || {
+        (ask(&gateway, "/a/b", token, "revoked").code() == "revoked_token").then_some(())
+    });
+    let key = format!("revoked:{}", made["api_key"].as_str().unwrap());
+    assert!(redis.command(&["TTL", &key]).trim().parse::<i64>().unwrap() > 86_400);
+}

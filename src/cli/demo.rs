@@ -33,7 +33,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
         Admin::connect(redis)?.put("demo", &record_fields(), Some(expires))?;
     }
     let issuer = config.auth.jwt.issuers.first().cloned().unwrap_or_default();
-    let token = create::sign(&issuer, "demo", now, expires)?;
+    let token = create::sign(&issuer, "demo", &serde_json::Map::new(), now, expires)?;
     let gateway = Gateway::prepare(config.clone(), false).map_err(|error| match error {
         crate::gateway::StartError::Bind(error) => Failure::Unavailable(format!(
             "{error}; choose another port with --port N, or --port 0 for any"

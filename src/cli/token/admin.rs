@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 
+use super::create::MAX_TTL;
 use crate::cli::{Failure, check};
 use crate::clock::UnixTime;
 use crate::secret::Secret;
@@ -105,6 +106,11 @@ impl Admin {
     /// Deletes the record of `id`; whether there was one.
     pub fn delete(&self, id: &str) -> Result<bool, Failure> {
         self.answer(self.store.delete(id))
+    }
+
+    /// Revokes the token `id`, which needs no record, for as long as a token may live.
+    pub fn revoke(&self, id: &str) -> Result<(), Failure> {
+        self.answer(self.store.revoke(id, MAX_TTL))
     }
 
     /// The ids that start with `beginning`, which is letters and digits.

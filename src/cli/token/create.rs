@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::fields::texts;
-use super::issue::Issued;
+use super::issue::{Issued, Kept};
 use super::records::StoreArguments;
 use crate::auth::key;
 use crate::auth::record::TokenRecord;
@@ -33,7 +33,7 @@ const SECRET_VARIABLE: &str = "TOLLGATE_JWT_SECRET";
 const MIN_SECRET_BYTES: usize = 32;
 
 /// The longest life of a token: ten years.
-const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub(super) const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Arguments of `tollgate token create`.
 #[derive(Args, Debug)]
@@ -102,20 +102,32 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     known_plan(arguments.plan.as_deref(), config)?;
     let now = SystemClock::default().now();
     let expires = expiry(now, arguments.ttl);
+    let record = |id: &str| Record::new(arguments, key::public_id(id).to_owned(), now)?.object();
+    let stateless = arguments.kind == Kind::Jwt && records.are_claims();
     let (id, credential) = match arguments.kind {
+        Kind::Jwt if stateless => {
+            let id = Uuid::now_v7().to_string();
+            let issuer = signing(arguments.secret.as_ref(), config)?;
+            let credential = sign(&issuer, &id, &grant(record(&id)?), now, expires)?;
+            (id, credential)
+        }
         Kind::Jwt => new_jwt(arguments.secret.as_ref(), config, now, expires)?,
         Kind::Key if arguments.secret.is_some() => {
             return Err(Failure::Usage("--secret signs JWTs: a key is not signed".into()));
         }
         Kind::Key => new_key()?,
     };
-    let record = Record::new(arguments, key::public_id(&id).to_owned(), now)?.object()?;
+    let record = record(&id)?;
     must_be_readable(&id, &record)?;
-    if let Some(admin) = &records.admin {
-        admin.put(&id, &texts(&record), Some(expires))?;
-    }
-    let stored_in = records.admin.as_ref().map(|admin| admin.place().to_owned());
-    let issued = Issued { id, record, credential, stored_in, config };
+    let kept = match &records.admin {
+        _ if stateless => Kept::InClaims,
+        None => Kept::Nowhere,
+        Some(admin) => {
+            admin.put(&id, &texts(&record), Some(expires))?;
+            Kept::In(admin.place().to_owned())
+        }
+    };
+    let issued = Issued { id, record, credential, kept, config };
     if arguments.json { issued.to_json() } else { issued.to_text() }
 }
 
@@ -131,8 +143,16 @@ pub(super) fn new_jwt(
 ) -> Result<(String, Secret), Failure> {
     let jwt = signing(secret, config)?;
     let id = Uuid::now_v7().to_string();
-    let credential = sign(&jwt, &id, now, expires)?;
+    let credential = sign(&jwt, &id, &Map::new(), now, expires)?;
     Ok((id, credential))
+}
+
+/// The claims that stand for a record.
+fn grant(mut record: Map<String, Value>) -> Map<String, Value> {
+    for named_elsewhere in ["api_key", "expires_at", "name"] {
+        record.remove(named_elsewhere);
+    }
+    record
 }
 
 /// A new key, and the hash that its record is stored under.
@@ -155,13 +175,14 @@ fn must_be_readable(id: &str, record: &Map<String, Value>) -> Result<(), Failure
         .map_err(|error| Failure::Usage(error.to_string()))
 }
 
-/// A JWT (RFC 7519) that names `api_key`, signed with the first key of `jwt` and valid for it.
+/// A JWT (RFC 7519) that names `api_key` and claims `grant`, signed with the first key of `jwt` and valid for it.
 ///
 /// # Errors
 /// [`Failure::Usage`] when `jwt` has no key, [`Failure::Internal`] when signing fails.
 pub fn sign(
     issuer: &JwtIssuer,
     api_key: &str,
+    grant: &Map<String, Value>,
     issued: UnixTime,
     expires: UnixTime,
 ) -> Result<Secret, Failure> {
@@ -178,6 +199,7 @@ pub fn sign(
         exp: expires.as_secs(),
         iss: issuer.issuer.as_deref(),
         aud: issuer.audience.as_deref(),
+        grant,
     };
     jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(secret.expose().as_bytes()))
         .map(Secret::new)
@@ -200,6 +222,8 @@ struct Claims<'a> {
     iss: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     aud: Option<&'a str>,
+    #[serde(flatten)]
+    grant: &'a Map<String, Value>,
 }
 
 /// A new record, in the form that configurations and stores hold.
@@ -473,7 +497,8 @@ mod tests {
     fn the_credential_verifies_and_says_what_the_configuration_asks_for() {
         let jwt = jwt(Some("2026"), Some("me"));
         let now = SystemClock::default().now();
-        let credential = sign(&jwt, "k1", now, expiry(now, Duration::from_secs(60))).unwrap();
+        let credential =
+            sign(&jwt, "k1", &Map::new(), now, expiry(now, Duration::from_secs(60))).unwrap();
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&["me"]);
         let key = DecodingKey::from_secret(KEY.as_bytes());
@@ -486,7 +511,7 @@ mod tests {
 
     #[test]
     fn claims_nobody_asked_for_are_absent() {
-        let credential = sign(&jwt(None, None), "k1", NOW, NOW).unwrap();
+        let credential = sign(&jwt(None, None), "k1", &Map::new(), NOW, NOW).unwrap();
         let part =
             |n| URL_SAFE_NO_PAD.decode(credential.expose().split('.').nth(n).unwrap()).unwrap();
         assert_eq!(

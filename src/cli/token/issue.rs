@@ -18,10 +18,21 @@ pub struct Issued<'a> {
     pub record: Map<String, Value>,
     /// What a client sends.
     pub credential: Secret,
-    /// `None` when the record was not stored, because the configuration has no Redis.
-    pub stored_in: Option<String>,
+    /// Where the record is.
+    pub kept: Kept,
     /// The configuration it is for, where one was given.
     pub config: Option<&'a Config>,
+}
+
+/// Where a new record is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// In this Redis.
+    In(String),
+    /// In the token itself.
+    InClaims,
+    /// Not stored, because there is no Redis.
+    Nowhere,
 }
 
 impl Issued<'_> {
@@ -30,7 +41,7 @@ impl Issued<'_> {
         let mut object = self.record.clone();
         object.insert("kind".into(), kind(&self.id).into());
         object.insert("storage_key".into(), storage_key(&self.id).into());
-        object.insert("stored".into(), self.stored_in.is_some().into());
+        object.insert("stored".into(), matches!(self.kept, Kept::In(_)).into());
         object.insert("credential".into(), self.credential.expose().into());
         object.insert("curl".into(), self.curl().into());
         // Programs want the same keys every time: an empty list says "no list" (contract section 3).
@@ -46,12 +57,13 @@ impl Issued<'_> {
     /// The token for people.
     pub fn to_text(&self) -> Result<String, Failure> {
         let storage_key = storage_key(&self.id);
-        let stored = match &self.stored_in {
-            Some(place) => format!("{storage_key} in {place}"),
-            None if self.config.is_none() => {
+        let stored = match &self.kept {
+            Kept::In(place) => format!("{storage_key} in {place}"),
+            Kept::InClaims => "none, the claims stand for the record".to_owned(),
+            Kept::Nowhere if self.config.is_none() => {
                 format!("{storage_key}, not stored: no redis was named")
             }
-            None => format!("{storage_key}, not stored: this configuration has no redis"),
+            Kept::Nowhere => format!("{storage_key}, not stored: this configuration has no redis"),
         };
         let routes = self.routes();
         let routes = if routes.is_empty() { "all".to_owned() } else { routes.join(", ") };
@@ -62,7 +74,7 @@ impl Issued<'_> {
             self.record.get("expires_at").map_or_else(|| "never".into(), plain),
             self.limits(),
         );
-        if self.stored_in.is_none() {
+        if self.kept == Kept::Nowhere {
             text += "\nThe token works once this is in the configuration and the gateway has reloaded it (SIGHUP):\n\n";
             text += "auth:\n  tokens:\n";
             text += &self.entry()?;
@@ -143,7 +155,7 @@ mod tests {
                 id: id.into(),
                 record: record.as_object().unwrap().clone(),
                 credential: Secret::new("a.b.c"),
-                stored_in: None,
+                kept: Kept::Nowhere,
                 config: None,
             }
             .to_text()

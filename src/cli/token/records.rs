@@ -107,7 +107,13 @@ impl Records {
         Ok(admin.record(id)?.map(|record| Entry::stored(id.to_owned(), &record)))
     }
 
-    /// Deletes the record of `id`. One that the configuration holds can only be taken out there.
+    /// Whether the claims of JWTs stand for their records.
+    pub fn are_claims(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| !config.auth.jwt.require_record)
+    }
+
+    /// Deletes the record of `id`, or revokes a token that needs none. One that the configuration holds
+    /// can only be taken out there.
     ///
     /// # Errors
     /// [`Failure::Data`] when it is not in Redis, [`Failure::Unavailable`] when Redis does not answer.
@@ -123,7 +129,11 @@ impl Records {
             );
             return Err(Failure::Data(message));
         }
-        if deleted { Ok(()) } else { Err(unknown(id)) }
+        match &self.admin {
+            Some(admin) if self.are_claims() && !key::is_hash(id) => admin.revoke(id),
+            _ if deleted => Ok(()),
+            _ => Err(unknown(id)),
+        }
     }
 
     /// Whether the record of `id` is one of the configuration.

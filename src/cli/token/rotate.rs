@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::create::{expiry, new_jwt, new_key, rfc3339, ttl};
 use super::fields::{fields, printable, texts};
-use super::issue::Issued;
+use super::issue::{Issued, Kept};
 use super::name::NameArgument;
 use super::records::{Records, StoreArguments, storage_key};
 use super::{Admin, pretty, unknown};
@@ -84,8 +84,8 @@ pub fn run(arguments: &RotateArguments) -> Result<String, Failure> {
         Failure::Unavailable(message)
     })?;
 
-    let stored_in = Some(admin.place().to_owned());
-    let issued = Issued { id: new_id, record, credential, stored_in, config };
+    let kept = Kept::In(admin.place().to_owned());
+    let issued = Issued { id: new_id, record, credential, kept, config };
     if !say(&if arguments.json { old.json(&issued, end)? } else { issued.to_text()? })? {
         return Err(Failure::Data(format!(
             "nobody read the new credential, {}: the old token works as before",

@@ -34,7 +34,7 @@ const GATEWAYS_KEY: &str = "tollgate:gateways";
 const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 
 /// Told of every operation: its name (`record`, `revoked`, `take`, `adjust`, `heartbeat`, or what the command line
-/// does: `put`, `import`, `shorten`, `expiry`, `delete` or `list`), its outcome (`ok` or [`StoreError::outcome`]) and how long it took.
+/// does: `put`, `import`, `shorten`, `expiry`, `delete`, `revoke` or `list`), its outcome (`ok` or [`StoreError::outcome`]) and how long it took.
 pub type OnOperation = Arc<dyn Fn(&'static str, &'static str, Duration) + Send + Sync>;
 
 /// What Redis says about records and revocations that were read.

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use fred::clients::Client;
 use fred::error::Error;
 use fred::interfaces::{HashesInterface, KeysInterface};
-use fred::types::{Key, Value};
+use fred::types::{Expiration, Key, Value};
 use futures_util::future::join_all;
 
 use super::RedisStore;
@@ -107,7 +107,7 @@ impl TokenStore for RedisStore {
 
     async fn is_revoked(&self, id: &str) -> Result<bool, StoreError> {
         let revoked = async |redis: Arc<Connection>| {
-            let key: Key = format!("{REVOKED_PREFIX}{id}").into();
+            let key = revocation_key(id);
             redis.at_key(&key, async |session| session.client.exists(&key).await).await
         };
         self.client.call("revoked", revoked).await
@@ -216,6 +216,24 @@ impl RedisStore {
         self.client.call("delete", delete).await
     }
 
+    /// Revokes the token `id`, which needs no record, for as long as `life`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when Redis did not answer in time; the token may be revoked nevertheless.
+    pub async fn revoke(&self, id: &str, life: Duration) -> Result<(), StoreError> {
+        let seconds = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
+        let revoke = async |redis: Arc<Connection>| {
+            let key = revocation_key(id);
+            let expires = Some(Expiration::EX(seconds));
+            redis
+                .at_key(&key, async |session| {
+                    session.client.set::<(), _, _>(&key, 1, expires.clone(), None, false).await
+                })
+                .await
+        };
+        self.client.call("revoke", revoke).await
+    }
+
     /// A page of the tokens there are, starting where an earlier page said. The nodes of a cluster
     /// follow one another; tokens that move between nodes meanwhile may be missed.
     ///
@@ -288,6 +306,10 @@ fn expiry(at: Option<UnixTime>) -> Value {
 
 fn pairs(fields: &[(String, String)]) -> impl Iterator<Item = Value> {
     fields.iter().flat_map(|(name, value)| [name.as_str().into(), value.as_str().into()])
+}
+
+fn revocation_key(id: &str) -> Key {
+    format!("{REVOKED_PREFIX}{id}").into()
 }
 
 fn key(id: &str) -> Key {
