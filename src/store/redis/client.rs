@@ -16,10 +16,11 @@ use tokio::time::timeout;
 use super::cluster::{Cluster, slot_of};
 use super::node::{Node, Session, Signals, reason};
 use super::place::{Place, place};
-pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script, TAKE};
+pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
+use super::takes::{self, Question};
 use super::{OnOperation, OnRecordChange, RecordChange, RedisUrlError};
 use crate::secret::Secret;
-use crate::store::StoreError;
+use crate::store::{Grant, StoreError};
 
 /// How long an attempt to connect may take at least: DNS, TCP and TLS, then again for the first
 /// commands.
@@ -247,6 +248,12 @@ impl Connection {
         self.at(slot, async |session| session.eval(script, &input).await).await
     }
 
+    /// Asks for the quota of one subject, where its counters are.
+    pub(super) async fn take(&self, question: impl Fn() -> Question) -> Result<Grant, Error> {
+        let slot = || question().keys.first().map_or(0, slot_of);
+        self.at(slot, |session| takes::take(session, &question)).await
+    }
+
     /// Runs `run` where `key` is.
     pub(super) async fn at_key<T, F>(
         &self,
@@ -268,11 +275,22 @@ impl Connection {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let cluster = match &self.servers {
-            Servers::One(node) => return said_plainly(self.ask(Arc::clone(node), &run).await),
-            Servers::Cluster(cluster) => cluster,
-        };
-        let slot = slot();
+        match &self.servers {
+            Servers::One(node) => said_plainly(self.ask(Arc::clone(node), &run).await),
+            // Boxed, so that what only a cluster needs is not moved along with every call.
+            Servers::Cluster(cluster) => Box::pin(self.in_cluster(cluster, slot(), run)).await,
+        }
+    }
+
+    async fn in_cluster<T, F>(
+        &self,
+        cluster: &Cluster,
+        slot: u16,
+        run: impl Fn(Arc<Session>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let mut node = cluster.node_of(slot).await?;
         for _ in 0..REDIRECTIONS {
             let result = self.ask(node, &run).await;

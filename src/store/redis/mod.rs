@@ -10,6 +10,7 @@ mod node;
 pub(crate) mod place;
 mod quota;
 mod scripts;
+mod takes;
 mod tokens;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientInterface, ClientLike, LuaInterface, TrackingInterface};
@@ -21,6 +22,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use super::scripts::{SCRIPTS, Script};
+use super::takes::Takes;
 use super::tokens::{PREFIX as RECORD_PREFIX, REVOKED_PREFIX};
 use super::{OnRecordChange, RecordChange};
 use crate::store::breaker::{Breaker, Transition};
@@ -68,7 +70,10 @@ enum Link {
 /// A connection that answered, with its scripts loaded.
 pub(super) struct Session {
     pub(super) client: Client,
-    hashes: [String; SCRIPTS.len()],
+    hashes: [Str; SCRIPTS.len()],
+    pub(super) takes: Takes,
+    /// No call is waited for longer.
+    pub(super) patience: Duration,
     retired: Notify,
 }
 
@@ -204,13 +209,23 @@ impl Session {
         input: impl Fn() -> (Vec<Key>, Vec<Value>),
     ) -> Result<R, Error> {
         let (keys, arguments) = input();
-        match self.client.evalsha(self.hashes[script.index].as_str(), keys, arguments).await {
+        match self.eval_loaded(script, keys, arguments).await {
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 let (keys, arguments) = input();
                 self.client.eval(script.source, keys, arguments).await
             }
             result => result,
         }
+    }
+
+    /// Runs `script`, which the server may have forgotten.
+    pub(super) async fn eval_loaded<R: FromValue>(
+        &self,
+        script: Script,
+        keys: Vec<Key>,
+        arguments: Vec<Value>,
+    ) -> Result<R, Error> {
+        self.client.evalsha(self.hashes[script.index].clone(), keys, arguments).await
     }
 }
 
@@ -338,7 +353,7 @@ pub(super) async fn connect(
     }
     let client = Client::new(config, None, Some(options), None);
     let driver = Driver(client.init().await?);
-    let mut hashes = SCRIPTS.map(|_| String::new());
+    let mut hashes = SCRIPTS.map(|_| Str::default());
     let load = async {
         for script in SCRIPTS {
             hashes[script.index] = client.script_load(script.source).await?;
@@ -354,7 +369,14 @@ pub(super) async fn connect(
     timeout(connect_timeout, load)
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer")))?;
-    Ok((Arc::new(Session { client, hashes, retired: Notify::new() }), driver))
+    let session = Session {
+        client,
+        hashes,
+        takes: Takes::default(),
+        patience: connect_timeout,
+        retired: Notify::new(),
+    };
+    Ok((Arc::new(session), driver))
 }
 
 #[cfg(test)]

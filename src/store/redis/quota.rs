@@ -2,17 +2,14 @@
 //!
 //! The arithmetic is that of `quota::counter`; the scripts' comments say how counters are kept.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
-use fred::error::{Error, ErrorKind};
 use fred::types::{Key, Value};
 
 use super::RedisStore;
-use super::client::{ADJUST, TAKE};
-use crate::clock::UnixTime;
+use super::client::ADJUST;
+use super::takes::Question;
 use crate::quota::rate::MAX_QUOTA;
-use crate::quota::{Algorithm, Limit, Standing};
+use crate::quota::{Algorithm, Limit};
 use crate::store::{Adjustment, Grant, QuotaStore, StoreError};
 
 /// How long what was given back is remembered, so that it is not given back twice, in milliseconds.
@@ -31,10 +28,7 @@ impl QuotaStore for RedisStore {
         wanted: u64,
     ) -> Result<Grant, StoreError> {
         let take = async |redis: std::sync::Arc<super::client::Connection>| {
-            let numbers: Vec<u64> = redis.eval(TAKE, || input(subject, limits, wanted)).await?;
-            grant(&numbers, limits.len()).ok_or_else(|| {
-                Error::new(ErrorKind::Protocol, "unexpected answer from the quota script")
-            })
+            redis.take(|| question(subject, limits, wanted)).await
         };
         self.client.call("take", take).await
     }
@@ -52,19 +46,6 @@ impl QuotaStore for RedisStore {
         };
         self.client.call("adjust", adjust).await
     }
-}
-
-/// Reads the answer of `scripts/take.lua`.
-fn grant(numbers: &[u64], limits: usize) -> Option<Grant> {
-    let [now, granted, rest @ ..] = numbers else { return None };
-    let standing =
-        |pair: &[u64; 2]| Standing { left: pair[0], reset_after: Duration::from_micros(pair[1]) };
-    let (pairs, []) = rest.as_chunks() else { return None };
-    (pairs.len() == limits).then(|| Grant {
-        granted: *granted,
-        now: UnixTime::from_micros(*now),
-        standings: pairs.iter().map(standing).collect(),
-    })
 }
 
 /// The keys and arguments of `scripts/adjust.lua`.
@@ -87,13 +68,12 @@ fn adjust_input(
     (keys, arguments)
 }
 
-/// The keys and arguments of `scripts/take.lua`.
-fn input(subject: &str, limits: &[Limit], wanted: u64) -> (Vec<Key>, Vec<Value>) {
-    let keys = limits.iter().map(|limit| counter_key(subject, limit).into()).collect();
-    let mut arguments = Vec::with_capacity(1 + 4 * limits.len());
-    arguments.push(number(wanted.min(MAX_QUOTA)));
-    arguments.extend(limits.iter().flat_map(described));
-    (keys, arguments)
+fn question(subject: &str, limits: &[Limit], wanted: u64) -> Question {
+    Question {
+        keys: limits.iter().map(|limit| counter_key(subject, limit).into()).collect(),
+        limits: limits.iter().flat_map(described).collect(),
+        wanted: number(wanted.min(MAX_QUOTA)),
+    }
 }
 
 /// A limit as both scripts read it.

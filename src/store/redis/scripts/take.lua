@@ -1,14 +1,18 @@
--- Takes up to `wanted` requests from every limit of one subject at once, or none.
+-- Takes requests for one subject or several: each is decided by itself, at one moment. Of a subject, up to
+-- `wanted` requests are taken from every limit at once, or none.
 --
--- KEYS[i]       the counter of limit i: quota:{<subject>}:<limit name>:<window seconds>[:<kind>]
--- ARGV[1]       wanted: requests asked for, a whole number
--- ARGV[4i-2]    kind of limit i: fixed, sliding, log or bucket
--- ARGV[4i-1]    quota of limit i: requests a window admits
--- ARGV[4i]      window of limit i, in milliseconds
--- ARGV[4i+1]    burst of limit i: requests a bucket holds; otherwise the quota
+-- KEYS          the counters of each subject's limits, one subject after another:
+--               quota:{<subject>}:<limit name>:<window seconds>[:<kind>]
+-- ARGV          for each run of subjects that have the same limits: how many limits these are, then for each of them
+--   kind        fixed, sliding, log or bucket
+--   quota       requests a window admits
+--   window      in milliseconds
+--   burst       requests a bucket holds; otherwise the quota
+--               then how many subjects there are, and for each of them `wanted`: requests asked for
 --
--- Returns whole numbers: the store's clock in microseconds, requests granted, then for each limit, after
--- the grant, the requests left and the microseconds until that changes (see quota/standing.rs).
+-- Returns whole numbers: the store's clock in microseconds, then for each subject the requests granted, and for
+-- each of its limits, after the grant, the requests left and the microseconds until that changes (see
+-- quota/standing.rs).
 --
 -- quota/counter.rs computes the same. What a counter holds:
 --   fixed     `<window end in ms>:<requests>`
@@ -19,13 +23,15 @@
 -- is late, a clock that was set back) counts as nothing, whatever its expiry says. Windows are multiples
 -- of their length since the epoch; every whole number stays below 2^53, where Lua's doubles are exact.
 --
--- A value of any other shape is an error: refusing is safer than guessing how much was used.
+-- A value of any other shape is an error: refusing is safer than guessing how much was used. Beside others its
+-- subject is granted -1, and must ask alone to hear why.
 
 local floor, ceil, max, min, fmod = math.floor, math.ceil, math.max, math.min, math.fmod
 
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now_ms = clock[1] * 1000 + floor(clock[2] / 1000)
+local answer = { now_us }
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -40,130 +46,164 @@ local function up(a, b)
   return (a - rest) / b + (rest > 0 and 1 or 0)
 end
 
-local granted = tonumber(ARGV[1])
-local counters = {}
+-- Takes for the subject whose counters come after so many keys. Returns what is wrong with them.
+local function take(limits, wanted, keys_before)
+  local granted = wanted
+  local counters = {}
 
-for i, key in ipairs(KEYS) do
-  local kind = ARGV[4 * i - 2]
-  local quota, window, burst = tonumber(ARGV[4 * i - 1]), tonumber(ARGV[4 * i]), tonumber(ARGV[4 * i + 1])
-  local window_end = now_ms - now_ms % window + window
-  local c = { kind = kind, quota = quota, window = window, burst = burst, window_end = window_end }
-  counters[i] = c
+  for i, limit in ipairs(limits) do
+    local key = KEYS[keys_before + i]
+    local kind, quota, window, window_end = limit.kind, limit.quota, limit.window, limit.window_end
+    local c = { key = key }
+    counters[i] = c
 
-  if kind == 'log' then
-    local dropped = redis.pcall('ZREMRANGEBYSCORE', key, '-inf', whole(now_us - window * 1000))
-    if type(dropped) == 'table' then
-      return dropped
-    end
-    c.used = redis.call('ZCARD', key)
-    c.room = quota - c.used
-  else
-    local value = redis.pcall('GET', key)
-    if type(value) == 'table' then
-      return value
-    end
-    local first, second, third
-    if value then
-      if kind == 'fixed' then
-        first, second = string.match(value, '^(%d+):(%d+)$')
-      elseif kind == 'sliding' then
-        first, second, third = string.match(value, '^(%d+):(%d+):(%d+)$')
-      else
-        first, second = string.match(value, '^(%d+):([%d.e+-]+)$')
+    if kind == 'log' then
+      local dropped = redis.pcall('ZREMRANGEBYSCORE', key, '-inf', whole(now_us - window * 1000))
+      if type(dropped) == 'table' then
+        return dropped
       end
-      first, second, third = tonumber(first), tonumber(second), tonumber(third)
-      if not second or second >= 1e15 or (third and third >= 1e15) then
-        return redis.error_reply('BADCOUNTER ' .. key .. ' does not hold a counter')
-      end
-    end
-    if kind == 'bucket' then
-      c.level = 0
-      if value then
-        local elapsed = max(now_us - first, 0)
-        c.level = max(second - elapsed * quota / (window * 1000), 0)
-      end
-      c.room = floor(burst - c.level)
-    else
-      c.used, c.before = 0, 0
-      if first == window_end then
-        c.used, c.before = second, third or 0
-      elseif third and first == window_end - window then
-        c.before = second
-      end
+      c.used = redis.call('ZCARD', key)
       c.room = quota - c.used
-      if kind == 'sliding' then
-        c.room = c.room - up(c.before * (window_end - now_ms), window)
+    else
+      local value = redis.pcall('GET', key)
+      if type(value) == 'table' then
+        return value
+      end
+      local first, second, third
+      if value then
+        if kind == 'fixed' then
+          first, second = string.match(value, '^(%d+):(%d+)$')
+        elseif kind == 'sliding' then
+          first, second, third = string.match(value, '^(%d+):(%d+):(%d+)$')
+        else
+          first, second = string.match(value, '^(%d+):([%d.e+-]+)$')
+        end
+        first, second, third = tonumber(first), tonumber(second), tonumber(third)
+        if not second or second >= 1e15 or (third and third >= 1e15) then
+          return redis.error_reply('BADCOUNTER ' .. key .. ' does not hold a counter')
+        end
+      end
+      if kind == 'bucket' then
+        c.level = 0
+        if value then
+          local elapsed = max(now_us - first, 0)
+          c.level = max(second - elapsed * quota / (window * 1000), 0)
+        end
+        c.room = floor(limit.burst - c.level)
+      else
+        c.used, c.before = 0, 0
+        if first == window_end then
+          c.used, c.before = second, third or 0
+        elseif third and first == window_end - window then
+          c.before = second
+        end
+        c.room = quota - c.used
+        if kind == 'sliding' then
+          c.room = c.room - up(c.before * (window_end - now_ms), window)
+        end
       end
     end
+    c.room = max(c.room, 0)
+    granted = min(granted, c.room)
   end
-  c.room = max(c.room, 0)
-  granted = min(granted, c.room)
+
+  answer[#answer + 1] = granted
+  for i, limit in ipairs(limits) do
+    local c = counters[i]
+    local key, kind, quota, window, window_end = c.key, limit.kind, limit.quota, limit.window, limit.window_end
+    local window_us = window * 1000
+    if granted > 0 then
+      if kind == 'fixed' then
+        c.used = c.used + granted
+        redis.call('SET', key, whole(window_end) .. ':' .. whole(c.used), 'PX', whole(window_end - now_ms))
+      elseif kind == 'sliding' then
+        c.used = c.used + granted
+        local value = whole(window_end) .. ':' .. whole(c.used) .. ':' .. whole(c.before)
+        redis.call('SET', key, value, 'PX', whole(window_end + window - now_ms))
+      elseif kind == 'bucket' then
+        c.level = c.level + granted
+        local value = whole(now_us) .. ':' .. string.format('%.17g', c.level)
+        redis.call('SET', key, value, 'PX', whole(ceil(c.level * window / quota) + 1))
+      else
+        -- Several grants may fall into one microsecond: members go on from those that are there.
+        local first = redis.call('ZCOUNT', key, whole(now_us), whole(now_us))
+        local at = whole(now_us)
+        for from = first + 1, first + granted, 500 do
+          local members = {}
+          for n = from, min(from + 499, first + granted) do
+            members[#members + 1] = at
+            members[#members + 1] = at .. '-' .. whole(n)
+          end
+          redis.call('ZADD', key, unpack(members))
+        end
+        redis.call('PEXPIRE', key, whole(window + 1))
+        c.used = c.used + granted
+      end
+    end
+
+    local left = c.room - granted
+    local reset_us = window_end * 1000 - now_us
+    if kind == 'sliding' then
+      if left == 0 then
+        local rest, wait = window_end - now_ms, nil
+        if c.used < quota then
+          local fits = c.before > 0 and down((quota - 1 - c.used) * window, c.before) or window
+          wait = max(rest - fits, 0)
+        else
+          local fits = c.used > 0 and down((quota - 1) * window, c.used) or window
+          wait = rest + max(window - fits, 0)
+        end
+        reset_us = max(wait * 1000 - now_us % 1000, 0)
+      elseif c.used > 0 then
+        reset_us = reset_us + window_us
+      elseif c.before == 0 then
+        reset_us = 0
+      end
+    elseif kind == 'bucket' then
+      local above = left == 0 and c.level - (limit.burst - 1) or c.level
+      reset_us = max(ceil(above * window_us / quota), 0)
+    elseif kind == 'log' then
+      -- The request whose leaving makes room; where there is room, the last one to leave.
+      local place = left == 0 and c.used - quota or -1
+      local found = redis.call('ZRANGE', key, place, place, 'WITHSCORES')
+      reset_us = found[2] and tonumber(found[2]) + window_us - now_us or 0
+    end
+    answer[#answer + 1] = left
+    answer[#answer + 1] = reset_us
+  end
 end
 
-local answer = { now_us, granted }
+-- The limits described at this place, and where their description ends.
+local function described(at)
+  local limits = {}
+  local count = tonumber(ARGV[at])
+  for i = 1, count do
+    local quota, window, burst = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+    local window_end = now_ms - now_ms % window + window
+    limits[i] = { kind = ARGV[at + 1], quota = quota, window = window, burst = burst, window_end = window_end }
+    at = at + 4
+  end
+  return limits, at + 1
+end
 
-for i, key in ipairs(KEYS) do
-  local c = counters[i]
-  local window_us = c.window * 1000
-  if granted > 0 then
-    if c.kind == 'fixed' then
-      c.used = c.used + granted
-      redis.call('SET', key, whole(c.window_end) .. ':' .. whole(c.used))
-      redis.call('PEXPIREAT', key, whole(c.window_end))
-    elseif c.kind == 'sliding' then
-      c.used = c.used + granted
-      redis.call('SET', key, whole(c.window_end) .. ':' .. whole(c.used) .. ':' .. whole(c.before))
-      redis.call('PEXPIREAT', key, whole(c.window_end + c.window))
-    elseif c.kind == 'bucket' then
-      c.level = c.level + granted
-      redis.call('SET', key, whole(now_us) .. ':' .. string.format('%.17g', c.level))
-      redis.call('PEXPIRE', key, whole(ceil(c.level * c.window / c.quota) + 1))
-    else
-      -- Several grants may fall into one microsecond: members go on from those that are there.
-      local first = redis.call('ZCOUNT', key, whole(now_us), whole(now_us))
-      local at = whole(now_us)
-      for from = first + 1, first + granted, 500 do
-        local members = {}
-        for n = from, min(from + 499, first + granted) do
-          members[#members + 1] = at
-          members[#members + 1] = at .. '-' .. whole(n)
-        end
-        redis.call('ZADD', key, unpack(members))
+local keys_before, at = 0, 1
+while ARGV[at] do
+  local limits, subjects
+  limits, at = described(at)
+  subjects = tonumber(ARGV[at])
+  for subject = 1, subjects do
+    local failure = take(limits, tonumber(ARGV[at + subject]), keys_before)
+    keys_before = keys_before + #limits
+    if failure and #KEYS == #limits then
+      return failure
+    elseif failure then
+      answer[#answer + 1] = -1
+      for _ = 1, 2 * #limits do
+        answer[#answer + 1] = 0
       end
-      redis.call('PEXPIRE', key, whole(c.window + 1))
-      c.used = c.used + granted
     end
   end
-
-  local left = c.room - granted
-  local reset_us = c.window_end * 1000 - now_us
-  if c.kind == 'sliding' then
-    if left == 0 then
-      local rest, wait = c.window_end - now_ms, nil
-      if c.used < c.quota then
-        local fits = c.before > 0 and down((c.quota - 1 - c.used) * c.window, c.before) or c.window
-        wait = max(rest - fits, 0)
-      else
-        local fits = c.used > 0 and down((c.quota - 1) * c.window, c.used) or c.window
-        wait = rest + max(c.window - fits, 0)
-      end
-      reset_us = max(wait * 1000 - now_us % 1000, 0)
-    elseif c.used > 0 then
-      reset_us = reset_us + window_us
-    elseif c.before == 0 then
-      reset_us = 0
-    end
-  elseif c.kind == 'bucket' then
-    local above = left == 0 and c.level - (c.burst - 1) or c.level
-    reset_us = max(ceil(above * window_us / c.quota), 0)
-  elseif c.kind == 'log' then
-    -- The request whose leaving makes room; where there is room, the last one to leave.
-    local place = left == 0 and c.used - c.quota or -1
-    local found = redis.call('ZRANGE', key, place, place, 'WITHSCORES')
-    reset_us = found[2] and tonumber(found[2]) + window_us - now_us or 0
-  end
-  answer[#answer + 1] = left
-  answer[#answer + 1] = reset_us
+  at = at + 1 + subjects
 end
 
 return answer

@@ -1,0 +1,197 @@
+//! Takes that are asked for in the same turn of the event loop travel together: one script call for many
+//! subjects.
+//!
+//! What a call costs this process and Redis (a write, a wake-up, a look at the script) is several times
+//! what a subject in it costs. Nobody waits for company: what is ready at the same time goes, and the
+//! next call does not wait for the answer to this one. This file knows the script's answer, not its
+//! questions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fred::error::{Error, ErrorKind};
+use fred::types::{Key, Value};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio::time::timeout;
+
+use super::node::Session;
+use super::scripts::TAKE;
+use crate::clock::UnixTime;
+use crate::quota::Standing;
+use crate::store::Grant;
+
+/// Most subjects of one call: Redis does nothing else meanwhile.
+const MOST_TOGETHER: usize = 64;
+
+/// What one subject asks for, as `scripts/take.lua` reads it.
+pub(super) struct Question {
+    /// The counters of its limits.
+    pub(super) keys: Vec<Key>,
+    /// What its limits are.
+    pub(super) limits: Vec<Value>,
+    /// How many requests it asks for.
+    pub(super) wanted: Value,
+}
+
+/// How Redis says that the keys of one call are not all where it was sent.
+const APART: &str = "CROSSSLOT";
+
+/// The questions that go with the next call of a connection.
+#[derive(Default)]
+pub(super) struct Takes {
+    waiting: Mutex<Vec<Take>>,
+    /// Whether several subjects cannot be asked about in one call, because the server, or one of those
+    /// it stands for, does not hold the keys of all of them.
+    apart: AtomicBool,
+}
+
+struct Take {
+    question: Question,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// `None` where only a call of its own can tell more.
+type Answer = Result<Option<Grant>, Error>;
+
+/// Asks `question` together with whatever else is asked for now.
+pub(super) async fn take(
+    session: Arc<Session>,
+    question: impl Fn() -> Question,
+) -> Result<Grant, Error> {
+    let (answer, answered) = oneshot::channel();
+    let is_first = {
+        let mut waiting = session.takes.waiting.lock();
+        waiting.push(Take { question: question(), answer });
+        waiting.len() == 1
+    };
+    if is_first {
+        tokio::spawn(depart(Arc::clone(&session)));
+    }
+    let ended = |_| Err(Error::new(ErrorKind::Canceled, "the call was given up"));
+    match answered.await.unwrap_or_else(ended)? {
+        Some(grant) => Ok(grant),
+        // Boxed, because this is rare and large.
+        None => Box::pin(ask_alone(&session, question)).await,
+    }
+}
+
+/// Sends what is waiting once everyone who is ready has asked.
+async fn depart(session: Arc<Session>) {
+    yield_now().await;
+    let mut waiting = std::mem::take(&mut *session.takes.waiting.lock()).into_iter();
+    let most = if session.takes.apart.load(Ordering::Relaxed) { 1 } else { MOST_TOGETHER };
+    let mut calls = Vec::with_capacity(waiting.len().div_ceil(most));
+    while waiting.len() > 0 {
+        calls.push(ask(&session, waiting.by_ref().take(most).collect()));
+    }
+    // Each who waits has a deadline of its own; a connection that was lost may never answer.
+    let _ = timeout(session.patience, join_all(calls)).await;
+}
+
+async fn ask(session: &Session, takes: Vec<Take>) {
+    // Who has left by now asks for nothing any more.
+    let takes = takes.into_iter().filter(|take| !take.answer.is_closed());
+    let (questions, answers): (Vec<_>, Vec<_>) =
+        takes.map(|take| (take.question, take.answer)).unzip();
+    if questions.is_empty() {
+        return;
+    }
+    let limits: Vec<usize> = questions.iter().map(|question| question.keys.len()).collect();
+    let (keys, arguments) = together(questions);
+    let result = match session.eval_loaded::<Vec<i64>>(TAKE, keys, arguments).await {
+        Ok(numbers) => grants(&numbers, limits),
+        Err(error) if is_about_company(&error) => {
+            session.takes.apart.fetch_or(error.details().starts_with(APART), Ordering::Relaxed);
+            Ok(limits.iter().map(|_| None).collect())
+        }
+        Err(error) => Err(error),
+    };
+    // Who leaves meanwhile leaves it: what was counted stays counted until the window ends.
+    match result {
+        Ok(grants) => answers.into_iter().zip(grants).for_each(|(answer, grant)| {
+            let _ = answer.send(Ok(grant));
+        }),
+        Err(error) => answers.into_iter().for_each(|answer| {
+            let _ = answer.send(Err(error.clone()));
+        }),
+    }
+}
+
+/// Whether each should ask alone: which also tells the server its script again.
+fn is_about_company(error: &Error) -> bool {
+    ["NOSCRIPT", APART].iter().any(|code| error.details().starts_with(code))
+}
+
+async fn ask_alone(session: &Session, question: impl Fn() -> Question) -> Result<Grant, Error> {
+    let limits = question().keys.len();
+    let numbers: Vec<i64> = session.eval(TAKE, || together(vec![question()])).await?;
+    grants(&numbers, [limits])?.pop().flatten().ok_or_else(unexpected)
+}
+
+/// The keys and arguments of `scripts/take.lua`.
+fn together(questions: Vec<Question>) -> (Vec<Key>, Vec<Value>) {
+    let mut keys = Vec::with_capacity(questions.len());
+    let mut arguments = Vec::with_capacity(questions.len() + 6);
+    for run in questions.chunk_by(|one, next| one.limits == next.limits) {
+        arguments.push(number(run[0].keys.len()));
+        arguments.extend_from_slice(&run[0].limits);
+        arguments.push(number(run.len()));
+        arguments.extend(run.iter().map(|question| question.wanted.clone()));
+    }
+    keys.extend(questions.into_iter().flat_map(|question| question.keys));
+    (keys, arguments)
+}
+
+fn number(value: usize) -> Value {
+    Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+/// Reads the answer of `scripts/take.lua` about subjects with so many limits each.
+fn grants(
+    numbers: &[i64],
+    limits: impl IntoIterator<Item = usize>,
+) -> Result<Vec<Option<Grant>>, Error> {
+    let mut numbers = numbers.iter().copied();
+    let mut whole = || u64::try_from(numbers.next()?).ok();
+    let now = UnixTime::from_micros(whole().ok_or_else(unexpected)?);
+    let mut grant = |limits: usize| {
+        let granted = whole();
+        let standings = (0..limits).map(|_| {
+            let (left, reset_us) = (whole()?, whole()?);
+            Some(Standing { left, reset_after: Duration::from_micros(reset_us) })
+        });
+        let standings = standings.collect::<Option<_>>().ok_or_else(unexpected)?;
+        Ok::<_, Error>(granted.map(|granted| Grant { granted, now, standings }))
+    };
+    let grants = limits.into_iter().map(&mut grant).collect::<Result<_, _>>()?;
+    if numbers.next().is_none() { Ok(grants) } else { Err(unexpected()) }
+}
+
+fn unexpected() -> Error {
+    Error::new(ErrorKind::Protocol, "unexpected answer from the quota script")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read_subject_by_subject() {
+        let standing =
+            |left, reset_us| Standing { left, reset_after: Duration::from_micros(reset_us) };
+        let now = UnixTime::from_micros(7);
+        let read = grants(&[7, 1, 9, 60, -1, 0, 0, 0, 0, 2, 4, 5, 6, 8], [1, 2, 2]).unwrap();
+        let [Some(first), None, Some(third)] = &read[..] else { panic!("{read:?}") };
+        assert_eq!((first.granted, first.now), (1, now));
+        assert_eq!(first.standings[..], [standing(9, 60)]);
+        assert_eq!((third.granted, third.now), (2, now));
+        assert_eq!(third.standings[..], [standing(4, 5), standing(6, 8)]);
+        for wrong in [&[][..], &[7], &[7, 1], &[7, 1, 9], &[7, 1, 9, 60, 1], &[-1, 1, 9, 60]] {
+            assert!(grants(wrong, [1]).is_err(), "{wrong:?}");
+        }
+    }
+}
