@@ -8,6 +8,8 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use ahash::RandomState;
 use futures_util::future::join_all;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::account::Account;
@@ -319,13 +322,21 @@ impl Ledger {
     }
 
     async fn decide(self: &Arc<Self>, entry: &Arc<Entry>, terms: Terms) -> Outcome {
-        let receiver = match self.seat(entry, terms)? {
+        let (receiver, flight) = match self.seat(entry, terms)? {
             Seat::Decided(decision) => return Ok(decision),
-            Seat::Waits(receiver) => receiver,
+            Seat::Waits(receiver, flight) => (receiver, flight),
         };
-        let mut ride = Ride { ledger: self, entry, receiver };
-        let lost = |_| Err(StoreError::Failed("the flight was lost".into()));
-        (&mut ride.receiver).await.unwrap_or_else(lost)
+        let mut ride = Ride { ledger: self, entry, receiver, flight };
+        poll_fn(|cx| {
+            if let Some(flight) = &mut ride.flight
+                && flight.as_mut().poll(cx).is_ready()
+            {
+                ride.flight = None;
+            }
+            let lost = |_| Err(StoreError::Failed("the flight was lost".into()));
+            Pin::new(&mut ride.receiver).poll(cx).map(|outcome| outcome.unwrap_or_else(lost))
+        })
+        .await
     }
 
     /// Decides from what is held, or takes a seat in the next flight; lets one depart where it is due.
@@ -337,7 +348,7 @@ impl Ledger {
             state.account.note_demand(now);
         }
         let worthless = state.account.take_worthless(now);
-        let seat = match state.account.decide(&entry.limits, now) {
+        let mut seat = match state.account.decide(&entry.limits, now) {
             Some(decision) => Seat::Decided(decision),
             None if state.waiting.len() >= MAX_WAITING => {
                 return Err(StoreError::Failed("too many requests wait for it".into()));
@@ -345,11 +356,11 @@ impl Ledger {
             None => {
                 let (sender, receiver) = oneshot::channel();
                 state.waiting.push(sender);
-                Seat::Waits(receiver)
+                Seat::Waits(receiver, None)
             }
         };
         let is_due = || match seat {
-            Seat::Waits(_) => true,
+            Seat::Waits(..) => true,
             Seat::Decided(_) => {
                 leased && state.account.runs_low(&entry.limits, now, terms.gateways)
             }
@@ -359,9 +370,13 @@ impl Ledger {
         drop(state);
         self.send_back(entry, worthless);
         if departs {
-            // A task of its own: what was asked for must not be lost when the one who asked leaves.
             let (ledger, entry) = (Arc::clone(self), Arc::clone(entry));
-            tokio::spawn(Flight { ledger, entry, terms, landed: false }.run());
+            let flight = Flight { ledger, entry, terms, landed: false }.run();
+            match &mut seat {
+                // A task of its own would cost the one who waits two wake-ups more.
+                Seat::Waits(_, own) => *own = Some(Box::pin(flight)),
+                Seat::Decided(_) => drop(tokio::spawn(flight)),
+            }
         }
         Ok(seat)
     }
@@ -398,7 +413,8 @@ impl Ledger {
 /// Where a request finds its decision.
 enum Seat {
     Decided(Decision),
-    Waits(oneshot::Receiver<Outcome>),
+    /// With the flight, if it departs for this request.
+    Waits(oneshot::Receiver<Outcome>, Option<Pin<Box<dyn Future<Output = ()> + Send>>>),
 }
 
 /// Asks the store for one subject, until nobody waits.
@@ -534,10 +550,18 @@ struct Ride<'a> {
     ledger: &'a Arc<Ledger>,
     entry: &'a Arc<Entry>,
     receiver: oneshot::Receiver<Outcome>,
+    /// The flight, if it departed for this request.
+    flight: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Drop for Ride<'_> {
     fn drop(&mut self) {
+        // It goes on for those who ride along, and what was asked for must not be lost.
+        if let Some(flight) = self.flight.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(flight);
+        }
         // Closed first: what came after a look into an open channel would be lost.
         self.receiver.close();
         if let Ok(Ok(decision)) = self.receiver.try_recv() {
@@ -767,7 +791,7 @@ mod tests {
             let start = std::sync::Barrier::new(2);
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    let ride = Ride { ledger: &ledger, entry: &entry, receiver };
+                    let ride = Ride { ledger: &ledger, entry: &entry, receiver, flight: None };
                     start.wait();
                     drop(ride);
                 });
