@@ -66,6 +66,11 @@ impl Sub for UnixTime {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
+impl Moment {
+    /// After every other.
+    pub const NEVER: Self = Self(u64::MAX);
+}
+
 impl Add<Duration> for Moment {
     type Output = Self;
 
