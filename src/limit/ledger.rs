@@ -482,8 +482,9 @@ impl Flight {
             Ok(()) => ledger.store.take(&entry.subject, limits, wanted).await,
             Err(error) => Err(error),
         };
-        let leader = if riders.is_empty() { "ahead" } else { "waited" };
-        METRICS.limit_flights.with_label_values(&[leader]).inc();
+        let ahead_only = riders.is_empty();
+        let flights = if ahead_only { &METRICS.flights_ahead } else { &METRICS.flights_waited };
+        flights.inc();
         let now = ledger.clock.monotonic();
         let mut state = entry.state.lock();
         let grant = match answer {

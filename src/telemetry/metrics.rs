@@ -35,6 +35,8 @@ pub struct Metrics {
     limits: RwLock<Vec<(String, [IntCounter; 2])>>,
     store_operations: IntCounterVec,
     store_seconds: HistogramVec,
+    /// By operation and outcome: few, so a scan beats a hash.
+    operations: RwLock<Vec<(&'static str, &'static str, IntCounter, Histogram)>>,
     /// Look-ups of token records, by outcome.
     pub token_cache: IntCounterVec,
     /// Requests of verified tokens that have a plan, by `plan`.
@@ -55,8 +57,10 @@ pub struct Metrics {
     pub store_available: IntGauge,
     /// Subjects the ledger keeps.
     pub limit_subjects: IntGauge,
-    /// Questions to the store for quota: `waited` for by a request, or made `ahead`.
-    pub limit_flights: IntCounterVec,
+    /// Questions to the store for quota that requests waited for.
+    pub flights_waited: IntCounter,
+    /// Questions to the store for quota ahead of demand.
+    pub flights_ahead: IntCounter,
     /// Requests granted by the store.
     pub limit_granted: IntCounter,
     /// Requests given back to the store unused.
@@ -95,6 +99,11 @@ impl Metrics {
             let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             registered(HistogramVec::new(opts, labels))
         };
+        let flights = counters(
+            "tollgate_limit_flights_total",
+            "Questions to the store for quota",
+            &["leader"],
+        );
         Self {
             requests: counters(
                 "tollgate_requests_total",
@@ -135,6 +144,7 @@ impl Metrics {
                 &["operation"],
                 &STORE_SECONDS,
             ),
+            operations: RwLock::default(),
             key_fetches: counters(
                 "tollgate_key_fetches_total",
                 "Fetches of issuers' keys (JWKS), by outcome",
@@ -166,11 +176,8 @@ impl Metrics {
             ),
             store_available: gauge("tollgate_store_available", "1 while the store answers"),
             limit_subjects: gauge("tollgate_limit_subjects", "Subjects the ledger keeps"),
-            limit_flights: counters(
-                "tollgate_limit_flights_total",
-                "Questions to the store for quota",
-                &["leader"],
-            ),
+            flights_waited: flights.with_label_values(&["waited"]),
+            flights_ahead: flights.with_label_values(&["ahead"]),
             limit_granted: registered(IntCounter::new(
                 "tollgate_limit_granted_total",
                 "Requests granted by the store",
@@ -245,8 +252,23 @@ impl Metrics {
         outcome: &'static str,
         elapsed: Duration,
     ) {
-        self.store_operations.with_label_values(&[operation, outcome]).inc();
-        self.store_seconds.with_label_values(&[operation]).observe(elapsed.as_secs_f64());
+        let known = |operations: &[(&'static str, &'static str, IntCounter, Histogram)]| {
+            let found = operations.iter().find(|known| (known.0, known.1) == (operation, outcome));
+            found.map(|(_, _, count, seconds)| {
+                count.inc();
+                seconds.observe(elapsed.as_secs_f64());
+            })
+        };
+        if known(&self.operations.read()).is_some() {
+            return;
+        }
+        let mut operations = self.operations.write();
+        if !operations.iter().any(|known| (known.0, known.1) == (operation, outcome)) {
+            let count = self.store_operations.with_label_values(&[operation, outcome]);
+            let seconds = self.store_seconds.with_label_values(&[operation]);
+            operations.push((operation, outcome, count, seconds));
+        }
+        known(&operations);
     }
 }
 
