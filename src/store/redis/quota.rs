@@ -95,10 +95,13 @@ fn kind(algorithm: Algorithm) -> &'static str {
 /// The braces keep all counters of a subject in one slot of a cluster. Each kind has keys of its own:
 /// what another kind has counted cannot be read.
 fn counter_key(subject: &str, limit: &Limit) -> String {
-    let (name, window) = (&limit.name, limit.window.as_secs());
+    let mut digits = itoa::Buffer::new();
+    let window = digits.format(limit.window.as_secs());
+    // Not the formatter: this is done for each call.
+    let start = ["quota:{", subject, "}:", &limit.name, ":", window];
     match limit.algorithm {
-        Algorithm::FixedWindow => format!("quota:{{{subject}}}:{name}:{window}"),
-        other => format!("quota:{{{subject}}}:{name}:{window}:{}", kind(other)),
+        Algorithm::FixedWindow => start.concat(),
+        other => [&start.concat(), ":", kind(other)].concat(),
     }
 }
 
@@ -114,5 +117,7 @@ mod tests {
     fn a_counter_is_named_after_subject_limit_and_window() {
         let limit = Limit::parse("5/minute").unwrap();
         assert_eq!(counter_key("token:alice", &limit), "quota:{token:alice}:minute:60");
+        let limit = Limit { algorithm: Algorithm::SlidingLog, ..limit };
+        assert_eq!(counter_key("token:alice", &limit), "quota:{token:alice}:minute:60:log");
     }
 }
