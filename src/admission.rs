@@ -222,8 +222,8 @@ impl Admission {
         request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<Principal, Rejection> {
-        let now = self.clock.now();
-        let principal = self.authenticator.authenticate(&policy.auth, request.headers, now).await;
+        let principal =
+            self.authenticator.authenticate(&policy.auth, request.headers, &*self.clock).await;
         let principal =
             principal.map_err(|error| match (&error, &policy.failures, request.client) {
                 // Known tokens that have expired or are revoked are nobody's guesses.
@@ -254,7 +254,7 @@ impl Admission {
             if taken > most { Err(Rejection::TooManyInFlight) } else { Ok(()) }
         };
         if let Some(principal) = principal {
-            take(policy.max_in_flight, &self.tokens_in_flight, &principal.record().id)?;
+            take(policy.max_in_flight, &self.tokens_in_flight, &principal.record().subject)?;
         }
         take(route.max_in_flight, &self.routes_in_flight, &route.key)?;
         Ok(places)

@@ -283,13 +283,19 @@ fn static_records(config: &Config) -> Result<HashMap<Arc<str>, Arc<TokenRecord>>
 }
 
 fn jwt_verifier(jwt: &Jwt, previous: Option<&Policy>) -> Result<JwtVerifier, KeyError> {
+    let mut sets = Vec::new();
     let issuer = |issuer: &JwtIssuer| {
         let keys = issuer.keys.iter().map(|key| key.verification_key());
         Ok(Issuer {
             name: issuer.issuer.clone(),
             audience: issuer.audience.clone(),
             keys: keys.collect::<Result<_, _>>()?,
-            jwks: issuer.jwks.as_ref().map(|rules| key_set(rules, previous)),
+            jwks: issuer.jwks.as_ref().map(|rules| {
+                let same = sets.iter().find(|set: &&Arc<Jwks>| set.rules() == rules);
+                let set = same.cloned().unwrap_or_else(|| key_set(rules, previous));
+                sets.push(Arc::clone(&set));
+                set
+            }),
         })
     };
     let issuers = jwt.issuers.iter().map(issuer).collect::<Result<_, _>>()?;
@@ -297,12 +303,14 @@ fn jwt_verifier(jwt: &Jwt, previous: Option<&Policy>) -> Result<JwtVerifier, Key
     Ok(JwtVerifier::new(issuers, rules))
 }
 
-/// The set of before where its rules are the same: what was fetched stays good.
+/// The set of before where its source is the same: what was fetched stays good.
 fn key_set(rules: &JwksRules, previous: Option<&Policy>) -> Arc<Jwks> {
     let mut sets = previous.into_iter().flat_map(|policy| policy.auth.jwt.key_sets());
-    let kept = sets.find(|set| set.rules() == rules);
-    kept.cloned()
-        .unwrap_or_else(|| Arc::new(Jwks::new(rules.clone(), |fetched| METRICS.key_fetch(fetched))))
+    match sets.find(|set| set.rules().source == rules.source) {
+        Some(set) if set.rules() == rules => Arc::clone(set),
+        Some(set) => Arc::new(set.with_rules(rules.clone())),
+        None => Arc::new(Jwks::new(rules.clone(), |fetched| METRICS.key_fetch(fetched))),
+    }
 }
 
 /// The guard of before, unless its rule has changed.

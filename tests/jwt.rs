@@ -14,7 +14,7 @@ use support::token::unsigned;
 use support::{ALGORITHMS, Signer};
 use tollgate::auth::jwt::{Issuer, JwtError, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
-use tollgate::clock::UnixTime;
+use tollgate::clock::{ManualClock, UnixTime};
 
 const NOW: UnixTime = UnixTime::from_secs(1_000_000);
 const RULES: JwtRules = JwtRules { leeway: Duration::ZERO, require_record: true };
@@ -39,7 +39,7 @@ fn verifier(keys: Vec<VerificationKey>) -> JwtVerifier {
 }
 
 fn verify(verifier: &JwtVerifier, token: &str) -> Result<(), JwtError> {
-    verifier.verify(token, NOW).now_or_never().unwrap().map(drop)
+    verifier.verify(token, &ManualClock::new(NOW)).now_or_never().unwrap().map(drop)
 }
 
 fn encoded(text: &str) -> String {
@@ -387,6 +387,8 @@ fn times_are_numbers_in_range() {
         ("jti", json!(7), Ok(())),
         ("api_key", json!(""), Err(Invalid)),
         ("api_key", json!("k".repeat(257)), Err(Invalid)),
+        ("api_key", json!("a".repeat(64)), Err(Invalid)),
+        ("api_key", json!("A".repeat(64)), Ok(())),
         ("rate_limit", json!(0), Err(Invalid)),
         ("limits", json!(["1/fortnight"]), Err(Invalid)),
         ("plan", json!("a\nb"), Err(Invalid)),

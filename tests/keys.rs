@@ -132,10 +132,11 @@ fn the_last_good_set_survives_every_failure() {
     };
     let set = json!({ "keys": [signer.jwk(Some("a"))] }).to_string();
     let large = format!("{{\"keys\":[],\"x\":\"{}\"}}", "x".repeat(300 << 10));
-    let answers: [(&str, &str, Duration); 7] = [
+    let answers: [(&str, &str, Duration); 8] = [
         ("500 Internal Server Error", &set, Duration::ZERO),
         ("404 Not Found", "{\"keys\":[]}", Duration::ZERO),
-        ("302 Found", "", Duration::ZERO),
+        ("302 Found", r#"{"keys":[]}"#, Duration::ZERO),
+        ("204 No Content", "", Duration::ZERO),
         ("200 OK", "<html>", Duration::ZERO),
         ("200 OK", "{}", Duration::ZERO),
         ("200 OK", &large, Duration::ZERO),
@@ -175,6 +176,61 @@ fn an_issuer_that_is_away_at_the_start_is_waited_for_by_nobody_and_used_when_it_
     assert_eq!(get(&gateway, &token), unavailable());
     server.publish(&[signer.jwk(Some("a"))]);
     wait_for("the keys", || (get(&gateway, &token).0 == 200).then_some(()));
+}
+
+#[test]
+fn an_issuer_that_says_nothing_holds_up_no_start_and_is_not_taken_for_one_that_denies() {
+    let signer = Signer::new("ES256");
+    let (server, origin) = (KeyServer::start(), Origin::start());
+    server.publish(&[signer.jwk(Some("a"))]);
+    server.delay(Duration::from_secs(6));
+    let started = std::time::Instant::now();
+    let gateway = start(&server, &origin, ", timeout: 15s");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // The first token waits for the fetch that is under way, or is told that nothing is known.
+    let known = signer.token(Some("a"), &claims());
+    wait_for("the keys", || match get(&gateway, &known) {
+        (200, _) => Some(()),
+        other => {
+            assert_eq!(other, unavailable());
+            None
+        }
+    });
+    let brief = {
+        let mut claims = claims();
+        claims["exp"] = json!(now() + 2);
+        signer.token(Some("b"), &claims)
+    };
+    std::thread::sleep(Duration::from_secs(10));
+    // Whoever asked for an unknown key waits for the set that has it, and expires meanwhile.
+    server.publish(&[signer.jwk(Some("b"))]);
+    assert_eq!(get(&gateway, &brief), (401, "expired_token".into()));
+    gateway.reload(&std::fs::read_to_string(&gateway.config).unwrap().replace("15s", "1s"));
+    wait_for("the reload", || {
+        (metric(&gateway, "tollgate_config_generation") == 2.0).then_some(())
+    });
+    let known = signer.token(Some("b"), &claims());
+    assert_eq!(get(&gateway, &known).0, 200, "another timeout does not forget the keys");
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(get(&gateway, &signer.token(Some("c"), &claims())), unavailable());
+}
+
+#[test]
+fn a_key_without_a_name_does_not_hide_that_another_is_missing() {
+    let (fixed, published, later) =
+        (Signer::new("RS256"), Signer::new("RS256"), Signer::new("RS256"));
+    let (server, origin) = (KeyServer::start(), Origin::start());
+    server.publish(&[published.jwk(None)]);
+    let gateway = start(&server, &origin, "");
+    assert_eq!(get(&gateway, &published.token(None, &claims())).0, 200);
+    server.publish(&[later.jwk(None)]);
+    // By the next fetch, ten seconds after the first.
+    let token = later.token(None, &claims());
+    wait_for("the new key without a name", || (get(&gateway, &token).0 == 200).then_some(()));
+    server.publish(&[later.jwk(None), published.jwk(Some("named"))]);
+    let token = published.token(Some("named"), &claims());
+    wait_for("the named key", || (get(&gateway, &token).0 == 200).then_some(()));
+    assert_eq!(get(&gateway, &fixed.token(None, &claims())), invalid());
 }
 
 #[test]
@@ -218,6 +274,22 @@ upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}\nroutes: [ {{ prefix: /, upstre
     write(&[new.jwk(Some("new"))]);
     wait_for("the new key", || (get(&gateway, &second).0 == 200).then_some(()));
     assert_eq!(get(&gateway, &first), invalid());
+
+    // A reload reads it at once.
+    let slow =
+        std::fs::read_to_string(&gateway.config).unwrap().replace("refresh: 1s", "refresh: 1h");
+    gateway.reload(&slow);
+    let generation = |number: f64| {
+        wait_for("the reload", || {
+            (metric(&gateway, "tollgate_config_generation") == number).then_some(())
+        });
+    };
+    generation(2.0);
+    write(&[old.jwk(Some("old"))]);
+    assert_eq!(get(&gateway, &second).0, 200);
+    gateway.reload(&slow);
+    generation(3.0);
+    assert_eq!((get(&gateway, &first).0, get(&gateway, &second)), (200, invalid()));
 }
 
 #[test]

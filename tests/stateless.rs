@@ -80,10 +80,14 @@ fn claims_alone_say_what_a_token_may() {
         line["plan"] == "gold" && line["organization_id"] == "acme"
     });
 
-    // Records of the configuration win.
+    // Records of the configuration win, and claims say what they leave open.
     let known = ask(&gateway, "/", &token("known", json!({ "limits": ["9/day"] })), "known");
     assert_eq!(known.header("ratelimit-policy").unwrap(), "\"day\";q=3;w=86400");
     assert_eq!(status(&gateway, &token("banned", json!({}))), (401, "revoked_token".into()));
+    let narrow = token("known", json!({ "allowed_routes": ["/read"] }));
+    assert_eq!(status(&gateway, &narrow), (403, "route_not_permitted".into()));
+    let late = token("known", json!({ "expires_at": "2020-01-01T00:00:00Z" }));
+    assert_eq!(status(&gateway, &late), (401, "expired_token".into()));
 }
 
 #[test]
@@ -112,6 +116,12 @@ fn a_revocation_is_in_effect_at_once_and_ends_when_it_is_taken_back() {
     everywhere(&two, (200, ""));
     everywhere(&one, (401, "revoked_token"));
 
+    // Also where the configuration has a record.
+    let known = token("known", json!({ "jti": "three" }));
+    everywhere(&known, (200, ""));
+    redis.command(&["SET", "revoked:three", "1"]);
+    everywhere(&known, (401, "revoked_token"));
+
     // Missed while nobody could hear of it.
     redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
     redis.command(&["SET", "revoked:two", "1"]);
@@ -129,6 +139,12 @@ fn without_redis_it_is_not_known_who_is_revoked() {
     redis.kill();
     assert_eq!(status(&gateway, &known).0, 200, "known as good, for max_stale");
     assert_eq!(status(&gateway, &revoked), (401, "revoked_token".into()), "stays revoked");
+    let another = token("bob", json!({ "jti": "new" }));
+    assert_eq!(
+        status(&gateway, &another),
+        (401, "revoked_token".into()),
+        "and so does every other"
+    );
     let stranger = token("carol", json!({}));
     assert_eq!(status(&gateway, &stranger), (503, "store_unavailable".into()));
     wait_for("max_stale to be over", || {

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
+use super::key::public_id;
 use super::record::TokenRecord;
 use crate::clock::{AtomicMoment, Clock, Moment};
 use crate::store::{StoreError, TokenStore};
@@ -85,7 +86,8 @@ impl Source for Records {
         Ok(stored.and_then(|stored| match TokenRecord::read(id, &stored) {
             Ok(record) => Some(Arc::new(record)),
             Err(error) => {
-                warn!("token refused: record token:{id} cannot be read: {error}");
+                let id = public_id(id);
+                warn!("token refused: the record of {id} cannot be read: {error}");
                 None
             }
         }))
@@ -171,7 +173,7 @@ pub struct StoreCache<S: Source> {
     unknown: Cache<Arc<str>, Entry<S::Value>>,
     loads: Mutex<HashMap<Arc<str>, Load<S::Value>>>,
     heard: Heard,
-    /// Until when nothing is asked ahead of need, because that failed just now; in microseconds.
+    /// Until when nothing is asked ahead of need, because that failed just now.
     patient_until: AtomicMoment,
     on_lookup: fn(CacheOutcome),
 }
@@ -317,8 +319,10 @@ impl<S: Source> StoreCache<S> {
             true => (&self.known, &self.unknown),
             false => (&self.unknown, &self.known),
         };
-        keeps.insert(Arc::clone(id), entry.clone());
-        other.remove(id);
+        if counter.load(Ordering::Acquire) == changes {
+            keeps.insert(Arc::clone(id), entry.clone());
+            other.remove(id);
+        }
         if counter.load(Ordering::Acquire) != changes {
             // It changed while it was read: what was read may be what it was.
             keeps.remove(id);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::key::is_hash;
 use super::members::Members;
 use super::record::{Grant, TokenRecord};
 use crate::clock::UnixTime;
@@ -46,7 +47,7 @@ pub struct VerifiedClaims {
     pub nbf: UnixTime,
     /// What the token grants where its record does not say.
     pub grant: Option<Box<Grant>>,
-    /// Where no record is required: what stands in for it.
+    /// Where no record is required: what is known of the token without one.
     pub stateless: Option<Box<Stateless>>,
     /// Which issuer it was verified for, and by which set of its keys.
     pub verified_by: (u32, u32),
@@ -55,7 +56,7 @@ pub struct VerifiedClaims {
 /// A token that needs no record.
 #[derive(Debug, PartialEq)]
 pub struct Stateless {
-    /// The record that the claims make.
+    /// A record that says nothing.
     pub record: Arc<TokenRecord>,
     /// The token's own id (section 4.1.7), by which it can be revoked.
     pub jti: Option<Arc<str>>,
@@ -94,16 +95,19 @@ impl Claims {
         verified_by: (u32, u32),
     ) -> Result<VerifiedClaims, ClaimError> {
         let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError)?;
+        // The records of opaque keys are theirs alone.
+        if is_hash(&api_key) {
+            return Err(ClaimError);
+        }
         let exp = numeric_date(self.0.get("exp").ok_or(ClaimError)?)?;
         let nbf = self.0.get("nbf").map(numeric_date).transpose()?.unwrap_or_default();
         let grant = Grant::read(|name| self.0.get(name).cloned()).map_err(|_| ClaimError)?;
-        let (grant, stateless) = match require_record {
-            true if grant == Grant::default() => (None, None),
-            true => (Some(Box::new(grant)), None),
+        let grant = (grant != Grant::default()).then(|| Box::new(grant));
+        let stateless = match require_record {
+            true => None,
             false => {
-                let record = TokenRecord::of_claims(&api_key, grant).map_err(|_| ClaimError)?;
-                let stateless = Stateless { record: Arc::new(record), jti: self.name("jti")? };
-                (None, Some(Box::new(stateless)))
+                let record = TokenRecord::saying_nothing(&api_key).map_err(|_| ClaimError)?;
+                Some(Box::new(Stateless { record: Arc::new(record), jti: self.name("jti")? }))
             }
         };
         Ok(VerifiedClaims { api_key, exp, nbf, grant, stateless, verified_by })

@@ -31,6 +31,9 @@ const MAX_KEYS: usize = 100;
 /// How long after one fetch an unknown `kid` may lead to another.
 const REFETCH: Duration = Duration::from_secs(10);
 
+/// How much longer than a fetch may take is waited for one.
+const MARGIN: Duration = Duration::from_millis(500);
+
 /// How long after a failure the next try is, at first; the time doubles up to a minute, and to `refresh`.
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
@@ -48,7 +51,7 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            // What stands before the path may hold a password, what follows it a key.
+            // What follows the path may hold a key.
             Self::Url(url) => write!(f, "{}{}", url.origin().ascii_serialization(), url.path()),
         }
     }
@@ -112,6 +115,14 @@ impl Jwks {
         Self { rules, current, state, ended: watch::Sender::new(0), on_fetch }
     }
 
+    /// The same set, to be fetched by other rules from the same source.
+    pub fn with_rules(&self, rules: JwksRules) -> Self {
+        let (known, state) = (self.current.load_full(), self.state.lock());
+        let state = State { fetched: state.fetched, failures: state.failures, ..State::default() };
+        let (current, state) = (ArcSwap::new(known), Mutex::new(state));
+        Self { rules, current, state, ended: watch::Sender::new(0), on_fetch: self.on_fetch }
+    }
+
     /// What it was made for.
     pub fn rules(&self) -> &JwksRules {
         &self.rules
@@ -136,8 +147,21 @@ impl Jwks {
         }
     }
 
-    /// Waits for one fetch that began because a key was missed, unless there was one just now.
-    pub async fn refetch(self: &Arc<Self>) {
+    /// Fetches before requests are judged by a new policy: what is due, and files, which may have changed.
+    pub async fn learn(self: &Arc<Self>) {
+        match self.rules.source {
+            Source::Url(_) => self.refresh().await,
+            Source::File(_) => {
+                if let Some(fetch) = self.begin(|_, _| true) {
+                    fetch.run().await;
+                }
+            }
+        }
+    }
+
+    /// Waits for one fetch that began because a key was missed, unless there was one just now. Whether
+    /// nothing is left to wait for.
+    pub async fn refetch(self: &Arc<Self>) -> bool {
         let mut ended = self.ended.subscribe();
         let may = |state: &State, now: Instant| {
             state.began.is_none_or(|began| now.duration_since(began) >= REFETCH)
@@ -145,10 +169,11 @@ impl Jwks {
         match self.begin(may) {
             // A task of its own: whoever asked may leave.
             Some(fetch) => drop(tokio::spawn(fetch.run())),
-            None if !self.state.lock().fetching => return,
+            None if !self.state.lock().fetching => return true,
             None => {}
         }
-        let _ = timeout(self.rules.timeout, ended.changed()).await;
+        // The fetch has the same time, and ends a little later than it.
+        timeout(self.rules.timeout + MARGIN, ended.changed()).await.is_ok()
     }
 
     fn begin(self: &Arc<Self>, may: impl Fn(&State, Instant) -> bool) -> Option<Fetch> {
@@ -194,7 +219,8 @@ impl Jwks {
             }
             Err(error) => {
                 if state.failures == 0 {
-                    warn!("keys of {source} cannot be fetched, those known stay: {error}");
+                    let known = self.current.load().keys.len();
+                    warn!("keys of {source} cannot be fetched, {known} known ones stay: {error}");
                 }
                 state.failures = state.failures.saturating_add(1);
                 (self.on_fetch)(false);
@@ -226,7 +252,7 @@ impl Drop for Fetch {
 fn fetch(source: &Source, timeout: Duration) -> Result<String, FetchError> {
     match source {
         Source::File(path) => read_file(path),
-        Source::Url(url) => get(url, timeout).map_err(|error| FetchError(error.to_string())),
+        Source::Url(url) => get(url, timeout),
     }
 }
 
@@ -242,7 +268,8 @@ fn read_file(path: &PathBuf) -> Result<String, FetchError> {
     }
 }
 
-fn get(url: &Url, timeout: Duration) -> Result<String, ureq::Error> {
+fn get(url: &Url, timeout: Duration) -> Result<String, FetchError> {
+    let failed = |error: ureq::Error| FetchError(error.to_string());
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::PlatformVerifier)
         .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
@@ -255,8 +282,12 @@ fn get(url: &Url, timeout: Duration) -> Result<String, ureq::Error> {
         .tls_config(tls)
         .build()
         .into();
-    let mut answer = agent.get(url.as_str()).header("accept", "application/json").call()?;
-    answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()
+    let request = agent.get(url.as_str()).header("accept", "application/json");
+    let mut answer = request.call().map_err(failed)?;
+    if answer.status() != 200 {
+        return Err(FetchError(format!("http status: {}", answer.status().as_u16())));
+    }
+    answer.body_mut().with_config().limit(MAX_BYTES).read_to_string().map_err(failed)
 }
 
 /// Whether a set can be read from `source` now. Blocks; does not ask others.

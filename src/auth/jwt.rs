@@ -1,5 +1,5 @@
-//! JSON Web Tokens (RFC 7519), verified by the practice of RFC 8725: the configured key fixes the
-//! algorithm, `exp` is required, and nothing a token says chooses how it is checked.
+//! JSON Web Tokens (RFC 7519), verified by the practice of RFC 8725: a token's `iss` and `kid` choose among
+//! the configured keys, the key fixes the algorithm, and `exp` is required.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,13 @@ use serde::de::IgnoredAny;
 use super::claims::{Claims, MAX_NAME, VerifiedClaims};
 use super::jwks::Jwks;
 use super::verification::{Algorithm, VerificationKey};
-use crate::clock::UnixTime;
+use crate::clock::Clock;
 
-/// Memory for verified tokens, in bytes of token text and a fixed share for each entry.
+/// Memory for verified tokens, in bytes of token text and fixed shares for each entry and route.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const CACHE_ENTRY_BYTES: u64 = 300;
+/// What a permitted route takes besides its text.
+const CACHE_ROUTE_BYTES: u64 = 40;
 const CACHE_ENTRIES: usize = 100_000;
 
 /// Longest signature, in bytes: that of an RSA key of 8192 bits.
@@ -64,8 +66,10 @@ pub struct JwtRules {
 struct ByteWeight;
 
 impl Weighter<Arc<str>, Arc<VerifiedClaims>> for ByteWeight {
-    fn weight(&self, token: &Arc<str>, _: &Arc<VerifiedClaims>) -> u64 {
-        token.len() as u64 + CACHE_ENTRY_BYTES
+    fn weight(&self, token: &Arc<str>, claims: &Arc<VerifiedClaims>) -> u64 {
+        let routes = claims.grant.as_ref().and_then(|grant| grant.allowed_routes.as_ref());
+        let routes = routes.map_or(0, |routes| routes.len() as u64 * CACHE_ROUTE_BYTES);
+        token.len() as u64 + CACHE_ENTRY_BYTES + routes
     }
 }
 
@@ -94,30 +98,29 @@ impl JwtVerifier {
         self.issuers.iter().filter_map(|issuer| issuer.jwks.as_ref())
     }
 
-    /// The claims of `token` if it is valid at `now`.
+    /// The claims of `token` if it is valid.
     ///
     /// # Errors
     /// [`JwtError`]; expiry is only reported of a token whose signature is right.
     pub async fn verify(
         &self,
         token: &str,
-        now: UnixTime,
+        clock: &dyn Clock,
     ) -> Result<Arc<VerifiedClaims>, JwtError> {
-        let claims = match self.remembered(token) {
-            Some(claims) => claims,
-            None => {
-                let claims = Arc::new(self.verify_signature(token).await?);
-                if claims.exp + self.rules.leeway > now {
-                    self.verified.insert(token.into(), Arc::clone(&claims));
-                }
-                claims
-            }
+        let (claims, known) = match self.remembered(token) {
+            Some(claims) => (claims, true),
+            None => (Arc::new(self.verify_signature(token).await?), false),
         };
+        // Only now, for keys may have been waited for.
+        let now = clock.now();
         if claims.exp + self.rules.leeway <= now {
             return Err(JwtError::Expired);
         }
         if claims.nbf > now + self.rules.leeway {
             return Err(JwtError::Invalid);
+        }
+        if !known {
+            self.verified.insert(token.into(), Arc::clone(&claims));
         }
         Ok(claims)
     }
@@ -136,10 +139,12 @@ impl JwtVerifier {
             (Checked::Right(generation), _) => generation,
             (Checked::Wrong, _) | (Checked::NoKey, None) => return Err(JwtError::Invalid),
             (Checked::NoKey, Some(jwks)) => {
-                jwks.refetch().await;
+                let fetched = jwks.refetch().await;
                 match issuer.check(&token) {
                     Checked::Right(generation) => generation,
-                    Checked::NoKey if jwks.is_in_doubt() => return Err(JwtError::KeysUnavailable),
+                    Checked::NoKey if !fetched || jwks.is_in_doubt() => {
+                        return Err(JwtError::KeysUnavailable);
+                    }
                     Checked::NoKey | Checked::Wrong => return Err(JwtError::Invalid),
                 }
             }
@@ -167,9 +172,9 @@ impl JwtVerifier {
 enum Checked {
     /// The signature is right; by which set of keys.
     Right(u32),
-    /// There is a key, and the signature is not its.
+    /// The signature is not of the key that it has to be of.
     Wrong,
-    /// No key is known that it could be of.
+    /// It is of none of the keys that are known.
     NoKey,
 }
 
@@ -187,9 +192,10 @@ impl Issuer {
         let named = |kid: Option<&str>| {
             keys().find(|key| key.kid() == kid && key.algorithm() == token.algorithm)
         };
+        let is_known = kid.is_some() && keys().any(|key| key.kid() == kid);
         // A key without a name is for tokens that name none that is known; an only key needs no name.
         let key = match kid {
-            Some(_) if keys().any(|key| key.kid() == kid) => named(kid),
+            Some(_) if is_known => named(kid),
             Some(_) => named(None),
             None => named(None).or_else(|| {
                 let mut keys = keys().filter(|key| key.algorithm() == token.algorithm);
@@ -198,9 +204,8 @@ impl Issuer {
         };
         match key {
             Some(key) if key.verify(token.message, &token.signature) => Checked::Right(generation),
-            Some(_) => Checked::Wrong,
-            None if keys().any(|key| kid.is_some() && key.kid() == kid) => Checked::Wrong,
-            None => Checked::NoKey,
+            _ if is_known => Checked::Wrong,
+            _ => Checked::NoKey,
         }
     }
 }
@@ -262,6 +267,7 @@ fn is_access_token(typ: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crate::clock::{ManualClock, UnixTime};
     use futures_util::FutureExt as _;
     use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
     use serde_json::{Value, json};
@@ -289,7 +295,7 @@ mod tests {
     impl JwtVerifier {
         /// Without key sets nothing is waited for.
         fn verify_now(&self, token: &str, now: UnixTime) -> Result<Arc<VerifiedClaims>, JwtError> {
-            self.verify(token, now).now_or_never().unwrap()
+            self.verify(token, &ManualClock::new(now)).now_or_never().unwrap()
         }
     }
 

@@ -7,7 +7,10 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Vis
 use serde_json::Value;
 
 /// The members of an object that mean something; others were passed over.
-pub struct Members(Vec<(&'static str, Value)>);
+pub struct Members {
+    known: &'static [&'static str],
+    values: Vec<(&'static str, Value)>,
+}
 
 impl Members {
     /// Reads `json`, an object, as far as its members are `known`.
@@ -21,9 +24,10 @@ impl Members {
         Ok(members)
     }
 
-    /// The member, if the object has it.
+    /// The member, which is a known one, if the object has it.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+        debug_assert!(self.known.contains(&name), "{name} is never read");
+        self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 }
 
@@ -55,6 +59,6 @@ impl<'de> Visitor<'de> for Known {
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(Members(members))
+        Ok(Members { known: self.0, values: members })
     }
 }

@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures_util::future::join;
 use http::HeaderMap;
 
-use crate::clock::UnixTime;
+use crate::clock::{Clock, UnixTime};
 use crate::store::StoreError;
 
 pub mod cache;
@@ -157,12 +158,12 @@ impl Authenticator {
         &self,
         rules: &AuthRules,
         headers: &HeaderMap,
-        now: UnixTime,
+        clock: &dyn Clock,
     ) -> Result<Principal, AuthError> {
         let (id, claims) = match Credential::from_headers(headers)? {
             None => return Err(AuthError::Missing),
             Some(Credential::Jwt(token)) => {
-                let claims = rules.jwt.verify(token, now).await?;
+                let claims = rules.jwt.verify(token, clock).await?;
                 (Arc::clone(&claims.api_key), Some(claims))
             }
             Some(Credential::Opaque(key)) => {
@@ -170,9 +171,12 @@ impl Authenticator {
             }
         };
         let stateless = claims.as_ref().and_then(|claims| claims.stateless.as_deref());
+        if let Some(stateless) = stateless {
+            self.must_not_be_revoked(&id, stateless).await?;
+        }
         let record = match (rules.records.get(&id), stateless) {
             (Some(record), _) => Arc::clone(record),
-            (None, Some(stateless)) => self.unless_revoked(&id, stateless).await?,
+            (None, Some(stateless)) => Arc::clone(&stateless.record),
             (None, None) => self.stored_record(&id).await?,
         };
         if record.disabled {
@@ -180,7 +184,7 @@ impl Authenticator {
         }
         let principal = Principal { record, claims };
         match principal.expires_at() {
-            Some(at) if at <= now => Err(AuthError::Expired),
+            Some(at) if at <= clock.now() => Err(AuthError::Expired),
             _ => Ok(principal),
         }
     }
@@ -191,20 +195,24 @@ impl Authenticator {
         record.ok_or(AuthError::Invalid)
     }
 
-    /// The record that stands in for one, unless the token or all tokens of its api_key are revoked.
-    async fn unless_revoked(
+    /// Refuses the token if it, or every token of its api_key, is revoked.
+    async fn must_not_be_revoked(
         &self,
         api_key: &Arc<str>,
         stateless: &Stateless,
-    ) -> Result<Arc<TokenRecord>, AuthError> {
-        if let Some(store) = &self.store {
-            for id in stateless.jti.iter().chain([api_key]) {
-                let revoked = store.revocations.get(id).await;
-                if revoked.map_err(AuthError::StoreUnavailable)? {
-                    return Err(AuthError::Revoked);
-                }
+    ) -> Result<(), AuthError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let of_token = async {
+            match &stateless.jti {
+                Some(jti) => store.revocations.get(jti).await,
+                None => Ok(false),
             }
+        };
+        match join(of_token, store.revocations.get(api_key)).await {
+            // What one of them knows counts although the other knows nothing.
+            (Ok(true), _) | (_, Ok(true)) => Err(AuthError::Revoked),
+            (Err(error), _) | (_, Err(error)) => Err(AuthError::StoreUnavailable(error)),
+            (Ok(false), Ok(false)) => Ok(()),
         }
-        Ok(Arc::clone(&stateless.record))
     }
 }

@@ -180,12 +180,12 @@ impl TokenRecord {
         Self::new(id, disabled, Grant::read(member)?)
     }
 
-    /// The record that the claims of a JWT stand for.
+    /// The record of a token that has none: everything is left to its claims.
     ///
     /// # Errors
     /// [`RecordError`] when the token cannot be named in a header field.
-    pub fn of_claims(api_key: &Arc<str>, grant: Grant) -> Result<Self, RecordError> {
-        Self::new(api_key, false, grant)
+    pub fn saying_nothing(api_key: &Arc<str>) -> Result<Self, RecordError> {
+        Self::new(api_key, false, Grant::default())
     }
 
     fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {

@@ -10,7 +10,7 @@ use futures_util::future::{join, join_all};
 use log::error;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::{BackgroundService, GenBackgroundService};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::reload::Reload;
 use crate::limit::ledger::Ledger;
@@ -30,6 +30,9 @@ const RESOLVE: Duration = Duration::from_secs(30);
 
 /// How often is looked whether keys are to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
+
+/// How long a new policy waits for issuers' keys.
+const LEARN: Duration = Duration::from_secs(2);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_millis(250);
@@ -144,8 +147,9 @@ impl BackgroundService for Background {
 
 /// Learns what requests under a new policy will need: the addresses of names, and issuers' keys.
 pub async fn learn(policy: &Policy) {
-    let keys = join_all(policy.auth.jwt.key_sets().map(|set| set.refresh()));
-    join(resolve(policy.upstreams()), keys).await;
+    let keys = join_all(policy.auth.jwt.key_sets().map(|set| set.learn()));
+    // An issuer that is away holds up neither the start nor a reload; its keys are fetched on.
+    let _ = join(resolve(policy.upstreams()), timeout(LEARN, keys)).await;
 }
 
 /// Spawns a task that should never end, and starts it again when it does, whatever ended it.

@@ -10,6 +10,16 @@ impl PathPatterns {
         Self(patterns)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a pattern matches the canonical `path`.
     pub fn permit(&self, path: &str) -> bool {
         self.0.is_empty()

@@ -59,6 +59,15 @@ fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {
     };
     if only.keys.as_ref().is_some_and(|keys| !keys.is_empty()) || only.jwks.is_some() {
         issuers.push(issuer(only, at, report));
+    } else {
+        for (name, written) in [("issuer", &only.issuer), ("audience", &only.audience)] {
+            if written.is_some() && !report.has_fault_within(&at.key("keys")) {
+                report.fault(
+                    &at.key(name),
+                    "is for the tokens of keys or jwks beside it; write those, or it under issuers",
+                );
+            }
+        }
     }
     for (i, written) in written.issuers.unwrap_or_default().into_iter().enumerate() {
         let at = at.key("issuers").index(i);
@@ -66,7 +75,8 @@ fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {
         if written.issuer.is_none() {
             report.fault(&at.key("issuer"), "is missing; write the iss of its tokens");
         }
-        if written.keys.is_none() && written.jwks.is_none() && !report.is_broken(&at.key("jwks")) {
+        let has_keys = written.keys.as_ref().is_some_and(|keys| !keys.is_empty());
+        if !has_keys && written.jwks.is_none() && !report.has_fault_within(&at) {
             report.fault(&at, "has no keys; write keys or jwks");
         }
         let issuer = issuer(written, &at, report);
