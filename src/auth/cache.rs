@@ -7,6 +7,7 @@
 //! store is away, records that were good stay usable for a bounded time, and nothing else does.
 
 use std::collections::{HashMap, VecDeque};
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use ahash::RandomState;
 use async_trait::async_trait;
 use log::warn;
 use parking_lot::Mutex;
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
@@ -51,7 +53,7 @@ pub enum CacheOutcome {
 pub struct CacheRules {
     /// How long a record is used without asking again, if nothing is heard of it.
     pub ttl: Duration,
-    /// Most records kept.
+    /// Most records kept; one that is larger than a kibibyte counts as several.
     pub entries: usize,
     /// How much longer while the store is away.
     pub max_stale: Duration,
@@ -68,6 +70,9 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`] when it did not answer.
     async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError>;
+
+    /// How large the answer is, in bytes, as far as that differs from one to another.
+    fn bytes(value: &Self::Value) -> usize;
 
     /// Whether the answer is about something the store knows. Others anybody can make up: they are kept
     /// apart and briefly, and do not stand in while the store is away.
@@ -93,6 +98,10 @@ impl Source for Records {
         }))
     }
 
+    fn bytes(record: &Self::Value) -> usize {
+        record.as_ref().map_or(0, |record| record.bytes())
+    }
+
     fn is_known(record: &Self::Value) -> bool {
         record.is_some()
     }
@@ -107,6 +116,10 @@ impl Source for Revocations {
 
     async fn ask(&self, id: &Arc<str>) -> Result<bool, StoreError> {
         self.0.is_revoked(id).await
+    }
+
+    fn bytes(_: &bool) -> usize {
+        0
     }
 
     /// Only who has a token that was verified gets here.
@@ -162,6 +175,23 @@ impl Heard {
     }
 }
 
+/// An entry that is larger than so many bytes counts as several.
+const ENTRY_BYTES: usize = 1024;
+
+struct Size<S>(PhantomData<S>);
+
+impl<S> Clone for Size<S> {
+    fn clone(&self) -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<S: Source> Weighter<Arc<str>, Entry<S::Value>> for Size<S> {
+    fn weight(&self, _: &Arc<str>, entry: &Entry<S::Value>) -> u64 {
+        1 + (S::bytes(&entry.value) / ENTRY_BYTES) as u64
+    }
+}
+
 type Load<V> = Arc<OnceCell<Result<Entry<V>, StoreError>>>;
 
 /// The cache in front of a [`Source`].
@@ -169,7 +199,7 @@ pub struct StoreCache<S: Source> {
     source: S,
     clock: Arc<dyn Clock>,
     rules: CacheRules,
-    known: Cache<Arc<str>, Entry<S::Value>>,
+    known: Cache<Arc<str>, Entry<S::Value>, Size<S>>,
     unknown: Cache<Arc<str>, Entry<S::Value>>,
     loads: Mutex<HashMap<Arc<str>, Load<S::Value>>>,
     heard: Heard,
@@ -196,7 +226,7 @@ impl<S: Source> StoreCache<S> {
             source,
             clock,
             rules,
-            known: Cache::new(rules.entries),
+            known: Cache::with_weighter(rules.entries, rules.entries as u64, Size(PhantomData)),
             unknown: Cache::new(rules.entries.min(UNKNOWN_ENTRIES)),
             loads: Mutex::default(),
             heard: Heard::new(),
@@ -315,17 +345,20 @@ impl<S: Source> StoreCache<S> {
         let changes = counter.load(Ordering::Acquire);
         let value = self.source.ask(id).await?;
         let entry = Entry { value, loaded_at, era };
-        let (keeps, other) = match S::is_known(&entry.value) {
-            true => (&self.known, &self.unknown),
-            false => (&self.unknown, &self.known),
-        };
-        if counter.load(Ordering::Acquire) == changes {
-            keeps.insert(Arc::clone(id), entry.clone());
-            other.remove(id);
+        let is_unchanged = || counter.load(Ordering::Acquire) == changes;
+        if is_unchanged() {
+            if S::is_known(&entry.value) {
+                self.known.insert(Arc::clone(id), entry.clone());
+                self.unknown.remove(id);
+            } else {
+                self.unknown.insert(Arc::clone(id), entry.clone());
+                self.known.remove(id);
+            }
         }
-        if counter.load(Ordering::Acquire) != changes {
+        if !is_unchanged() {
             // It changed while it was read: what was read may be what it was.
-            keeps.remove(id);
+            self.known.remove(id);
+            self.unknown.remove(id);
         }
         Ok(entry)
     }
@@ -561,5 +594,21 @@ mod tests {
             assert!(cache.get(id).await.unwrap().is_some());
         }
         assert_eq!(store.asked.load(Ordering::SeqCst), asked);
+    }
+
+    #[tokio::test]
+    async fn large_records_take_the_place_of_several() {
+        let (store, _, cache) = cache();
+        let routes: Vec<String> = (0..200).map(|nth| format!("/{nth:0200}")).collect();
+        let record = serde_json::json!({ "allowed_routes": routes }).to_string();
+        store.answers(Ok(Some(&record)));
+        for nth in 0..200 {
+            cache.get(&format!("large-{nth}").into()).await.unwrap();
+        }
+        assert!(
+            cache.known.len() <= 3,
+            "{} records of 45 KiB in the place of 100",
+            cache.known.len()
+        );
     }
 }

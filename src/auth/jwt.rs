@@ -19,8 +19,6 @@ use crate::clock::Clock;
 /// Memory for verified tokens, in bytes of token text and fixed shares for each entry and route.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const CACHE_ENTRY_BYTES: u64 = 300;
-/// What a permitted route takes besides its text.
-const CACHE_ROUTE_BYTES: u64 = 40;
 const CACHE_ENTRIES: usize = 100_000;
 
 /// Longest signature, in bytes: that of an RSA key of 8192 bits.
@@ -68,7 +66,7 @@ struct ByteWeight;
 impl Weighter<Arc<str>, Arc<VerifiedClaims>> for ByteWeight {
     fn weight(&self, token: &Arc<str>, claims: &Arc<VerifiedClaims>) -> u64 {
         let routes = claims.grant.as_ref().and_then(|grant| grant.allowed_routes.as_ref());
-        let routes = routes.map_or(0, |routes| routes.len() as u64 * CACHE_ROUTE_BYTES);
+        let routes = routes.map_or(0, |routes| routes.bytes() as u64);
         token.len() as u64 + CACHE_ENTRY_BYTES + routes
     }
 }

@@ -16,6 +16,9 @@ use crate::quota::{Algorithm, RateError};
 use crate::route::pattern::PathPatterns;
 use crate::store::StoredRecord;
 
+/// What a limit takes, with the groups that are made of it, in bytes.
+const RULE_BYTES: usize = 256;
+
 /// The members that mean something; others are passed over.
 const KNOWN: [&str; 8] = [
     "api_key",
@@ -186,6 +189,18 @@ impl TokenRecord {
     /// [`RecordError`] when the token cannot be named in a header field.
     pub fn saying_nothing(api_key: &Arc<str>) -> Result<Self, RecordError> {
         Self::new(api_key, false, Grant::default())
+    }
+
+    /// How large it is, in bytes, as far as the store has a say in it.
+    pub fn bytes(&self) -> usize {
+        let Grant { rate, allowed_routes, plan, organization_id, .. } = &self.grant;
+        let names = [plan, organization_id].into_iter().flatten().map(|name| name.as_str().len());
+        let routes = allowed_routes.as_ref().map_or(0, PathPatterns::bytes);
+        let rules = match rate {
+            Some(RateRule::Limits(own)) => own.rules.len() * RULE_BYTES,
+            Some(RateRule::Bare(_)) | None => 0,
+        };
+        names.sum::<usize>() + routes + rules
     }
 
     fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {

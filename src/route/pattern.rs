@@ -10,14 +10,9 @@ impl PathPatterns {
         Self(patterns)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// What they take, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|pattern| size_of::<String>() + pattern.capacity()).sum()
     }
 
     /// Whether a pattern matches the canonical `path`.
