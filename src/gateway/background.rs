@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use futures_util::future::{join, join_all};
 use log::error;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::services::background::{BackgroundService, GenBackgroundService};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::reload::Reload;
 use crate::limit::ledger::Ledger;
@@ -30,9 +29,6 @@ const RESOLVE: Duration = Duration::from_secs(30);
 
 /// How often is looked whether keys are to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
-
-/// How long a new policy waits for issuers' keys.
-const LEARN: Duration = Duration::from_secs(2);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_millis(250);
@@ -143,13 +139,6 @@ impl BackgroundService for Background {
         });
         let _ = shutdown.wait_for(|down| *down).await;
     }
-}
-
-/// Learns what requests under a new policy will need: the addresses of names, and issuers' keys.
-pub async fn learn(policy: &Policy) {
-    let keys = join_all(policy.auth.jwt.key_sets().map(|set| set.learn()));
-    // An issuer that is away holds up neither the start nor a reload; its keys are fetched on.
-    let _ = join(resolve(policy.upstreams()), timeout(LEARN, keys)).await;
 }
 
 /// Spawns a task that should never end, and starts it again when it does, whatever ended it.

@@ -28,6 +28,7 @@ use crate::telemetry::metrics::METRICS;
 
 pub mod background;
 pub mod echo;
+pub mod learn;
 pub mod listeners;
 pub mod reload;
 pub mod shutdown;
@@ -169,7 +170,7 @@ fn make_ready(policy: &Policy) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(|error| StartError::System(format!("no event loop: {error}")))?;
-    runtime.block_on(background::learn(policy));
+    runtime.block_on(learn::learn(policy));
     runtime.shutdown_background();
     Ok(())
 }

@@ -9,7 +9,7 @@ use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Load;
-use super::background::learn;
+use super::learn::learn;
 use crate::config::Config;
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;

@@ -6,8 +6,10 @@
 
 mod client;
 mod cluster;
+mod keys;
 mod node;
 pub(crate) mod place;
+mod questions;
 mod quota;
 mod scripts;
 mod takes;

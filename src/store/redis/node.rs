@@ -21,9 +21,9 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use super::keys::{RECORD_PREFIX, REVOKED_PREFIX};
+use super::questions::Takes;
 use super::scripts::{SCRIPTS, Script};
-use super::takes::Takes;
-use super::tokens::{PREFIX as RECORD_PREFIX, REVOKED_PREFIX};
 use super::{OnRecordChange, RecordChange};
 use crate::store::breaker::{Breaker, Transition};
 

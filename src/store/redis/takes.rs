@@ -7,18 +7,19 @@
 //! questions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fred::error::{Error, ErrorKind};
 use fred::types::{Key, Value};
 use futures_util::future::join_all;
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::node::Session;
+pub(super) use super::questions::Question;
+use super::questions::Take;
 use super::scripts::TAKE;
 use crate::clock::UnixTime;
 use crate::quota::Standing;
@@ -27,35 +28,8 @@ use crate::store::Grant;
 /// Most subjects of one call: Redis does nothing else meanwhile.
 const MOST_TOGETHER: usize = 64;
 
-/// What one subject asks for, as `scripts/take.lua` reads it.
-pub(super) struct Question {
-    /// The counters of its limits.
-    pub(super) keys: Vec<Key>,
-    /// What its limits are.
-    pub(super) limits: Vec<Value>,
-    /// How many requests it asks for.
-    pub(super) wanted: Value,
-}
-
 /// How Redis says that the keys of one call are not all where it was sent.
 const APART: &str = "CROSSSLOT";
-
-/// The questions that go with the next call of a connection.
-#[derive(Default)]
-pub(super) struct Takes {
-    waiting: Mutex<Vec<Take>>,
-    /// Whether several subjects cannot be asked about in one call, because the server, or one of those
-    /// it stands for, does not hold the keys of all of them.
-    apart: AtomicBool,
-}
-
-struct Take {
-    question: Question,
-    answer: oneshot::Sender<Answer>,
-}
-
-/// `None` where only a call of its own can tell more.
-type Answer = Result<Option<Grant>, Error>;
 
 /// Asks `question` together with whatever else is asked for now.
 pub(super) async fn take(

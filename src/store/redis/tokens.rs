@@ -17,14 +17,9 @@ use futures_util::future::join_all;
 
 use super::RedisStore;
 use super::client::{Connection, IMPORT, PUT, SHORTEN};
+use super::keys::{RECORD_PREFIX, record_key, revocation_key};
 use crate::clock::UnixTime;
 use crate::store::{StoreError, StoredRecord, TokenStore};
-
-/// What the keys of records start with.
-pub(super) const PREFIX: &str = "token:";
-
-/// What the keys of revocations start with.
-pub(super) const REVOKED_PREFIX: &str = "revoked:";
 
 /// How many keys Redis is asked to look at for one page, at most.
 const PAGE_KEYS: usize = 500;
@@ -99,7 +94,7 @@ pub enum Imported {
 impl TokenStore for RedisStore {
     async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError> {
         let record = async |redis: Arc<Connection>| {
-            let key = key(id);
+            let key = record_key(id);
             redis.at_key(&key, async |session| read(&session.client, &key).await).await
         };
         self.client.call("record", record).await
@@ -127,7 +122,7 @@ impl RedisStore {
     ) -> Result<(), StoreError> {
         let input = || {
             let arguments = std::iter::once(expiry(expires_at)).chain(pairs(fields)).collect();
-            (vec![key(id)], arguments)
+            (vec![record_key(id)], arguments)
         };
         self.client.call("put", async |redis| redis.eval::<()>(PUT, input).await).await
     }
@@ -152,7 +147,7 @@ impl RedisStore {
         replace: bool,
     ) -> Vec<Result<Imported, StoreError>> {
         let input = || {
-            let keys = batch.iter().map(|record| key(&record.id)).collect();
+            let keys = batch.iter().map(|record| record_key(&record.id)).collect();
             let mut arguments = vec![Value::from(i64::from(replace))];
             for record in batch {
                 arguments.push(expiry(record.expires_at));
@@ -186,7 +181,7 @@ impl RedisStore {
     ) -> Result<bool, StoreError> {
         let input = || {
             let arguments = vec![expiry(Some(expires_at)), before.into(), after.into()];
-            (vec![key(id)], arguments)
+            (vec![record_key(id)], arguments)
         };
         self.client.call("shorten", async |redis| redis.eval(SHORTEN, input).await).await
     }
@@ -197,7 +192,7 @@ impl RedisStore {
     /// [`StoreError`] when Redis did not answer in time.
     pub async fn kept_for(&self, id: &str) -> Result<Option<Duration>, StoreError> {
         let left = async |redis: Arc<Connection>| {
-            let key = key(id);
+            let key = record_key(id);
             redis.at_key(&key, async |session| session.client.pttl::<i64, _>(&key).await).await
         };
         let left_ms = self.client.call("expiry", left).await?;
@@ -210,7 +205,7 @@ impl RedisStore {
     /// [`StoreError`] when Redis did not answer in time; the record may be gone nevertheless.
     pub async fn delete(&self, id: &str) -> Result<bool, StoreError> {
         let delete = async |redis: Arc<Connection>| {
-            let key = key(id);
+            let key = record_key(id);
             redis.at_key(&key, async |session| session.client.del(&key).await).await
         };
         self.client.call("delete", delete).await
@@ -254,7 +249,7 @@ impl RedisStore {
         beginning: &str,
         keys: usize,
     ) -> Result<TokenPage, StoreError> {
-        let pattern = format!("{PREFIX}{beginning}*");
+        let pattern = format!("{RECORD_PREFIX}{beginning}*");
         let count = u32::try_from(keys.clamp(1, PAGE_KEYS)).ok();
         let page = async |redis: Arc<Connection>| {
             let scan = async |client: &Client| -> Result<(u64, Vec<Key>), Error> {
@@ -267,7 +262,7 @@ impl RedisStore {
                 cursor => Some(PageStart { cursor, ..start }),
             };
             let id = |key: &Key| {
-                key.as_str().and_then(|key| key.strip_prefix(PREFIX)).map(str::to_owned)
+                key.as_str().and_then(|key| key.strip_prefix(RECORD_PREFIX)).map(str::to_owned)
             };
             Ok(TokenPage { ids: keys.iter().filter_map(id).collect(), next })
         };
@@ -306,14 +301,6 @@ fn expiry(at: Option<UnixTime>) -> Value {
 
 fn pairs(fields: &[(String, String)]) -> impl Iterator<Item = Value> {
     fields.iter().flat_map(|(name, value)| [name.as_str().into(), value.as_str().into()])
-}
-
-fn revocation_key(id: &str) -> Key {
-    format!("{REVOKED_PREFIX}{id}").into()
-}
-
-fn key(id: &str) -> Key {
-    format!("{PREFIX}{id}").into()
 }
 
 #[cfg(test)]

@@ -1,0 +1,38 @@
+//! Questions for quota that wait to be asked together. How they are asked is the business of `takes`.
+
+use std::sync::atomic::AtomicBool;
+
+use fred::error::Error;
+use fred::types::{Key, Value};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::store::Grant;
+
+/// What one subject asks for, as `scripts/take.lua` reads it.
+pub(super) struct Question {
+    /// The counters of its limits.
+    pub(super) keys: Vec<Key>,
+    /// What its limits are.
+    pub(super) limits: Vec<Value>,
+    /// How many requests it asks for.
+    pub(super) wanted: Value,
+}
+
+/// The questions that go with the next call of a connection.
+#[derive(Default)]
+pub(super) struct Takes {
+    pub(super) waiting: Mutex<Vec<Take>>,
+    /// Whether several subjects cannot be asked about in one call, because the server, or one of those
+    /// it stands for, does not hold the keys of all of them.
+    pub(super) apart: AtomicBool,
+}
+
+/// A question, and where its answer goes.
+pub(super) struct Take {
+    pub(super) question: Question,
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// `None` where only a call of its own can tell more.
+pub(super) type Answer = Result<Option<Grant>, Error>;
