@@ -140,8 +140,8 @@ struct Entry<V> {
 struct Heard {
     hasher: RandomState,
     era: AtomicU64,
-    /// When the last eras ended, the latest last.
-    ends: Mutex<VecDeque<Moment>>,
+    /// Eras and when they ended, the latest last. One that is missing ended later than those before it.
+    ends: Mutex<VecDeque<(u64, Moment)>>,
     /// How often something changed, by the hash of its id: what is loaded meanwhile is not kept.
     changes: [AtomicU64; CHANGE_COUNTERS],
 }
@@ -166,12 +166,23 @@ impl Heard {
         &self.changes[self.hasher.hash_one(id) as usize % CHANGE_COUNTERS]
     }
 
-    /// When `era` ended, if it has.
-    fn end_of(&self, era: u64) -> Option<Option<Moment>> {
+    /// Ends the present era.
+    fn end_era(&self, now: Moment, max_stale: Duration) {
+        let mut ends = self.ends.lock();
+        ends.push_back((self.era.fetch_add(1, Ordering::AcqRel), now));
+        // What was right so long ago is not used any more.
+        while ends.front().is_some_and(|(_, end)| now - *end > max_stale) {
+            ends.pop_front();
+        }
+        if ends.len() > MAX_ERAS {
+            ends.remove(1);
+        }
+    }
+
+    /// When `era` ended, or something before that; `None` if that is longer ago than matters.
+    fn end_of(&self, era: u64) -> Option<Moment> {
         let ends = self.ends.lock();
-        let since = self.era.load(Ordering::Acquire).checked_sub(era).filter(|since| *since > 0)?;
-        let back = usize::try_from(since).unwrap_or(usize::MAX);
-        Some(ends.len().checked_sub(back).and_then(|at| ends.get(at).copied()))
+        ends.iter().rev().find(|(ended, _)| *ended <= era).map(|(_, end)| *end)
     }
 }
 
@@ -248,14 +259,7 @@ impl<S: Source> StoreCache<S> {
     /// Notes that anything may have changed: each id is asked about again before it is used, unless the
     /// store is away.
     pub fn doubt(&self) {
-        {
-            let mut ends = self.heard.ends.lock();
-            if ends.len() == MAX_ERAS {
-                ends.pop_front();
-            }
-            ends.push_back(self.clock.monotonic());
-            self.heard.era.fetch_add(1, Ordering::AcqRel);
-        }
+        self.heard.end_era(self.clock.monotonic(), self.rules.max_stale);
         for counter in &self.heard.changes {
             counter.fetch_add(1, Ordering::AcqRel);
         }
@@ -310,11 +314,11 @@ impl<S: Source> StoreCache<S> {
     /// Whether an answer may still be used while the store is away: for so long since it was last known
     /// to be right.
     fn may_be_stale(&self, entry: &Entry<S::Value>) -> bool {
+        let expired = entry.loaded_at + self.rules.ttl;
         let since = match self.heard.end_of(entry.era) {
-            None => entry.loaded_at + self.rules.ttl,
-            Some(Some(ended)) => ended.min(entry.loaded_at + self.rules.ttl),
-            // Too long ago to tell.
-            Some(None) => return false,
+            _ if entry.era == self.heard.era.load(Ordering::Acquire) => expired,
+            Some(ended) => ended.min(expired),
+            None => return false,
         };
         self.clock.monotonic() - since < self.rules.max_stale
     }
@@ -536,9 +540,17 @@ mod tests {
         cache.doubt();
         clock.advance(Duration::from_secs(4));
         assert!(cache.get(&id).await.unwrap().is_some());
-        cache.doubt();
+        for _ in 0..5 * MAX_ERAS {
+            cache.doubt();
+        }
+        assert!(cache.get(&id).await.unwrap().is_some(), "however often it is doubted");
         clock.advance(Duration::from_secs(1));
         assert!(cache.get(&id).await.is_err(), "five seconds since the first doubt");
+        for _ in 0..5 * MAX_ERAS {
+            cache.doubt();
+        }
+        assert!(cache.get(&id).await.is_err());
+        assert!(cache.heard.ends.lock().len() <= MAX_ERAS);
         store.answers(Ok(None));
         assert!(cache.get(&id).await.unwrap().is_none());
     }
