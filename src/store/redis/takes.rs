@@ -37,13 +37,14 @@ pub(super) async fn take(
     question: impl Fn() -> Question,
 ) -> Result<Grant, Error> {
     let (answer, answered) = oneshot::channel();
+    let take = Take { question: question(), answer };
     let is_first = {
         let mut waiting = session.takes.waiting.lock();
-        waiting.push(Take { question: question(), answer });
+        waiting.push(take);
         waiting.len() == 1
     };
     if is_first {
-        tokio::spawn(depart(Arc::clone(&session)));
+        tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
     }
     let ended = |_| Err(Error::new(ErrorKind::Canceled, "the call was given up"));
     match answered.await.unwrap_or_else(ended)? {
@@ -53,9 +54,22 @@ pub(super) async fn take(
     }
 }
 
+/// The next call while questions come in. If it does not depart, nobody is left waiting for it, and the
+/// next question is a first one again.
+struct Boarding(Option<Arc<Session>>);
+
+impl Drop for Boarding {
+    fn drop(&mut self) {
+        if let Some(session) = &self.0 {
+            session.takes.waiting.lock().clear();
+        }
+    }
+}
+
 /// Sends what is waiting once everyone who is ready has asked.
-async fn depart(session: Arc<Session>) {
+async fn depart(mut boarding: Boarding) {
     yield_now().await;
+    let Some(session) = boarding.0.take() else { return };
     let mut waiting = std::mem::take(&mut *session.takes.waiting.lock()).into_iter();
     let most = if session.takes.apart.load(Ordering::Relaxed) { 1 } else { MOST_TOGETHER };
     let mut calls = Vec::with_capacity(waiting.len().div_ceil(most));

@@ -161,7 +161,8 @@ local function take(limits, wanted, keys_before)
       end
     elseif kind == 'bucket' then
       local above = left == 0 and c.level - (limit.burst - 1) or c.level
-      reset_us = max(ceil(above * window_us / quota), 0)
+      -- A level that no bucket has would not fit into a whole number.
+      reset_us = min(max(ceil(above * window_us / quota), 0), 9007199254740992)
     elseif kind == 'log' then
       -- The request whose leaving makes room; where there is room, the last one to leave.
       local place = left == 0 and c.used - quota or -1
