@@ -145,10 +145,12 @@ impl Admin {
     }
 }
 
-/// A key that holds neither a hash nor a string is shown as such: it must not hide the others.
+/// A key that holds neither a hash nor a string, or no text, is shown as such: it must not hide the others.
 fn unreadable(error: StoreError) -> Result<Option<StoredRecord>, StoreError> {
     match error {
-        StoreError::Failed(text) if text.starts_with("WRONGTYPE") => {
+        StoreError::Failed(text)
+            if text.starts_with("WRONGTYPE") || text.contains(RedisStore::NOT_TEXT) =>
+        {
             Ok(Some(StoredRecord::Json(text)))
         }
         other => Err(other),

@@ -11,6 +11,9 @@ use crate::store::redis::PageStart;
 /// The keys that Redis looks at for one page, where nothing else is said.
 const PAGE_KEYS: usize = 500;
 
+/// The fewest: a small page of a keyspace with few records in it would take a call for every few keys.
+const MIN_PAGE_KEYS: usize = 100;
+
 /// Arguments of `tollgate token list`.
 #[derive(Args, Debug)]
 pub struct ListArguments {
@@ -45,8 +48,8 @@ pub fn run(arguments: &ListArguments) -> Result<String, Failure> {
         if listing.listed >= most {
             break;
         }
-        let keys = usize::try_from(most - listing.listed).unwrap_or(usize::MAX).min(PAGE_KEYS);
-        let page = admin.page(at, keys)?;
+        let keys = usize::try_from(most - listing.listed).unwrap_or(usize::MAX);
+        let page = admin.page(at, keys.clamp(MIN_PAGE_KEYS, PAGE_KEYS))?;
         let entries: Vec<Entry> =
             page.records.iter().map(|(id, record)| Entry::stored(id.clone(), record)).collect();
         start = page.next;

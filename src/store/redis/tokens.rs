@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fred::clients::Client;
-use fred::error::Error;
+use fred::error::{Error, ErrorKind};
 use fred::interfaces::{HashesInterface, KeysInterface};
 use fred::types::{Expiration, Key, Value};
 use futures_util::future::join_all;
@@ -86,7 +86,7 @@ pub enum Imported {
     Unchanged,
     /// There is another; nothing was written.
     Differs,
-    /// There is none, and this one has expired; nothing was written.
+    /// This one has expired, and there is none or it was to be replaced; nothing was written.
     Expired,
 }
 
@@ -110,6 +110,9 @@ impl TokenStore for RedisStore {
 }
 
 impl RedisStore {
+    /// What is said of a record that holds bytes which are no text.
+    pub const NOT_TEXT: &'static str = "NOTTEXT the record is not UTF-8";
+
     /// Writes the record of `id`, replacing what was there, to be forgotten at `expires_at`.
     ///
     /// # Errors
@@ -275,10 +278,18 @@ async fn read(redis: &Client, key: &Key) -> Result<Option<StoredRecord>, Error> 
         Ok(fields) if fields.is_empty() => Ok(None),
         Ok(fields) => Ok(Some(StoredRecord::Fields(fields))),
         Err(error) if error.details().starts_with("WRONGTYPE") => {
-            let text: Option<String> = redis.get(key).await?;
+            let text: Option<String> = redis.get(key).await.map_err(not_text)?;
             Ok(text.map(StoredRecord::Json))
         }
-        Err(error) => Err(error),
+        Err(error) => Err(not_text(error)),
+    }
+}
+
+/// Names what the client says in words of its own.
+fn not_text(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Parse => Error::new(ErrorKind::Parse, RedisStore::NOT_TEXT),
+        _ => error,
     }
 }
 

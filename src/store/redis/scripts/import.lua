@@ -12,7 +12,10 @@
 --   replaced    there was another, and it was to be replaced
 --   unchanged   it is there already
 --   differs     there is another; nothing was written
---   expired     there is none, and this one has expired; nothing was written
+--   expired     this one has expired, and there is none or it was to be replaced; nothing was written
+--
+-- A full Redis refuses the first write of a script only, which must therefore be one that needs memory:
+-- what needs none comes last.
 
 local clock = redis.call('TIME')
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -39,27 +42,65 @@ local function is_kept(key, first, last)
 end
 
 -- The expiry is passed on as the text it came as: a large number would not survive as one of Lua's.
+local function set_expiry(key, expires)
+  if expires ~= '' then
+    redis.call('PEXPIREAT', key, expires)
+  else
+    redis.call('PERSIST', key)
+  end
+end
+
+-- Whether the key expires when its record does, give or take a second.
+local function expires_so(key, expires_ms)
+  local left_ms = redis.call('PTTL', key)
+  if left_ms < 0 or not expires_ms then
+    return left_ms < 0 and not expires_ms
+  end
+  return math.abs(now_ms + left_ms - expires_ms) <= 1000
+end
+
+local function drop_others(key, first, last)
+  local named = {}
+  for i = first, last, 2 do
+    named[ARGV[i]] = true
+  end
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if not named[field] then
+      redis.call('HDEL', key, field)
+    end
+  end
+end
+
+-- Records that are there already, but for their keys' expiry.
+local misdated = {}
+
 local function write(key, expires, first, last)
   local expires_ms = tonumber(expires)
-  local answer = 'written'
-  if redis.call('EXISTS', key) == 1 then
+  local expired = expires_ms and expires_ms <= now_ms
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'none' then
     if is_kept(key, first, last) then
+      if not expired and not expires_so(key, expires_ms) then
+        misdated[#misdated + 1] = { key, expires }
+      end
       return 'unchanged'
     end
     if not replace then
       return 'differs'
     end
-    redis.call('DEL', key)
-    answer = 'replaced'
-  elseif expires_ms and expires_ms <= now_ms then
+  end
+  if expired then
     return 'expired'
   end
-  -- A full Redis refuses the first write of a script only, which must be one that needs memory.
-  redis.call('HSET', key, unpack(ARGV, first, last))
-  if expires_ms then
-    redis.call('PEXPIREAT', key, expires)
+  if kind ~= 'none' and kind ~= 'hash' then
+    redis.call('DEL', key)
   end
-  return answer
+  redis.call('HSET', key, unpack(ARGV, first, last))
+  if kind == 'hash' then
+    drop_others(key, first, last)
+  end
+  set_expiry(key, expires)
+  return kind == 'none' and 'written' or 'replaced'
 end
 
 local answers = {}
@@ -69,5 +110,8 @@ for i, key in ipairs(KEYS) do
   local last = at + 1 + tonumber(ARGV[at + 1])
   answers[i] = write(key, ARGV[at], first, last)
   at = last + 1
+end
+for _, record in ipairs(misdated) do
+  set_expiry(record[1], record[2])
 end
 return answers
