@@ -5,11 +5,14 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use support::*;
 use tempfile::TempDir;
@@ -511,6 +514,257 @@ fn sentinels_lead_an_import_to_the_primary() {
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).starts_with("imported 300, "), "{}", said(&output));
     assert_eq!(program(&["list", "--redis", &url]).as_array().unwrap().len(), 300);
+}
+
+/// The claims of a JWT.
+fn claimed(jwt: &str) -> Value {
+    let part = jwt.split('.').nth(1).unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+}
+
+#[test]
+fn where_claims_stand_for_records_nothing_is_done_to_records_that_nobody_reads() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let dir = TempDir::new().unwrap();
+    let yaml = config(&redis.url(), &origin)
+        + &format!(
+            "auth: {{ jwt: {{ keys: [ {{ algorithm: HS256, secret: \"{SECRET}\" }} ], require_record: false }}, tokens: [ {{ api_key: kept }} ] }}\n"
+        );
+    let file = write(&dir, "t.yaml", &yaml);
+    let file = file.to_str().unwrap();
+    for id in ["bob", "kept"] {
+        redis.record(id, &[("plan", "basic"), ("expires_at", "2035-01-31T12:00:00Z")]);
+    }
+    let before = everything(&redis);
+    let refused = fails(64, &["rotate", "bob", "-c", file]);
+    assert!(refused.contains("token create") && refused.contains("revoke"), "{refused}");
+    let words = ["import", "-", "--format", "jsonl", "-c", file];
+    let output = run(&words, "{\"api_key\":\"alice\"}\n");
+    assert_eq!(output.status.code(), Some(65), "{}", said(&output));
+    assert!(said(&output).contains("nobody reads this record"), "{}", said(&output));
+    fails(65, &["revoke", "kept", "-c", file]);
+    assert_eq!(everything(&redis), before);
+    assert_eq!(run(&words, "{\"key\":\"abc\"}\n").status.code(), Some(0));
+
+    let odd = ["0123456789abcdef", "0123456789ABCDEF", &"AB".repeat(32)];
+    for id in odd {
+        let output = run(&["revoke", id, "-c", file], "");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert_eq!(redis.command(&["EXISTS", &format!("revoked:{id}")]), "1", "{id}");
+    }
+}
+
+#[test]
+fn a_jwt_whose_id_looks_like_that_of_a_key_is_found() {
+    let redis = Redis::start();
+    let url = redis.url();
+    for id in ["0123456789abcdef", "0123456789ABCDEF", &"AB".repeat(32)] {
+        redis.record(id, &[("plan", id)]);
+    }
+    for id in ["0123456789abcdef", "0123456789ABCDEF", &"AB".repeat(32)] {
+        if id != "0123456789ABCDEF" {
+            assert_eq!(program(&["show", id, "--redis", &url])["record"]["plan"], id);
+        }
+        let output = run(&["revoke", id, "--redis", &url], "");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert_eq!(redis.command(&["EXISTS", &format!("token:{id}")]), "0");
+    }
+    let long = "not-known-to-anybody".repeat(4);
+    assert!(!fails(65, &["show", &long, "--redis", &url]).contains(&long));
+}
+
+#[test]
+fn rotation_carries_over_the_claims_of_a_jwt_that_it_has_in_hand() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = Gateway::start(&config(&redis.url(), &origin));
+    let file = gateway.config.to_str().unwrap();
+    redis.record("bob", &[("organization_id", "acme")]);
+    let mut granted = json!({
+        "allowed_routes": ["/x"], "limits": ["5/day"], "rate_limit": 7, "plan": "basic",
+        "organization_id": "o",
+    });
+    let expires = token::now() + 2_000;
+    let mut of_bob = granted.clone();
+    of_bob["api_key"] = "bob".into();
+    of_bob["exp"] = (token::now() + 3_600).into();
+    of_bob["expires_at"] = expires.into();
+    let words = ["rotate", "-", "--grace", "1h", "--json", "-c", file];
+    let output = run(&words, &token::claims(of_bob.clone()));
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let new: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let claimed_now = claimed(&text(&new, "credential"));
+    for (name, value) in granted.as_object_mut().unwrap() {
+        assert_eq!(&claimed_now[name.as_str()], value, "{name}");
+    }
+    assert_eq!(claimed_now["exp"], expires);
+    assert_eq!(output.stderr, b"");
+
+    // Anybody can claim anything: what nobody here has signed is not believed, and not signed.
+    let before = everything(&redis);
+    let header = json!({ "alg": "HS256" });
+    let forged = format!("{}.c2ln", token::unsigned(&header, &of_bob));
+    let output = run(&words, &forged);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(65), 0), "{}", said(&output));
+    assert_eq!(everything(&redis), before);
+
+    // Given its id, nobody knows what it claims.
+    let output = run(&["rotate", "bob", "--ttl", "1h", "--json", "-c", file], "");
+    let new: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(claimed(&text(&new, "credential")).get("plan"), None);
+    assert!(said(&output).contains("is not carried over"), "{}", said(&output));
+}
+
+#[test]
+fn rotation_ends_nothing_where_the_new_credential_is_of_no_use() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let old = program(&["create", "--kind", "key", "--redis", &url]);
+    let key = text(&old, "storage_key");
+    let before = redis.command(&["HGETALL", &key]);
+    let rotate = |stdout: Stdio| {
+        let mut command = tollgate();
+        command.args(["token", "rotate", &text(&old, "api_key"), "--grace", "0s", "--redis", &url]);
+        let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        child.wait_with_output().unwrap()
+    };
+    for stdout in [Stdio::piped(), File::create("/dev/full").unwrap().into()] {
+        let output = rotate(stdout);
+        assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+        assert!(said(&output).contains("the old token works as before"), "{}", said(&output));
+        assert_eq!(redis.command(&["HGETALL", &key]), before);
+    }
+
+    let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    redis.record(hash, &[("disabled", "true")]);
+    let refused = fails(65, &["rotate", hash, "--redis", &url]);
+    assert!(refused.contains("disabled"), "{refused}");
+
+    // What the record says and when Redis forgets it are one time.
+    redis.record(hash, &[("plan", "basic")]);
+    redis.command(&["PEXPIRE", &format!("token:{hash}"), "1000777"]);
+    let new = text(&program(&["rotate", hash, "--redis", &url]), "storage_key");
+    let at = redis.command(&["PEXPIRETIME", &new]);
+    assert!(at.ends_with("000"), "{at}");
+}
+
+#[test]
+fn a_record_that_is_no_text_hides_no_other() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let script = "for i = 1, 50 do
+            redis.call('HSET', 'token:hash' .. i, 'name', '\\255\\254')
+            redis.call('SET', 'token:string' .. i, '\\255\\254')
+        end";
+    redis.command(&["EVAL", script, "0"]);
+    redis.record("good", &[("plan", "basic")]);
+    let listed = program(&["list", "--redis", &url]);
+    assert_eq!(listed.as_array().unwrap().len(), 101);
+    for id in ["hash7", "string7"] {
+        let shown = program(&["show", id, "--redis", &url]);
+        assert!(text(&shown["record"], "unreadable").contains("UTF-8"), "{shown}");
+    }
+    fails(65, &["rotate", "hash7", "--ttl", "1h", "--redis", &url]);
+    assert_eq!(run(&["revoke", "hash7", "--redis", &url], "").status.code(), Some(0));
+}
+
+#[test]
+fn a_small_page_of_a_large_keyspace_takes_few_calls() {
+    let redis = Redis::start();
+    redis.command(&["EVAL", "for i = 1, 5000 do redis.call('SET', 'other:' .. i, 1) end", "0"]);
+    redis.command(&["CONFIG", "RESETSTAT"]);
+    fails(0, &["list", "--page-size", "1", "--redis", &redis.url()]);
+    let statistics = redis.command(&["INFO", "commandstats"]);
+    let (_, scans) = statistics.split_once("cmdstat_scan:calls=").unwrap();
+    let scans: u32 = scans.split_once(',').unwrap().0.parse().unwrap();
+    assert!(scans < 200, "{scans}");
+}
+
+#[test]
+fn an_import_replaces_records_whole_and_mends_when_their_keys_expire() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let import = |lines: &str, replace: bool, counts: &str| {
+        let words = ["import", "-", "--format", "jsonl", "--redis", &url];
+        let output = run(&[&words[..], if replace { &["--replace"] } else { &[] }].concat(), lines);
+        assert!(said(&output).starts_with(counts), "{counts}: {}", said(&output));
+    };
+    let ending = "{\"api_key\":\"ending\",\"expires_at\":\"2035-01-31T12:00:00Z\"}\n";
+    let lasting = "{\"api_key\":\"lasting\",\"plan\":\"basic\"}\n";
+    let both = format!("{ending}{lasting}");
+    let expiries =
+        || ["token:ending", "token:lasting"].map(|key| redis.command(&["PEXPIRETIME", key]));
+    let right = ["2053857600000".to_owned(), "-1".to_owned()];
+    import(&both, false, "imported 2,");
+    for script in [
+        "redis.call('PERSIST', 'token:ending') redis.call('PEXPIRE', 'token:lasting', 90000)",
+        "redis.call('PEXPIREAT', 'token:ending', 2053857605000)",
+    ] {
+        redis.command(&["EVAL", script, "0"]);
+        assert_ne!(expiries(), right);
+        import(&both, false, "imported 0, replaced 0, unchanged 2,");
+        assert_eq!(expiries(), right, "{script}");
+    }
+
+    // Of what was there, of whatever kind, nothing stays.
+    redis.record("lasting", &[("name", "n"), ("plan", "basic"), ("other", "o")]);
+    redis.command(&["PEXPIRE", "token:lasting", "90000"]);
+    redis.command(&["SET", "token:ending", "{}"]);
+    import(&both, true, "imported 0, replaced 2,");
+    assert_eq!(expiries(), right);
+    assert_eq!(redis.command(&["HLEN", "token:lasting"]), "2");
+    import(&both, false, "imported 0, replaced 0, unchanged 2,");
+
+    // What has expired is written nowhere.
+    let expired = "{\"api_key\":\"ending\",\"expires_at\":\"2001-01-01T00:00:00Z\"}\n";
+    import(expired, true, "imported 0, replaced 0, unchanged 0, differing 0, expired 1, bad 0");
+    assert_eq!(expiries(), right);
+}
+
+#[test]
+fn of_lines_about_one_token_the_first_is_written_first() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let lines: String = (0..100)
+        .flat_map(|round| (0..100).map(move |id| (round, id)))
+        .map(|(round, id)| format!("{{\"api_key\":\"jwt-{id}\",\"name\":\"round {round}\"}}\n"))
+        .collect();
+    // As much is said as is read: through two pipes each would wait for the other.
+    let dir = TempDir::new().unwrap();
+    let path = write(&dir, "t.jsonl", &lines);
+    let words = ["import", path.to_str().unwrap(), "--redis", &url, "--replace"];
+    for (replace, counts, name) in [
+        (false, "imported 100, replaced 0, unchanged 0, differing 9900,", "round 0"),
+        (true, "imported 0, replaced 9900, unchanged 100, differing 0,", "round 99"),
+    ] {
+        let output = run(&words[..if replace { 5 } else { 4 }], "");
+        let all = said(&output);
+        assert!(all.contains(counts), "{}", &all[..200.min(all.len())]);
+        for id in 0..100 {
+            assert_eq!(redis.command(&["HGET", &format!("token:jwt-{id}"), "name"]), name);
+        }
+    }
+}
+
+#[test]
+fn a_full_redis_is_not_filled_further_by_replacing() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let lines = |name: &str| -> String {
+        let line = |nth| format!("{{\"api_key\":\"jwt-{nth}\",\"name\":\"{name}\"}}\n");
+        "{\"api_key\":\"keep\"}\n".to_owned() + &(0..1_000).map(line).collect::<String>()
+    };
+    let words = ["import", "-", "--format", "jsonl", "--redis", &url, "--replace"];
+    assert_eq!(run(&words, &lines("first")).status.code(), Some(0));
+    // To mend an expiry needs no memory, and must not open the door to what does.
+    redis.command(&["PEXPIRE", "token:keep", "90000"]);
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    let output = run(&words, &lines(&"second".repeat(100)));
+    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+    assert!(said(&output).contains("OOM"), "{}", said(&output));
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(count(&redis), 1_001);
+    assert!(!everything(&redis).contains("second"));
 }
 
 fn write(dir: &TempDir, name: &str, text: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat};
 use clap::{Args, ValueEnum};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -111,7 +111,7 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
             let credential = sign(&issuer, &id, &grant(record(&id)?), now, expires)?;
             (id, credential)
         }
-        Kind::Jwt => new_jwt(arguments.secret.as_ref(), config, now, expires)?,
+        Kind::Jwt => new_jwt(arguments.secret.as_ref(), config, &Map::new(), now, expires)?,
         Kind::Key if arguments.secret.is_some() => {
             return Err(Failure::Usage("--secret signs JWTs: a key is not signed".into()));
         }
@@ -131,21 +131,54 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     if arguments.json { issued.to_json() } else { issued.to_text() }
 }
 
-/// A new id, and the JWT that names it.
+/// A new id, and the JWT that names it and claims `grant`.
 ///
 /// # Errors
 /// [`Failure::Usage`] when there is nothing to sign with.
 pub(super) fn new_jwt(
     secret: Option<&Secret>,
     config: Option<&Config>,
+    grant: &Map<String, Value>,
     now: UnixTime,
     expires: UnixTime,
 ) -> Result<(String, Secret), Failure> {
     let jwt = signing(secret, config)?;
     let id = Uuid::now_v7().to_string();
-    let credential = sign(&jwt, &id, &Map::new(), now, expires)?;
+    let credential = sign(&jwt, &id, grant, now, expires)?;
     Ok((id, credential))
 }
+
+/// What `jwt` claims to be granted, so that another token can claim the same. Only a token that is signed
+/// with a key that signs here is believed: anybody can write another.
+///
+/// # Errors
+/// [`Failure::Usage`] when there is nothing to sign with, [`Failure::Data`] when `jwt` is not believed.
+pub(super) fn granted(
+    jwt: &Secret,
+    secret: Option<&Secret>,
+    config: Option<&Config>,
+) -> Result<Map<String, Value>, Failure> {
+    let issuer = signing(secret, config)?;
+    let claims = issuer.keys.iter().filter_map(signing_key).find_map(|(_, algorithm, secret)| {
+        let mut validation = Validation::new(algorithm);
+        // Whether and where it is valid does not change what it was granted.
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        let key = DecodingKey::from_secret(secret.expose().as_bytes());
+        jsonwebtoken::decode::<Map<String, Value>>(jwt.expose(), &key, &validation).ok()
+    });
+    let Some(claims) = claims else {
+        return Err(Failure::Data("no key that signs here has signed the credential on standard input, so what it claims is not believed: give its api_key instead, and the new token claims nothing of it".into()));
+    };
+    let mut granted = claims.claims;
+    granted.retain(|name, _| GRANTS.contains(&name.as_str()));
+    Ok(granted)
+}
+
+/// The claims that grant or restrict.
+const GRANTS: [&str; 6] =
+    ["allowed_routes", "limits", "rate_limit", "plan", "organization_id", "expires_at"];
 
 /// The claims that stand for a record.
 fn grant(mut record: Map<String, Value>) -> Map<String, Value> {
@@ -387,7 +420,6 @@ mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use clap::Parser;
-    use jsonwebtoken::{DecodingKey, Validation};
 
     use super::*;
 

@@ -63,5 +63,12 @@ fn pretty(value: &Value) -> Result<String, Failure> {
 }
 
 fn unknown(id: &str) -> Failure {
+    // What was meant to be an id may be a credential.
+    if id.len() > MAX_SHOWN || name::is_credential(id) {
+        return Failure::Data("there is no such token: see tollgate token list".into());
+    }
     Failure::Data(format!("there is no token `{}`: see tollgate token list", printable(id)))
 }
+
+/// The longest id that is repeated when nothing is known of it, in bytes: a SHA-256 has as many.
+const MAX_SHOWN: usize = 64;

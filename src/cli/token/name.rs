@@ -31,7 +31,7 @@ pub struct NameArgument {
 pub enum Name {
     /// The one whose record is stored under this.
     Id(String),
-    /// The one whose id is this or, if it is a key, starts so.
+    /// The one whose id is exactly this or, if it is a key, starts so in lower case.
     PublicId(String),
 }
 
@@ -42,34 +42,42 @@ impl NameArgument {
     /// [`Failure::Usage`] for a credential among the arguments, [`Failure::Data`] when standard input
     /// holds none. Neither shows it.
     pub fn read(&self) -> Result<Name, Failure> {
+        self.read_with_jwt().map(|(name, _)| name)
+    }
+
+    /// The same, and the JWT that standard input holds, if it is one. Nobody has verified it.
+    ///
+    /// # Errors
+    /// As of [`NameArgument::read`].
+    pub fn read_with_jwt(&self) -> Result<(Name, Option<Secret>), Failure> {
         match self.id.expose() {
-            "-" => read_credential(io::stdin().lock()).map(Name::Id),
+            "-" => read_credential(io::stdin().lock()).map(|(id, jwt)| (Name::Id(id), jwt)),
             id if is_credential(id) => Err(Failure::Usage(
                 "that is a credential, which others can read in the list of processes: give its id, or - and the credential on standard input".into(),
             )),
-            id => Ok(named(id)),
+            id => Ok((named(id), None)),
         }
     }
 }
 
 fn named(id: &str) -> Name {
     let hexadecimal = id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let lower = id.to_ascii_lowercase();
-    match hexadecimal && (key::is_hash(&lower) || lower.len() == PUBLIC_DIGITS) {
-        true if lower.len() == PUBLIC_DIGITS => Name::PublicId(lower),
-        true => Name::Id(lower),
+    let of_key = id.len() == PUBLIC_DIGITS || key::is_hash(&id.to_ascii_lowercase());
+    match hexadecimal && of_key && !key::is_hash(id) {
+        // A JWT's api_key may look so too, and is told apart by how it is written.
+        true => Name::PublicId(id.to_owned()),
         false => Name::Id(id.to_owned()),
     }
 }
 
 /// Whether `text` is a key made here, be it mistyped, or a JWT: the Base64 of `{"` begins with `eyJ`.
-fn is_credential(text: &str) -> bool {
+pub(super) fn is_credential(text: &str) -> bool {
     let key = text.starts_with("tg_") && text.len() > 32;
     key || (text.starts_with("eyJ") && text.matches('.').count() == 2)
 }
 
-/// The id of the credential that is the only line of `input`.
-fn read_credential(input: impl io::Read) -> Result<String, Failure> {
+/// The id of the credential that is the only line of `input`, and the credential if it is a JWT.
+fn read_credential(input: impl io::Read) -> Result<(String, Option<Secret>), Failure> {
     let mut bytes = Vec::new();
     input
         .take(MAX_CREDENTIAL as u64 + 2)
@@ -80,9 +88,11 @@ fn read_credential(input: impl io::Read) -> Result<String, Failure> {
     match Credential::parse(bytes.trim_ascii_end()) {
         Err(_) => Err(fault("is not 1 to 8192 visible ASCII characters")),
         Ok(Credential::Opaque(key)) => key::hash(key)
-            .map(|hash| hash.as_ref().to_owned())
+            .map(|hash| (hash.as_ref().to_owned(), None))
             .map_err(|error| fault(&error.to_string())),
-        Ok(Credential::Jwt(jwt)) => api_key(jwt).ok_or_else(|| fault("is a JWT without api_key")),
+        Ok(Credential::Jwt(jwt)) => api_key(jwt)
+            .map(|id| (id, Some(Secret::new(jwt))))
+            .ok_or_else(|| fault("is a JWT without api_key")),
     }
 }
 
@@ -107,9 +117,9 @@ mod tests {
             ("tg_prod", Name::Id("tg_prod".into())),
             ("com.acme.key", Name::Id("com.acme.key".into())),
             (ABC, Name::Id(ABC.into())),
-            (&ABC.to_uppercase(), Name::Id(ABC.into())),
+            (&ABC.to_uppercase(), Name::PublicId(ABC.to_uppercase())),
             (&ABC[..16], Name::PublicId(ABC[..16].into())),
-            ("BA7816BF8F01CFEA", Name::PublicId("ba7816bf8f01cfea".into())),
+            ("BA7816BF8F01CFEA", Name::PublicId("BA7816BF8F01CFEA".into())),
             (&ABC[..15], Name::Id(ABC[..15].into())),
             ("BOB", Name::Id("BOB".into())),
         ] {
@@ -131,7 +141,7 @@ mod tests {
 
     #[test]
     fn standard_input_holds_one_credential() {
-        let read = |text: &str| read_credential(text.as_bytes());
+        let read = |text: &str| read_credential(text.as_bytes()).map(|(id, _)| id);
         assert_eq!(read("abc\n").unwrap(), ABC);
         assert_eq!(read("abc\r\n").unwrap(), ABC);
         let claims = URL_SAFE_NO_PAD.encode(r#"{"api_key":"bob"}"#);

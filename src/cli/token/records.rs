@@ -68,7 +68,7 @@ pub struct Records {
 
 impl Records {
     /// What the record of `name` is stored under. That there is one is known only where it had to be
-    /// searched.
+    /// searched, and tokens need records.
     ///
     /// # Errors
     /// [`Failure::Data`] when `name` fits none or several.
@@ -79,11 +79,18 @@ impl Records {
         };
         let mut ids: BTreeSet<String> =
             self.configured().into_iter().map(|entry| entry.id).collect();
+        let lower = wanted.to_ascii_lowercase();
         if let Some(admin) = &self.admin {
-            ids.extend(admin.ids(wanted)?);
+            ids.extend(admin.ids(&lower)?);
+            if admin.record(wanted)?.is_some() {
+                ids.insert(wanted.clone());
+            }
         }
-        ids.retain(|id| id == wanted || (key::is_hash(id) && key::public_id(id) == wanted));
+        ids.retain(|id| {
+            id == wanted || (key::is_hash(id) && (key::public_id(id) == lower || *id == lower))
+        });
         match ids.pop_first() {
+            None if self.are_claims() => Ok(wanted.clone()),
             None => Err(unknown(wanted)),
             Some(id) if ids.is_empty() => Ok(id),
             Some(first) => {
@@ -118,10 +125,6 @@ impl Records {
     /// # Errors
     /// [`Failure::Data`] when it is not in Redis, [`Failure::Unavailable`] when Redis does not answer.
     pub fn revoke(&self, id: &str) -> Result<(), Failure> {
-        let deleted = match &self.admin {
-            Some(admin) => admin.delete(id)?,
-            None => false,
-        };
         if self.is_configured(id) {
             let id = printable(id);
             let message = format!(
@@ -129,6 +132,10 @@ impl Records {
             );
             return Err(Failure::Data(message));
         }
+        let deleted = match &self.admin {
+            Some(admin) => admin.delete(id)?,
+            None => false,
+        };
         match &self.admin {
             Some(admin) if self.are_claims() && !key::is_hash(id) => admin.revoke(id),
             _ if deleted => Ok(()),

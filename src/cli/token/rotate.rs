@@ -1,22 +1,23 @@
 //! `tollgate token rotate`: a new credential with the same record, and an end to the old one.
 //!
 //! The new record is written and its credential printed before the old one is touched: whatever
-//! fails in between, one credential that somebody holds works.
+//! fails in between, one credential that somebody holds works. What a JWT claims is known to who holds it
+//! only: given its id, nothing of it is carried over.
 
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::create::{expiry, new_jwt, new_key, rfc3339, ttl};
+use super::create::{expiry, granted, new_jwt, new_key, rfc3339, ttl};
 use super::fields::{fields, printable, texts};
 use super::issue::{Issued, Kept};
 use super::name::NameArgument;
 use super::records::{Records, StoreArguments, storage_key};
 use super::{Admin, pretty, unknown};
 use crate::auth::key::{is_hash, public_id};
-use crate::auth::record::TokenRecord;
-use crate::cli::{Failure, hidden, say};
+use crate::auth::record::{Grant, TokenRecord};
+use crate::cli::{Failure, hidden, say, tell};
 use crate::clock::{Clock as _, SystemClock, UnixTime};
 use crate::secret::Secret;
 use crate::store::StoredRecord;
@@ -48,12 +49,18 @@ pub struct RotateArguments {
 /// [`Failure::Data`] when there is no such token, or its record cannot be read; [`Failure::Unavailable`]
 /// when Redis does not answer: the old token then works as before.
 pub fn run(arguments: &RotateArguments) -> Result<String, Failure> {
-    let name = arguments.name.read()?;
+    let (name, jwt) = arguments.name.read_with_jwt()?;
     let records = arguments.store.open()?;
     let id = records.find(&name)?;
     let admin = in_redis(&records, &id)?;
     let now = SystemClock::default().now();
-    let old = Old::read(admin, id, now)?;
+    let mut old = Old::read(admin, id, now)?;
+    let config = records.config.as_ref();
+    let secret = arguments.secret.as_ref();
+    let claims = jwt.as_ref().map(|jwt| granted(jwt, secret, config)).transpose()?;
+    let unknown_claims = claims.is_none() && !is_hash(&old.id);
+    let mut claims = claims.unwrap_or_default();
+    old.ends_as_claimed(claims.remove("expires_at"))?;
     let end = old.end(now, arguments.grace);
 
     let expires = match (arguments.ttl, old.expires) {
@@ -65,10 +72,9 @@ pub fn run(arguments: &RotateArguments) -> Result<String, Failure> {
         }
         (None, at) => at,
     };
-    let config = records.config.as_ref();
     let (new_id, credential) = match (is_hash(&old.id), expires) {
         (true, _) => new_key()?,
-        (false, Some(expires)) => new_jwt(arguments.secret.as_ref(), config, now, expires)?,
+        (false, Some(expires)) => new_jwt(secret, config, &claims, now, expires)?,
         (false, None) => {
             return Err(Failure::Usage("the record never expires, which a JWT must: say with --ttl how long the new one lives".into()));
         }
@@ -86,11 +92,23 @@ pub fn run(arguments: &RotateArguments) -> Result<String, Failure> {
 
     let kept = Kept::In(admin.place().to_owned());
     let issued = Issued { id: new_id, record, credential, kept, config };
-    if !say(&if arguments.json { old.json(&issued, end)? } else { issued.to_text()? })? {
-        return Err(Failure::Data(format!(
-            "nobody read the new credential, {}: the old token works as before",
-            storage_key(&issued.id)
-        )));
+    let text = if arguments.json { old.json(&issued, end)? } else { issued.to_text()? };
+    let unread = match say(&text) {
+        Ok(true) => None,
+        Ok(false) => Some("standard output is closed".to_owned()),
+        Err(failure) => Some(failure.to_string()),
+    };
+    if let Some(problem) = unread {
+        let new = storage_key(&issued.id);
+        let message = format!(
+            "{problem}: the old token works as before, and nobody has read the credential of {new}"
+        );
+        return Err(Failure::Unavailable(message));
+    }
+    if unknown_claims {
+        tell(
+            "What the old token claims besides its api_key, such as limits and routes, is not carried over; it is where - and the token on standard input are given instead of its ID.\n",
+        );
     }
     old.finish(admin, end)?;
     Ok(if arguments.json { String::new() } else { format!("\n{}\n", old.sentence(end)) })
@@ -104,6 +122,9 @@ fn in_redis<'a>(records: &'a Records, id: &str) -> Result<&'a Admin, Failure> {
             printable(id)
         );
         return Err(Failure::Data(message));
+    }
+    if records.are_claims() && !is_hash(id) {
+        return Err(Failure::Usage("with auth.jwt.require_record: false the claims of a JWT stand for its record: make another with token create, then revoke the old one".into()));
     }
     records.admin.as_ref().ok_or_else(|| unknown(id))
 }
@@ -133,17 +154,34 @@ struct Old {
 impl Old {
     fn read(admin: &Admin, id: String, now: UnixTime) -> Result<Self, Failure> {
         let stored = admin.record(&id)?.ok_or_else(|| unknown(&id))?;
-        let said = TokenRecord::read(&id.as_str().into(), &stored)
-            .map_err(|error| {
-                Failure::Data(format!("the record of `{}` cannot be read: {error}", printable(&id)))
-            })?
-            .grant
-            .expires_at;
-        let forgotten = admin.kept_for(&id)?.map(|left| now + left);
+        let read = TokenRecord::read(&id.as_str().into(), &stored).map_err(|error| {
+            Failure::Data(format!("the record of `{}` cannot be read: {error}", printable(&id)))
+        })?;
+        if read.disabled {
+            return Err(Failure::Data(format!(
+                "the record of `{}` is disabled: the new token would not work either",
+                printable(&id)
+            )));
+        }
+        let said = read.grant.expires_at;
+        // In whole seconds, as the new record will say it.
+        let forgotten = admin.kept_for(&id)?.map(|left| expiry(now + left, Duration::ZERO));
         // The two are one time, but for what passed while Redis was asked.
         let forgotten = forgotten.filter(|at| said.is_none_or(|said| *at + SLACK < said));
         let record = fields(&stored);
         Ok(Self { id, stored, record, said, expires: forgotten.or(said) })
+    }
+
+    /// Heeds the claim `expires_at`, which counts where the record says nothing.
+    fn ends_as_claimed(&mut self, claim: Option<Value>) -> Result<(), Failure> {
+        let claimed = Grant::read(|name| claim.clone().filter(|_| name == "expires_at"));
+        let claimed = claimed
+            .map_err(|error| Failure::Data(format!("the claims cannot be read: {error}")))?
+            .expires_at
+            .filter(|_| self.said.is_none())
+            .map(|at| expiry(at, Duration::ZERO));
+        self.expires = self.expires.into_iter().chain(claimed).min();
+        Ok(())
     }
 
     /// When it ends if `grace` is left to it.

@@ -8,7 +8,7 @@ mod lines;
 mod progress;
 mod row;
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use self::lines::Lines;
 use self::progress::Progress;
-use self::row::{Format, Rows};
+use self::row::{Format, Rows, Rules};
 use super::Admin;
 use super::fields::printable;
 use super::records::{Records, StoreArguments, storage_key};
@@ -67,9 +67,9 @@ pub struct ImportArguments {
 pub fn run(arguments: &ImportArguments) -> Result<String, Failure> {
     let format = format(arguments)?;
     let records = open(arguments)?;
-    let plans = records.config.as_ref().map(plans);
+    let rules = rules(&records);
     let (input, total_bytes) = input(&arguments.file)?;
-    let mut source = Source::open(input, format, plans)?;
+    let mut source = Source::open(input, format, rules)?;
     let mut progress = Progress::start(total_bytes);
     let mut tally = Tally::default();
     let ended = match &records.admin {
@@ -118,8 +118,9 @@ fn open(arguments: &ImportArguments) -> Result<Records, Failure> {
     }
 }
 
-fn plans(config: &Config) -> BTreeSet<String> {
-    config.plans.keys().cloned().collect()
+fn rules(records: &Records) -> Rules {
+    let plans = |config: &Config| config.plans.keys().cloned().collect();
+    Rules { plans: records.config.as_ref().map(plans), are_claims: records.are_claims() }
 }
 
 /// The file and its size, if it has one.
@@ -137,51 +138,71 @@ fn input(file: &Path) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failure>
 /// What became of a line so far: its number, and its record or what is wrong with it.
 type Line = (u64, Result<NewRecord, String>);
 
-/// Some lines in a row.
+/// Some lines in a row, no two of which name the same token.
 struct Chunk {
     lines: Vec<Line>,
     /// How far the file has been read.
     bytes: u64,
 }
 
+impl Chunk {
+    /// The tokens that its lines name.
+    fn ids(&self) -> impl Iterator<Item = &String> {
+        self.lines.iter().filter_map(|(_, record)| Some(&record.as_ref().ok()?.id))
+    }
+}
+
 /// The lines of a file, read and checked.
 struct Source {
     lines: Lines<Box<dyn BufRead + Send>>,
     rows: Rows,
+    /// The first line of the next chunk, where it has been read.
+    first: Option<Line>,
 }
 
 impl Source {
     /// Reads the header, where the format has one.
-    fn open(
-        input: Box<dyn BufRead + Send>,
-        format: Format,
-        plans: Option<BTreeSet<String>>,
-    ) -> Result<Self, Failure> {
+    fn open(input: Box<dyn BufRead + Send>, format: Format, rules: Rules) -> Result<Self, Failure> {
         let mut lines = Lines::new(input);
         let rows = match format {
-            Format::Jsonl => Rows::jsonl(plans),
+            Format::Jsonl => Rows::jsonl(rules),
             Format::Csv => {
                 let header = lines.next().map_err(unreadable)?;
                 let header = header.unwrap_or(Err("is missing: the first line names the columns"));
                 header
                     .map_err(str::to_owned)
-                    .and_then(|header| Rows::csv(header, plans))
+                    .and_then(|header| Rows::csv(header, rules))
                     .map_err(|problem| Failure::Data(format!("the header: {problem}")))?
             }
         };
-        Ok(Self { lines, rows })
+        Ok(Self { lines, rows, first: None })
     }
 
     /// The next lines; `None` after the last.
     fn next(&mut self) -> Result<Option<Chunk>, Failure> {
         let mut lines = Vec::with_capacity(CHUNK);
+        let mut ids = HashSet::new();
         while lines.len() < CHUNK {
-            let Some(line) = self.lines.next().map_err(unreadable)? else { break };
-            let record = line.map_err(str::to_owned).and_then(|line| self.rows.read(line));
-            lines.push((self.lines.number, record));
+            let Some(line) = self.line()? else { break };
+            if let Ok(record) = &line.1
+                && !ids.insert(record.id.clone())
+            {
+                self.first = Some(line);
+                break;
+            }
+            lines.push(line);
         }
         let bytes = self.lines.bytes;
         Ok((!lines.is_empty()).then_some(Chunk { lines, bytes }))
+    }
+
+    fn line(&mut self) -> Result<Option<Line>, Failure> {
+        if let Some(line) = self.first.take() {
+            return Ok(Some(line));
+        }
+        let Some(line) = self.lines.next().map_err(unreadable)? else { return Ok(None) };
+        let record = line.map_err(str::to_owned).and_then(|line| self.rows.read(line));
+        Ok(Some((self.lines.number, record)))
     }
 }
 
@@ -189,7 +210,8 @@ fn unreadable(error: io::Error) -> Failure {
     Failure::Data(format!("the file cannot be read: {error}"))
 }
 
-/// Writes what `source` says, some chunks at a time. What was sent is waited for, whatever happens.
+/// Writes what `source` says, some chunks at a time. What was sent is waited for, whatever happens, and by
+/// lines about the same token: they are written in the order of the file.
 async fn write(
     admin: &Admin,
     mut source: Source,
@@ -210,20 +232,32 @@ async fn write(
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     let mut writing = FuturesOrdered::new();
     let mut ended = None;
+    let mut under_way: HashSet<String> = HashSet::new();
+    let mut held: Option<Chunk> = None;
     loop {
+        let is_free = |chunk: &mut Chunk| !chunk.ids().any(|id| under_way.contains(id));
+        if ended.is_none()
+            && let Some(chunk) = held.take_if(is_free)
+        {
+            under_way.extend(chunk.ids().cloned());
+            writing.push_back(write_chunk(admin, chunk, replace));
+        }
         tokio::select! {
             biased;
             _ = &mut interrupt, if ended.is_none() => {
                 ended = Some(Err(Failure::Interrupted(format!("interrupted: {AGAIN}"))));
             }
             Some(written) = writing.next(), if !writing.is_empty() => {
+                for (_, id, _) in &written.answers {
+                    under_way.remove(id);
+                }
                 if let Err(error) = tally.count(written, progress) && !matches!(ended, Some(Err(_))) {
                     let failure = admin.failure(&error);
                     ended = Some(Err(Failure::Unavailable(format!("{failure}: {AGAIN}"))));
                 }
             }
-            chunk = chunks.recv(), if ended.is_none() && writing.len() < CHUNKS => match chunk {
-                Some(Ok(Some(chunk))) => writing.push_back(write_chunk(admin, chunk, replace)),
+            chunk = chunks.recv(), if ended.is_none() && held.is_none() && writing.len() < CHUNKS => match chunk {
+                Some(Ok(Some(chunk))) => held = Some(chunk),
                 Some(Ok(None)) => ended = Some(Ok(())),
                 Some(Err(failure)) => ended = Some(Err(failure)),
                 None => ended = Some(Err(Failure::Internal("the file was not read to its end".into()))),
@@ -366,7 +400,7 @@ mod tests {
     fn chunks_are_bounded_and_lose_no_line() {
         let text: String = (0..600).map(|nth| format!("{{\"api_key\":\"{nth}\"}}\n")).collect();
         let input = Box::new(io::Cursor::new(text + "{}"));
-        let mut source = Source::open(input, Format::Jsonl, None).unwrap();
+        let mut source = Source::open(input, Format::Jsonl, Rules::default()).unwrap();
         let mut sizes = Vec::new();
         let mut last = None;
         while let Some(chunk) = source.next().unwrap() {
@@ -378,10 +412,23 @@ mod tests {
     }
 
     #[test]
+    fn no_token_is_in_a_chunk_twice() {
+        let lines = ["a", "b", "a", "a", "c", "b"];
+        let text: String = lines.map(|id| format!("{{\"api_key\":\"{id}\"}}\n")).concat();
+        let input = Box::new(io::Cursor::new(text));
+        let mut source = Source::open(input, Format::Jsonl, Rules::default()).unwrap();
+        let mut chunks = Vec::new();
+        while let Some(chunk) = source.next().unwrap() {
+            chunks.push(chunk.lines.iter().map(|(number, _)| *number).collect::<Vec<_>>());
+        }
+        assert_eq!(chunks, [vec![1, 2], vec![3], vec![4, 5, 6]]);
+    }
+
+    #[test]
     fn a_file_of_csv_needs_a_header() {
         for text in ["", "\n", "tg_x\n"] {
             let input = Box::new(io::Cursor::new(text));
-            let opened = Source::open(input, Format::Csv, None);
+            let opened = Source::open(input, Format::Csv, Rules::default());
             assert!(matches!(opened, Err(Failure::Data(_))), "{text:?}");
         }
     }

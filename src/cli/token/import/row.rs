@@ -10,8 +10,10 @@ use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
 
 use crate::auth::key;
+use crate::auth::members::Members;
 use crate::auth::record::TokenRecord;
 use crate::cli::token::fields::texts;
+use crate::cli::token::name::is_credential;
 use crate::secret::Secret;
 use crate::store::StoredRecord;
 use crate::store::redis::NewRecord;
@@ -19,8 +21,11 @@ use crate::store::redis::NewRecord;
 /// What names the token of a line.
 const IDENTITIES: [&str; 3] = ["key", "key_sha256", "api_key"];
 
-/// The fields of a record that a line may have.
-const FIELDS: [&str; 8] = [
+/// What a line may have: what names its token, and the fields of a record.
+const KNOWN: [&str; 11] = [
+    "key",
+    "key_sha256",
+    "api_key",
     "limits",
     "rate_limit",
     "plan",
@@ -40,26 +45,34 @@ pub enum Format {
     Jsonl,
 }
 
+/// What a configuration says about records.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// The plans there are; `None` where nobody knows.
+    pub plans: Option<BTreeSet<String>>,
+    /// Whether the claims of JWTs stand for their records, which nobody reads then.
+    pub are_claims: bool,
+}
+
 /// Reads lines of one file.
 pub struct Rows {
     /// The names of the columns; `None` where each line names its own.
     columns: Option<Vec<String>>,
     csv: Box<csv_core::Reader>,
-    /// The plans there are; `None` where nobody knows.
-    plans: Option<BTreeSet<String>>,
+    rules: Rules,
 }
 
 impl Rows {
     /// Rows of JSON.
-    pub fn jsonl(plans: Option<BTreeSet<String>>) -> Self {
-        Self { columns: None, csv: csv_reader(), plans }
+    pub fn jsonl(rules: Rules) -> Self {
+        Self { columns: None, csv: csv_reader(), rules }
     }
 
     /// Rows under the columns that `header` names.
     ///
     /// # Errors
     /// What is wrong with the header.
-    pub fn csv(header: &str, plans: Option<BTreeSet<String>>) -> Result<Self, String> {
+    pub fn csv(header: &str, rules: Rules) -> Result<Self, String> {
         let mut columns: Vec<String> = Vec::new();
         let mut csv = csv_reader();
         for (nth, name) in cells(&mut csv, header)?.iter().enumerate() {
@@ -76,7 +89,7 @@ impl Rows {
             }
             columns.push(name.to_owned());
         }
-        Ok(Self { columns: Some(columns), csv, plans })
+        Ok(Self { columns: Some(columns), csv, rules })
     }
 
     /// The record that `line` says.
@@ -89,6 +102,9 @@ impl Rows {
             None => json_fields(line)?,
         };
         let id = identity(&mut fields)?;
+        if self.rules.are_claims && !key::is_hash(&id) {
+            return Err("api_key: with auth.jwt.require_record: false nobody reads this record, the claims stand for it".into());
+        }
         let shared: Arc<str> = id.as_str().into();
         let understood = |stored: StoredRecord| {
             TokenRecord::read(&shared, &stored)
@@ -104,7 +120,7 @@ impl Rows {
         fields.insert("api_key".into(), key::public_id(&id).into());
         let fields = texts(&fields);
         let record = understood(StoredRecord::Fields(fields.iter().cloned().collect()))?;
-        if let (Some(plans), Some(plan)) = (&self.plans, &record.grant.plan)
+        if let (Some(plans), Some(plan)) = (&self.rules.plans, &record.grant.plan)
             && !plans.contains(plan.as_str())
         {
             return Err("plan: the configuration has no such plan".into());
@@ -114,11 +130,11 @@ impl Rows {
 }
 
 fn is_known(name: &str) -> bool {
-    IDENTITIES.contains(&name) || FIELDS.contains(&name)
+    KNOWN.contains(&name)
 }
 
 fn known() -> String {
-    [&IDENTITIES[..], &FIELDS].concat().join(", ")
+    KNOWN.join(", ")
 }
 
 /// A reader; its tables take more time to build than a line to read.
@@ -133,9 +149,13 @@ fn cells(reader: &mut csv_core::Reader, line: &str) -> Result<Vec<String>, Strin
     let mut output = vec![0; text.len()];
     let mut ends = vec![0; text.matches(',').count() + 1];
     reader.reset();
-    let (result, _, _, count) = reader.read_record(text.as_bytes(), &mut output, &mut ends);
+    let (result, consumed, _, count) = reader.read_record(text.as_bytes(), &mut output, &mut ends);
     if result == ReadRecordResult::InputEmpty {
         return Err("a quote is not closed on the same line".into());
+    }
+    // To the reader a line ends there: what follows would be lost.
+    if !text.get(consumed..).unwrap_or_default().trim().is_empty() {
+        return Err("has a carriage return inside".into());
     }
     let mut start = 0;
     let cells = ends.iter().take(count).map(|&end| {
@@ -186,6 +206,10 @@ fn json_fields(line: &str) -> Result<Map<String, Value>, String> {
     if !fields.keys().all(|name| is_known(name)) {
         return Err(format!("has a member that is none of {}", known()));
     }
+    // Of two members with one name, whoever wrote the file may have meant the other.
+    if Members::read(line.as_bytes(), &KNOWN).is_err() {
+        return Err("has a member twice".into());
+    }
     fields.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
     Ok(fields)
 }
@@ -214,6 +238,9 @@ fn identity(fields: &mut Map<String, Value>) -> Result<String, String> {
         _ if key::is_hash(text) => {
             Err("api_key: is a SHA-256, under which only keys are stored: write key_sha256".into())
         }
+        _ if is_credential(text) => {
+            Err("api_key: is a credential: write a key under key, and of a JWT its api_key".into())
+        }
         _ => Ok(text.to_owned()),
     }
 }
@@ -231,8 +258,8 @@ mod tests {
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-    fn plans() -> Option<BTreeSet<String>> {
-        Some(BTreeSet::from(["basic".to_owned()]))
+    fn plans() -> Rules {
+        Rules { plans: Some(BTreeSet::from(["basic".to_owned()])), are_claims: false }
     }
 
     #[test]
@@ -284,16 +311,22 @@ mod tests {
             (",bob,,,,@", "disabled: must be"),
             (",b\u{fc}b@,,,,", "api_key: must be printable"),
             (&format!(",{ABC},,,,"), "api_key: is a SHA-256"),
+            (&format!(",tg_@{ABC},,,,"), "api_key: is a credential"),
+            (",eyJ@.e30.c2ln,,,,", "api_key: is a credential"),
+            (",bob,,,,\r,@,,,,", "has a carriage return inside"),
+            (",bob,,\r@,,", "has a carriage return inside"),
         ] {
             let error = rows.read(&line.replace('@', secret)).unwrap_err();
             assert!(error.contains(problem) && !error.contains(secret), "{line}: {error}");
         }
-        let mut rows = Rows::jsonl(None);
+        let mut rows = Rows::jsonl(Rules::default());
         for (line, problem) in [
             (r#""@""#, "is not a JSON object"),
             (r#"{"key":"@""#, "is not JSON from byte 23 on"),
             (r#"{"@":{}}"#, "has a member that is none of key,"),
             (r#"{"key":["@"]}"#, "key: must be text"),
+            (r#"{"key":"@","disabled":true,"disabled":false}"#, "has a member twice"),
+            (r#"{"key":"@","key":"x"}"#, "has a member twice"),
             (r#"{"key_sha256":"@"}"#, "key_sha256: must be"),
             (r#"{"key":"@","plan":3}"#, "plan: must be text"),
             (r#"{"key":"@","disabled":"true"}"#, "disabled: must be"),
@@ -314,9 +347,18 @@ mod tests {
             ("key,", "column 2 is none of"),
             ("key;limits", "column 1 is none of"),
             ("\"key", "a quote is not closed"),
+            ("key\r,limits", "has a carriage return inside"),
         ] {
-            let error = Rows::csv(header, None).map(drop).unwrap_err();
+            let error = Rows::csv(header, Rules::default()).map(drop).unwrap_err();
             assert!(error.contains(problem) && !error.contains("tg_"), "{header}: {error}");
         }
+    }
+
+    #[test]
+    fn where_claims_stand_for_records_only_keys_have_any() {
+        let mut rows = Rows::jsonl(Rules { are_claims: true, ..Rules::default() });
+        assert_eq!(rows.read(r#"{"key":"abc"}"#).unwrap().id, ABC);
+        let error = rows.read(r#"{"api_key":"bob"}"#).unwrap_err();
+        assert!(error.contains("nobody reads this record") && !error.contains("bob"), "{error}");
     }
 }
