@@ -196,14 +196,14 @@ fn an_issuer_that_says_nothing_holds_up_no_start_and_is_not_taken_for_one_that_d
             None
         }
     });
+    std::thread::sleep(Duration::from_secs(10));
+    // Whoever asks for an unknown key waits for the set that has it, and expires meanwhile.
+    server.publish(&[signer.jwk(Some("b"))]);
     let brief = {
         let mut claims = claims();
         claims["exp"] = json!(now() + 2);
         signer.token(Some("b"), &claims)
     };
-    std::thread::sleep(Duration::from_secs(10));
-    // Whoever asked for an unknown key waits for the set that has it, and expires meanwhile.
-    server.publish(&[signer.jwk(Some("b"))]);
     assert_eq!(get(&gateway, &brief), (401, "expired_token".into()));
     gateway.reload(&std::fs::read_to_string(&gateway.config).unwrap().replace("15s", "1s"));
     wait_for("the reload", || {
