@@ -99,7 +99,7 @@ impl Source for Records {
     }
 
     fn bytes(record: &Self::Value) -> usize {
-        record.as_ref().map_or(0, |record| record.bytes())
+        record.as_ref().map_or(0, |record| record.grant.bytes())
     }
 
     fn is_known(record: &Self::Value) -> bool {

@@ -12,21 +12,8 @@ use crate::clock::UnixTime;
 /// Longest `api_key`, `jti` or `kid` that a token may have, in bytes.
 pub const MAX_NAME: usize = 256;
 
-/// The claims that mean something here.
-const KNOWN: [&str; 12] = [
-    "api_key",
-    "exp",
-    "nbf",
-    "iss",
-    "aud",
-    "jti",
-    "rate_limit",
-    "limits",
-    "expires_at",
-    "allowed_routes",
-    "plan",
-    "organization_id",
-];
+/// The claims that mean something here besides those of a grant.
+const OWN_CLAIMS: [&str; 6] = ["api_key", "exp", "nbf", "iss", "aud", "jti"];
 
 /// The claims of a token, which may not be verified yet.
 pub struct Claims(Members);
@@ -68,7 +55,7 @@ impl Claims {
     /// # Errors
     /// [`ClaimError`] when it is no object, or holds a claim twice.
     pub fn read(json: &[u8]) -> Result<Self, ClaimError> {
-        Members::read(json, &KNOWN).map(Self).map_err(|_| ClaimError)
+        Members::read(json, [&OWN_CLAIMS, &Grant::MEMBERS]).map(Self).map_err(|_| ClaimError)
     }
 
     /// The claim as text, if it is that.

@@ -4,7 +4,7 @@
 //! names a key that is not in it: by one fetch for all who wait, and not more often than every ten
 //! seconds. A fetch that fails leaves the set as it was.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use url::Url;
 
 use super::verification::{Jwk, VerificationKey};
+use crate::files::read_text;
 
 /// Largest set that is read, in bytes.
 const MAX_BYTES: u64 = 256 << 10;
@@ -141,21 +142,20 @@ impl Jwks {
 
     /// Fetches if it is time to; otherwise does nothing.
     pub async fn refresh(self: &Arc<Self>) {
-        let is_due = |state: &State, now: Instant| state.due.is_none_or(|due| due <= now);
-        if let Some(fetch) = self.begin(is_due) {
-            fetch.run().await;
-        }
+        self.fetch_if(|state, now| state.due.is_none_or(|due| due <= now)).await;
     }
 
     /// Fetches before requests are judged by a new policy: what is due, and files, which may have changed.
     pub async fn learn(self: &Arc<Self>) {
         match self.rules.source {
             Source::Url(_) => self.refresh().await,
-            Source::File(_) => {
-                if let Some(fetch) = self.begin(|_, _| true) {
-                    fetch.run().await;
-                }
-            }
+            Source::File(_) => self.fetch_if(|_, _| true).await,
+        }
+    }
+
+    async fn fetch_if(self: &Arc<Self>, may: impl Fn(&State, Instant) -> bool) {
+        if let Some(fetch) = self.begin(may) {
+            fetch.run().await;
         }
     }
 
@@ -256,16 +256,8 @@ fn fetch(source: &Source, timeout: Duration) -> Result<String, FetchError> {
     }
 }
 
-fn read_file(path: &PathBuf) -> Result<String, FetchError> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
-    read.map_err(|error| FetchError(error.to_string()))?;
-    match text.len() as u64 > MAX_BYTES {
-        true => Err(FetchError(format!("more than {MAX_BYTES} bytes"))),
-        false => Ok(text),
-    }
+fn read_file(path: &Path) -> Result<String, FetchError> {
+    read_text(path, MAX_BYTES).map_err(|error| FetchError(error.to_string()))
 }
 
 fn get(url: &Url, timeout: Duration) -> Result<String, FetchError> {

@@ -16,7 +16,7 @@ use super::jwks::Jwks;
 use super::verification::{Algorithm, VerificationKey};
 use crate::clock::Clock;
 
-/// Memory for verified tokens, in bytes of token text and fixed shares for each entry and route.
+/// Memory for verified tokens, in bytes of token text, of what it grants, and a fixed share for each entry.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const CACHE_ENTRY_BYTES: u64 = 300;
 const CACHE_ENTRIES: usize = 100_000;
@@ -65,9 +65,8 @@ struct ByteWeight;
 
 impl Weighter<Arc<str>, Arc<VerifiedClaims>> for ByteWeight {
     fn weight(&self, token: &Arc<str>, claims: &Arc<VerifiedClaims>) -> u64 {
-        let routes = claims.grant.as_ref().and_then(|grant| grant.allowed_routes.as_ref());
-        let routes = routes.map_or(0, |routes| routes.bytes() as u64);
-        token.len() as u64 + CACHE_ENTRY_BYTES + routes
+        let grant = claims.grant.as_ref().map_or(0, |grant| grant.bytes() as u64);
+        token.len() as u64 + CACHE_ENTRY_BYTES + grant
     }
 }
 

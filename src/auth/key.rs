@@ -26,7 +26,7 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 const HASH_DIGITS: usize = 64;
 
 /// Hexadecimal digits of a key's public id.
-const PUBLIC_DIGITS: usize = 16;
+pub const PUBLIC_DIGITS: usize = 16;
 
 /// Why a text is no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// The members of an object that mean something; others were passed over.
 pub struct Members {
-    known: &'static [&'static str],
+    known: Known,
     values: Vec<(&'static str, Value)>,
 }
 
@@ -17,7 +17,7 @@ impl Members {
     ///
     /// # Errors
     /// When it is no JSON object, or holds a known member twice.
-    pub fn read(json: &[u8], known: &'static [&'static str]) -> serde_json::Result<Self> {
+    pub fn read(json: &[u8], known: [&'static [&'static str]; 2]) -> serde_json::Result<Self> {
         let mut reader = serde_json::Deserializer::from_slice(json);
         let members = Known(known).deserialize(&mut reader)?;
         reader.end()?;
@@ -26,12 +26,20 @@ impl Members {
 
     /// The member, which is a known one, if the object has it.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        debug_assert!(self.known.contains(&name), "{name} is never read");
+        debug_assert!(self.known.find(name).is_some(), "{name} is never read");
         self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 }
 
-struct Known(&'static [&'static str]);
+/// The names that mean something, in two lists.
+#[derive(Clone, Copy)]
+struct Known([&'static [&'static str]; 2]);
+
+impl Known {
+    fn find(&self, name: &str) -> Option<&'static str> {
+        self.0.into_iter().flatten().find(|known| **known == name).copied()
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Known {
     type Value = Members;
@@ -51,14 +59,14 @@ impl<'de> Visitor<'de> for Known {
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Members, M::Error> {
         let mut members: Vec<(&'static str, Value)> = Vec::with_capacity(4);
         while let Some(name) = map.next_key::<String>()? {
-            match self.0.iter().find(|known| **known == name) {
-                Some(known) if members.iter().any(|(name, _)| name == known) => {
+            match self.find(&name) {
+                Some(known) if members.iter().any(|(name, _)| *name == known) => {
                     return Err(M::Error::duplicate_field(known));
                 }
                 Some(known) => members.push((known, map.next_value()?)),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(Members { known: self.0, values: members })
+        Ok(Members { known: self, values: members })
     }
 }

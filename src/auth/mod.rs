@@ -77,7 +77,7 @@ impl From<JwtError> for AuthError {
 #[derive(Clone, Debug)]
 pub struct Principal {
     record: Arc<TokenRecord>,
-    /// `None` for an opaque key, and where the record is made of them.
+    /// `None` for an opaque key.
     claims: Option<Arc<VerifiedClaims>>,
 }
 

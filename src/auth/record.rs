@@ -19,17 +19,8 @@ use crate::store::StoredRecord;
 /// What a limit takes, with the groups that are made of it, in bytes.
 const RULE_BYTES: usize = 256;
 
-/// The members that mean something; others are passed over.
-const KNOWN: [&str; 8] = [
-    "api_key",
-    "rate_limit",
-    "limits",
-    "expires_at",
-    "allowed_routes",
-    "plan",
-    "organization_id",
-    "disabled",
-];
+/// The members that mean something besides those of a grant; others are passed over.
+const OWN_MEMBERS: [&str; 2] = ["api_key", "disabled"];
 
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,7 +135,7 @@ impl TokenRecord {
     pub fn read(id: &Arc<str>, stored: &StoredRecord) -> Result<Self, RecordError> {
         match stored {
             StoredRecord::Json(text) => {
-                let members = Members::read(text.as_bytes(), &KNOWN)
+                let members = Members::read(text.as_bytes(), [&OWN_MEMBERS, &Grant::MEMBERS])
                     .map_err(|error| fault("record", error.to_string()))?;
                 Self::from_members(id, |name| members.get(name).cloned())
             }
@@ -191,18 +182,6 @@ impl TokenRecord {
         Self::new(api_key, false, Grant::default())
     }
 
-    /// How large it is, in bytes, as far as the store has a say in it.
-    pub fn bytes(&self) -> usize {
-        let Grant { rate, allowed_routes, plan, organization_id, .. } = &self.grant;
-        let names = [plan, organization_id].into_iter().flatten().map(|name| name.as_str().len());
-        let routes = allowed_routes.as_ref().map_or(0, PathPatterns::bytes);
-        let rules = match rate {
-            Some(RateRule::Limits(own)) => own.rules.len() * RULE_BYTES,
-            Some(RateRule::Bare(_)) | None => 0,
-        };
-        names.sum::<usize>() + routes + rules
-    }
-
     fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
         let public = public_id(id);
         Ok(Self {
@@ -216,6 +195,22 @@ impl TokenRecord {
 }
 
 impl Grant {
+    /// What a grant is made of.
+    pub const MEMBERS: [&str; 6] =
+        ["rate_limit", "limits", "expires_at", "allowed_routes", "plan", "organization_id"];
+
+    /// How large it is, in bytes, as far as that differs from one to another.
+    pub fn bytes(&self) -> usize {
+        let Self { rate, allowed_routes, plan, organization_id, .. } = self;
+        let names = [plan, organization_id].into_iter().flatten().map(|name| name.as_str().len());
+        let routes = allowed_routes.as_ref().map_or(0, PathPatterns::bytes);
+        let rules = match rate {
+            Some(RateRule::Limits(own)) => own.rules.len() * RULE_BYTES,
+            Some(RateRule::Bare(_)) | None => 0,
+        };
+        names.sum::<usize>() + routes + rules
+    }
+
     /// Reads the members of a record or the claims of a JWT; `null` is as good as absent.
     ///
     /// # Errors

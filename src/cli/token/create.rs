@@ -15,7 +15,7 @@ use super::fields::texts;
 use super::issue::{Issued, Kept};
 use super::records::StoreArguments;
 use crate::auth::key;
-use crate::auth::record::TokenRecord;
+use crate::auth::record::{Grant, TokenRecord};
 use crate::auth::verification;
 use crate::cli::{Failure, hidden};
 use crate::clock::{Clock as _, SystemClock, UnixTime};
@@ -105,13 +105,10 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     let record = |id: &str| Record::new(arguments, key::public_id(id).to_owned(), now)?.object();
     let stateless = arguments.kind == Kind::Jwt && records.are_claims();
     let (id, credential) = match arguments.kind {
-        Kind::Jwt if stateless => {
-            let id = Uuid::now_v7().to_string();
-            let issuer = signing(arguments.secret.as_ref(), config)?;
-            let credential = sign(&issuer, &id, &grant(record(&id)?), now, expires)?;
-            (id, credential)
+        Kind::Jwt => {
+            let claims = if stateless { grant(record("")?) } else { Map::new() };
+            new_jwt(arguments.secret.as_ref(), config, &claims, now, expires)?
         }
-        Kind::Jwt => new_jwt(arguments.secret.as_ref(), config, &Map::new(), now, expires)?,
         Kind::Key if arguments.secret.is_some() => {
             return Err(Failure::Usage("--secret signs JWTs: a key is not signed".into()));
         }
@@ -172,13 +169,9 @@ pub(super) fn granted(
         return Err(Failure::Data("no key that signs here has signed the credential on standard input, so what it claims is not believed: give its api_key instead, and the new token claims nothing of it".into()));
     };
     let mut granted = claims.claims;
-    granted.retain(|name, _| GRANTS.contains(&name.as_str()));
+    granted.retain(|name, _| Grant::MEMBERS.contains(&name.as_str()));
     Ok(granted)
 }
-
-/// The claims that grant or restrict.
-const GRANTS: [&str; 6] =
-    ["allowed_routes", "limits", "rate_limit", "plan", "organization_id", "expires_at"];
 
 /// The claims that stand for a record.
 fn grant(mut record: Map<String, Value>) -> Map<String, Value> {

@@ -14,9 +14,6 @@ use crate::auth::key;
 use crate::cli::Failure;
 use crate::secret::Secret;
 
-/// Hexadecimal digits of a key's public id.
-const PUBLIC_DIGITS: usize = 16;
-
 /// Which token; flattened into every subcommand about one.
 #[derive(Args, Debug)]
 pub struct NameArgument {
@@ -62,7 +59,7 @@ impl NameArgument {
 
 fn named(id: &str) -> Name {
     let hexadecimal = id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let of_key = id.len() == PUBLIC_DIGITS || key::is_hash(&id.to_ascii_lowercase());
+    let of_key = id.len() == key::PUBLIC_DIGITS || key::is_hash(&id.to_ascii_lowercase());
     match hexadecimal && of_key && !key::is_hash(id) {
         // A JWT's api_key may look so too, and is told apart by how it is written.
         true => Name::PublicId(id.to_owned()),

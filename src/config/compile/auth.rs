@@ -1,7 +1,7 @@
 //! Keys and static tokens. Secrets come and go here without being looked at, but for their length.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::super::{
 use super::{deadline, each, limits, need};
 use crate::auth::jwks::{self, JwksRules, Source};
 use crate::auth::key;
+use crate::files::read_text;
 use crate::quota::Algorithm;
 use crate::quota::rule::{LimitRule, Written, rule_set};
 use crate::secret::Secret;
@@ -223,11 +224,7 @@ fn material(
 
 /// The contents of a file without the line end that editors and `echo` leave.
 fn read_secret(path: &str) -> std::io::Result<Secret> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_SECRET_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_SECRET_FILE {
-        return Err(std::io::Error::other(format!("more than {MAX_SECRET_FILE} bytes")));
-    }
+    let text = read_text(Path::new(path), MAX_SECRET_FILE)?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     Ok(Secret::new(line.strip_suffix('\r').unwrap_or(line)))
 }

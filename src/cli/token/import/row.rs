@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::auth::key;
 use crate::auth::members::Members;
-use crate::auth::record::TokenRecord;
+use crate::auth::record::{Grant, TokenRecord};
 use crate::cli::token::fields::texts;
 use crate::cli::token::name::is_credential;
 use crate::secret::Secret;
@@ -21,20 +21,11 @@ use crate::store::redis::NewRecord;
 /// What names the token of a line.
 const IDENTITIES: [&str; 3] = ["key", "key_sha256", "api_key"];
 
-/// What a line may have: what names its token, and the fields of a record.
-const KNOWN: [&str; 11] = [
-    "key",
-    "key_sha256",
-    "api_key",
-    "limits",
-    "rate_limit",
-    "plan",
-    "expires_at",
-    "allowed_routes",
-    "organization_id",
-    "name",
-    "disabled",
-];
+/// What a line may have besides what a record grants.
+const OWN_COLUMNS: [&str; 5] = ["key", "key_sha256", "api_key", "name", "disabled"];
+
+/// What a line may have.
+const KNOWN: [&[&str]; 2] = [&OWN_COLUMNS, &Grant::MEMBERS];
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -130,11 +121,11 @@ impl Rows {
 }
 
 fn is_known(name: &str) -> bool {
-    KNOWN.contains(&name)
+    KNOWN.iter().any(|names| names.contains(&name))
 }
 
 fn known() -> String {
-    KNOWN.join(", ")
+    KNOWN.concat().join(", ")
 }
 
 /// A reader; its tables take more time to build than a line to read.
@@ -207,7 +198,7 @@ fn json_fields(line: &str) -> Result<Map<String, Value>, String> {
         return Err(format!("has a member that is none of {}", known()));
     }
     // Of two members with one name, whoever wrote the file may have meant the other.
-    if Members::read(line.as_bytes(), &KNOWN).is_err() {
+    if Members::read(line.as_bytes(), KNOWN).is_err() {
         return Err("has a member twice".into());
     }
     fields.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
