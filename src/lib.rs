@@ -8,7 +8,7 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`clock`], [`secret`], [`net`], [`files`] | time as an argument; values that cannot be printed; what one client is among addresses; files up to a bound | [`clock::Clock`] |
+//! | [`clock`], [`secret`], [`net`], [`class`], [`files`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound | [`clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
@@ -88,6 +88,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod class;
 pub mod cli;
 pub mod clock;
 pub mod config;

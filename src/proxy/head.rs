@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr_iter};
 
+use crate::class::{Class, alphanumeric_and, consists_of};
+
 /// Largest head, request line and all fields, in bytes.
 pub const MAX_HEAD: usize = 64 * 1024;
 
@@ -236,9 +238,6 @@ fn request_line(line: &[u8]) -> Result<(Version, Option<Range<usize>>), HeadErro
     }
 }
 
-/// Which bytes belong to a class.
-type Class = [bool; 256];
-
 /// `tchar` of RFC 9110 section 5.6.2.
 const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
@@ -247,25 +246,6 @@ const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[]_{|}~");
 
 /// `reg-name` of RFC 3986 section 3.2.2.
 const HOST: Class = alphanumeric_and(b"-._~!$&'()*+,;=%");
-
-const fn alphanumeric_and(others: &[u8]) -> Class {
-    let mut class = [false; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        class[byte] = (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let mut at = 0;
-    while at < others.len() {
-        class[others[at] as usize] = true;
-        at += 1;
-    }
-    class
-}
-
-fn consists_of(bytes: &[u8], class: &Class) -> bool {
-    bytes.iter().all(|&byte| class[usize::from(byte)])
-}
 
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
@@ -278,7 +258,7 @@ fn list_names(value: &[u8], wanted: &[u8]) -> bool {
 
 /// `host [":" port]` of RFC 3986 section 3.2.2, without user information; not empty.
 pub fn is_authority(value: &[u8]) -> bool {
-    let (host, port) = if value.first() == Some(&b'[') {
+    let (host, rest) = if value.first() == Some(&b'[') {
         let Some(end) = memchr(b']', value) else { return false };
         let address = std::str::from_utf8(&value[1..end]).unwrap_or_default();
         if address.parse::<std::net::Ipv6Addr>().is_err() {
@@ -290,14 +270,19 @@ pub fn is_authority(value: &[u8]) -> bool {
     };
     let host_is_good =
         host.first() == Some(&b'[') || (!host.is_empty() && consists_of(host, &HOST));
-    let port_is_good = match port.strip_prefix(b":") {
-        None => port.is_empty(),
-        Some(digits) => {
-            digits.iter().all(u8::is_ascii_digit)
-                && std::str::from_utf8(digits).is_ok_and(|digits| digits.parse::<u16>().is_ok())
-        }
+    let port_is_good = match rest.strip_prefix(b":") {
+        None => rest.is_empty(),
+        Some(digits) => !digits.is_empty() && port(digits).is_some(),
     };
     host_is_good && port_is_good
+}
+
+/// The number of a port, in decimal digits.
+fn port(digits: &[u8]) -> Option<u16> {
+    digits.iter().try_fold(0u16, |port, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        port.checked_mul(10)?.checked_add(digit)
+    })
 }
 
 #[cfg(test)]

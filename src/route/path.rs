@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::class::{Class, alphanumeric_and};
+
 /// A path in canonical form; starts with `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CanonicalPath<'a>(Cow<'a, str>);
@@ -42,13 +44,14 @@ impl<'a> CanonicalPath<'a> {
             return Err(PathError::NotAbsolute);
         }
         let path = match first_irregularity(raw.as_bytes()) {
-            None => Cow::Borrowed(raw),
-            Some(at) => Cow::Owned(rewrite(raw, at)?),
+            None => return Ok(Self(Cow::Borrowed(raw))),
+            Some(at) => rewrite(raw, at)?,
         };
-        if path.contains("/.") && path.split('/').any(is_dot_segment) {
+        if path.split('/').any(is_dot_segment) {
             return Err(PathError::DotSegment);
         }
-        Ok(Self(path))
+        // What only looked irregular is what was sent.
+        Ok(Self(if path == raw { Cow::Borrowed(raw) } else { Cow::Owned(path) }))
     }
 
     /// The canonical text.
@@ -62,20 +65,19 @@ impl<'a> CanonicalPath<'a> {
     }
 }
 
-/// Where `raw` stops being canonical: an escape, a repeated slash, or a byte that may not be there.
+/// Where `raw` stops being plainly canonical: an escape, a repeated slash, a segment that starts with a
+/// dot, or a byte that may not be there.
 fn first_irregularity(raw: &[u8]) -> Option<usize> {
     let mut previous = 0;
     raw.iter().position(|&byte| {
-        let regular = is_path_byte(byte) && !(byte == b'/' && previous == b'/');
+        let regular = PATH[usize::from(byte)] && !(previous == b'/' && matches!(byte, b'/' | b'.'));
         previous = byte;
         !regular
     })
 }
 
 /// `pchar` of RFC 3986 without `%`, and `/`. Braces and `|`, which browsers send raw, are let through.
-fn is_path_byte(byte: u8) -> bool {
-    is_unreserved(byte) || b"/!$&'()*+,;=:@{}|".contains(&byte)
-}
+const PATH: Class = alphanumeric_and(b"-._~/!$&'()*+,;=:@{}|");
 
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
@@ -105,7 +107,7 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
                     }
                 }
             }
-            byte if is_path_byte(byte) => path.push(char::from(byte)),
+            byte if PATH[usize::from(byte)] => path.push(char::from(byte)),
             _ => return Err(PathError::RawByte),
         }
     }

@@ -34,6 +34,8 @@ impl Matcher {
 #[derive(Debug)]
 pub struct RouteTable<T> {
     by_prefix: HashMap<String, Vec<(Matcher, T)>, RandomState>,
+    /// The lengths that prefixes have, the longest first.
+    lengths: Vec<usize>,
 }
 
 /// What a table says of a request.
@@ -58,7 +60,10 @@ impl<T> RouteTable<T> {
         for routes in by_prefix.values_mut() {
             routes.sort_by_key(|(matcher, _)| matcher.host.is_none());
         }
-        Self { by_prefix }
+        let mut lengths: Vec<usize> = by_prefix.keys().map(String::len).collect();
+        lengths.sort_unstable_by(|one, other| other.cmp(one));
+        lengths.dedup();
+        Self { by_prefix, lengths }
     }
 
     /// The route for a request; `path` is canonical, `host` has no port.
@@ -66,8 +71,10 @@ impl<T> RouteTable<T> {
     /// The longest prefix that serves the host decides alone: a method it does not have is not looked
     /// for under a shorter one, which may be open to everyone.
     pub fn find(&self, host: Option<&str>, path: &str, method: &str) -> Found<'_, T> {
-        let mut prefix = path.trim_end_matches('/');
-        loop {
+        let path = path.trim_end_matches('/');
+        // Where a segment ends, and a prefix may.
+        let ends = |at: usize| at == path.len() || path.as_bytes().get(at) == Some(&b'/');
+        for prefix in self.lengths.iter().filter(|at| ends(**at)).map(|at| &path[..*at]) {
             let serving = || {
                 let routes = self.by_prefix.get(prefix).into_iter().flatten();
                 routes.filter(|(matcher, _)| matcher.serves_host(host))
@@ -83,11 +90,8 @@ impl<T> RouteTable<T> {
                 methods.dedup();
                 return Found::OtherMethods(methods);
             }
-            match prefix.rfind('/') {
-                Some(cut) => prefix = &prefix[..cut],
-                None => return Found::Nothing,
-            }
         }
+        Found::Nothing
     }
 
     /// Every route, in no particular order.

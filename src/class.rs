@@ -1,0 +1,25 @@
+//! Classes of bytes, as the grammars of the RFCs list them.
+
+/// Which bytes belong to a class.
+pub type Class = [bool; 256];
+
+/// ASCII letters, digits, and `others`.
+pub const fn alphanumeric_and(others: &[u8]) -> Class {
+    let mut class = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        class[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        class[others[at] as usize] = true;
+        at += 1;
+    }
+    class
+}
+
+/// Whether every byte belongs to `class`.
+pub fn consists_of(bytes: &[u8], class: &Class) -> bool {
+    bytes.iter().all(|&byte| class[usize::from(byte)])
+}
