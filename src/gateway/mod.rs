@@ -205,12 +205,13 @@ fn stored(config: &Config, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> S
         max_stale: config.auth.cache.max_stale,
     };
     let on_lookup = |outcome| {
-        let outcome = match outcome {
-            CacheOutcome::Hit => "hit",
-            CacheOutcome::Miss => "miss",
-            CacheOutcome::Stale => "stale",
+        let lookups = &METRICS.token_cache;
+        let counter = match outcome {
+            CacheOutcome::Hit => &lookups.hit,
+            CacheOutcome::Miss => &lookups.miss,
+            CacheOutcome::Stale => &lookups.stale,
         };
-        METRICS.token_cache.with_label_values(&[outcome]).inc();
+        counter.inc();
     };
     let records = StoreCache::new(Records(Arc::clone(&store)), Arc::clone(clock), rules, on_lookup);
     let revocations = StoreCache::new(Revocations(store), Arc::clone(clock), rules, on_lookup);

@@ -38,7 +38,7 @@ pub struct Metrics {
     /// By operation and outcome: few, so a scan beats a hash.
     operations: RwLock<Vec<(&'static str, &'static str, IntCounter, Histogram)>>,
     /// Look-ups of token records, by outcome.
-    pub token_cache: IntCounterVec,
+    pub token_cache: TokenCache,
     /// Requests of verified tokens that have a plan, by `plan`.
     pub plan_requests: IntCounterVec,
     /// Fetches of issuers' keys, by `outcome`: `ok` or `failed`.
@@ -159,11 +159,11 @@ impl Metrics {
                 "Requests of verified tokens that have a plan, by plan; `other` is not configured",
                 &["plan"],
             ),
-            token_cache: counters(
+            token_cache: TokenCache::new(&counters(
                 "tollgate_token_cache_total",
-                "Look-ups of token records",
+                "Look-ups of token records, by outcome",
                 &["outcome"],
-            ),
+            )),
             in_flight: gauge("tollgate_in_flight_requests", "Requests being served"),
             connections: gauge("tollgate_client_connections", "Client connections open"),
             config_generation: gauge(
@@ -269,6 +269,23 @@ impl Metrics {
             operations.push((operation, outcome, count, seconds));
         }
         known(&operations);
+    }
+}
+
+/// Look-ups in what is known of tokens, by outcome. Handles, because there is one at each request.
+pub struct TokenCache {
+    /// Answered from memory.
+    pub hit: IntCounter,
+    /// Asked the store.
+    pub miss: IntCounter,
+    /// Answered from memory although too old, because the store is away.
+    pub stale: IntCounter,
+}
+
+impl TokenCache {
+    fn new(lookups: &IntCounterVec) -> Self {
+        let handle = |outcome| lookups.with_label_values(&[outcome]);
+        Self { hit: handle("hit"), miss: handle("miss"), stale: handle("stale") }
     }
 }
 

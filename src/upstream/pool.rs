@@ -157,9 +157,11 @@ impl Endpoint {
 
     /// Replaces the peers by those at `addresses`.
     pub fn set_addresses(&self, addresses: &[SocketAddr], timeouts: Timeouts) {
+        // Cloned with the peer at each request.
+        let server_name = if self.rules.tls { &*self.rules.host } else { "" };
         let peer = |address: &SocketAddr| {
             // From a socket address: a name would be resolved here, blocking, with a panic on failure.
-            let mut peer = HttpPeer::new(*address, self.rules.tls, self.rules.host.clone());
+            let mut peer = HttpPeer::new(*address, self.rules.tls, server_name.to_owned());
             peer.options.connection_timeout = Some(timeouts.connect);
             peer.options.total_connection_timeout = Some(timeouts.connect * 2);
             peer.options.read_timeout = Some(timeouts.read);
