@@ -299,18 +299,17 @@ impl ClientStream {
         self.inner.read_buf(&mut self.ahead).await
     }
 
-    /// Shows Pingora the body that belongs to `head`, whose bytes are handed out for it.
+    /// Shows Pingora the body that belongs to `head`, whose bytes are handed out for it. Copied, for the
+    /// request keeps them: the buffer stays with the connection, and is as large as the kernel may fill.
     fn admit(&mut self, head: Head) -> BytesMut {
         self.visible = match head.framing {
             Framing::Length(body) => Visible::Bytes(body),
             Framing::Chunked => Visible::Chunked(ChunkedBody::default()),
             Framing::Upgrade => Visible::Everything,
         };
-        if self.ahead.len() == head.length {
-            // Whole buffers stay plain; what is split is counted by reference.
-            return std::mem::take(&mut self.ahead);
-        }
-        self.ahead.split_to(head.length)
+        let bytes = BytesMut::from(&self.ahead[..head.length]);
+        self.ahead.advance(head.length);
+        bytes
     }
 
     /// Answers a request that is not served, and says that the connection ends.
