@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 
+use super::headers::Seen;
 use crate::admission::{Findings, Permit, Rejection};
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
@@ -15,6 +16,8 @@ use crate::upstream::pool::Turn;
 pub struct RequestContext {
     /// When its header was complete.
     pub started: Instant,
+    /// Which fields the request has.
+    pub seen: Seen,
     /// `X-Request-ID`, once the header has been looked at.
     pub request_id: Option<HeaderValue>,
     /// The policy it is judged by, from beginning to end.
@@ -50,6 +53,7 @@ impl RequestContext {
         METRICS.in_flight.inc();
         Self {
             started: Instant::now(),
+            seen: Seen::default(),
             request_id: None,
             policy,
             client_ip: None,

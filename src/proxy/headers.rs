@@ -52,8 +52,56 @@ const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 /// `Upgrade` also do, unless the answer switches protocols.
 const HOP_BY_HOP: [&str; 3] = ["keep-alive", "proxy-connection", "te"];
 
+/// Which fields a request has, of those that matter here. Found in one look at the names, which costs
+/// less than one look-up, and most are absent from most requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// `Content-Length`.
+    pub content_length: bool,
+    /// `Expect`.
+    pub expect: bool,
+    /// `Upgrade`.
+    pub upgrade: bool,
+    /// Fields that concern one connection only (RFC 9110 section 7.6.1), or are named by one that does.
+    pub hop_by_hop: bool,
+    request_id: bool,
+    trace: bool,
+    /// Something in the spelling of a field that the gateway sets, or that frames the message.
+    suspicious: bool,
+}
+
+impl Seen {
+    /// Looks at the names of `headers`.
+    pub fn in_request(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "content-length" => seen.content_length = true,
+                "expect" => seen.expect = true,
+                "x-request-id" => seen.request_id = true,
+                "traceparent" | "tracestate" => seen.trace = true,
+                "upgrade" => (seen.upgrade, seen.hop_by_hop) = (true, true),
+                "connection"
+                | "keep-alive"
+                | "proxy-connection"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "http2-settings" => seen.hop_by_hop = true,
+                name => seen.suspicious |= is_suspicious(name),
+            }
+        }
+        seen
+    }
+}
+
 /// The request's id: the client's when it is sane, else a new UUIDv7 (RFC 9562 section 5.7).
-pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+pub fn request_id(headers: &HeaderMap, seen: Seen) -> HeaderValue {
+    if !seen.request_id {
+        return new_request_id();
+    }
     let mut sent = headers.get_all(&X_REQUEST_ID).iter();
     match (sent.next(), sent.next()) {
         (Some(id), None) if is_sane_id(id.as_bytes()) => id.clone(),
@@ -124,6 +172,8 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
 
 /// What the gateway knows about where a request comes from.
 pub struct Origin<'a> {
+    /// Which fields it has.
+    pub seen: Seen,
     /// The address at the other end of the connection.
     pub peer: Option<IpAddr>,
     /// Whether its forwarding fields are believed.
@@ -136,6 +186,15 @@ pub struct Origin<'a> {
     pub principal: Option<&'a Principal>,
 }
 
+/// Drops how the names of a request's fields were spelled: they are not case-sensitive (RFC 9110
+/// section 5.1). Pingora keeps that in a second map, which it copies and looks into with the first.
+///
+/// What an absolute target says beyond path and query goes with it; `Host` has said the same.
+pub fn forget_spelling(request: &mut RequestHeader) {
+    let nothing = http::Request::new(()).into_parts().0.into();
+    *request = http::request::Parts::from(std::mem::replace(request, nothing)).into();
+}
+
 /// Makes the fields of a request what the upstream may rely on.
 ///
 /// # Errors
@@ -146,8 +205,7 @@ pub fn rewrite_request(
     forward_credential: bool,
     rules: &HeaderRules,
 ) -> Result<()> {
-    // Pingora's own header keeps a second map, of how each name is spelled, and takes names as text:
-    // four times the work of a plain one. Names are not case-sensitive (RFC 9110 section 5.1).
+    // Pingora's own methods take names as text: four times the work.
     let nothing = http::Request::new(()).into_parts().0.into();
     let mut parts = http::request::Parts::from(std::mem::replace(request, nothing));
     let result = set_request_fields(&mut parts.headers, origin, forward_credential, rules);
@@ -161,21 +219,26 @@ fn set_request_fields(
     forward_credential: bool,
     rules: &HeaderRules,
 ) -> Result<()> {
-    remove_spoofed(headers, origin.trusted);
+    if origin.seen.suspicious {
+        remove_spoofed(headers, origin.trusted);
+    }
     if !forward_credential {
         headers.remove(header::AUTHORIZATION);
         headers.remove(&X_API_KEY);
     }
     headers.reserve(OWN_FIELDS + rules.set.len());
     headers.insert(&X_REQUEST_ID, origin.request_id.clone());
+    // What a peer said that is not believed is gone, and need not be looked for.
+    let trusted = origin.trusted;
     if let Some(peer) = origin.peer {
-        let hops = forwarded_for(headers, peer);
-        headers.insert(&X_FORWARDED_FOR, value(hops)?);
+        let earlier = trusted.then(|| headers.get_all(&X_FORWARDED_FOR));
+        let hops = forwarded_for(earlier.into_iter().flatten(), peer);
+        headers.insert(&X_FORWARDED_FOR, value(&hops)?);
     }
-    if !headers.contains_key(&X_FORWARDED_PROTO) {
+    if !(trusted && headers.contains_key(&X_FORWARDED_PROTO)) {
         headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
     }
-    if !headers.contains_key(&X_FORWARDED_HOST)
+    if !(trusted && headers.contains_key(&X_FORWARDED_HOST))
         && let Some(host) = headers.get(header::HOST).cloned()
     {
         headers.insert(&X_FORWARDED_HOST, host);
@@ -189,7 +252,7 @@ fn set_request_fields(
             headers.insert(&X_PLAN_TIER, plan.field().clone());
         }
     }
-    set_traceparent(headers)?;
+    set_traceparent(headers, origin.seen)?;
     apply(rules, headers);
     Ok(())
 }
@@ -204,34 +267,40 @@ fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
 }
 
 /// Text of the gateway's own as the value of a field.
-fn value(text: String) -> Result<HeaderValue> {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text))
-        .or_err(ErrorType::InvalidHTTPHeader, "a value of the gateway's own")
+fn value(text: &str) -> Result<HeaderValue> {
+    HeaderValue::from_str(text).or_err(ErrorType::InvalidHTTPHeader, "a value of the gateway's own")
+}
+
+fn number(number: u64) -> Result<HeaderValue> {
+    value(itoa::Buffer::new().format(number))
+}
+
+/// Whether an upstream may take `name` for a field that only the gateway sets, or that frames the
+/// message: `X_Token.ID` is `X-Token-ID` to a CGI.
+fn is_suspicious(name: &str) -> bool {
+    let known = |list: &[&str]| list.iter().any(|own| spelled_like(name, own));
+    match name.as_bytes().first() {
+        Some(b'x') if name.len() > 8 => {
+            known(&IDENTITY) || known(&FORWARDING) || spelled_like(name, X_REQUEST_ID.as_str())
+        }
+        Some(b'f') => name == "forwarded",
+        Some(b'c' | b't') => known(&FRAMING),
+        _ => false,
+    }
 }
 
 /// Removes identity fields, and forwarding fields unless they are believed, in every spelling that an
-/// upstream may take for them: `X_Token.ID` is `X-Token-ID` to a CGI.
+/// upstream may take for them.
 fn remove_spoofed(headers: &mut HeaderMap, trusted: bool) {
-    let spoofed = |name: &HeaderName| {
-        let name = name.as_str();
-        let known = |list: &[&str]| list.iter().any(|own| spelled_like(name, own));
-        match name.as_bytes().first() {
-            Some(b'x') if name.len() > 8 => {
-                known(&IDENTITY)
-                    || (known(&FORWARDING) && !(trusted && FORWARDING.contains(&name)))
-                    || (spelled_like(name, X_REQUEST_ID.as_str()) && name != X_REQUEST_ID.as_str())
-            }
-            Some(b'f') => name == "forwarded" && !trusted,
-            Some(b'c' | b't') => known(&FRAMING) && !FRAMING.contains(&name),
-            _ => false,
-        }
+    let may_pass = |name: &str| {
+        (trusted && FORWARDING.contains(&name))
+            || FRAMING.contains(&name)
+            || name == X_REQUEST_ID.as_str()
     };
-    // Most requests have none: look before collecting.
-    if headers.keys().any(spoofed) {
-        let names: Vec<HeaderName> = headers.keys().filter(|name| spoofed(name)).cloned().collect();
-        for name in &names {
-            headers.remove(name);
-        }
+    let spoofed = |name: &&HeaderName| is_suspicious(name.as_str()) && !may_pass(name.as_str());
+    let names: Vec<HeaderName> = headers.keys().filter(spoofed).cloned().collect();
+    for name in &names {
+        headers.remove(name);
     }
 }
 
@@ -244,14 +313,12 @@ fn spelled_like(name: &str, own: &str) -> bool {
             .all(|(byte, own)| byte == own || (own == b'-' && (byte == b'_' || byte == b'.')))
 }
 
-/// What earlier proxies said, if any of it was let through, and the peer.
-fn forwarded_for(headers: &HeaderMap, peer: IpAddr) -> String {
+/// The peer, after what the proxies before it said.
+fn forwarded_for<'a>(earlier: impl Iterator<Item = &'a HeaderValue>, peer: IpAddr) -> String {
     let mut hops = String::with_capacity(15);
-    for value in headers.get_all(&X_FORWARDED_FOR) {
-        if let Ok(text) = value.to_str() {
-            hops.push_str(text.trim());
-            hops.push_str(", ");
-        }
+    for text in earlier.filter_map(|value| value.to_str().ok()) {
+        hops.push_str(text.trim());
+        hops.push_str(", ");
     }
     match peer.to_canonical() {
         IpAddr::V4(peer) => {
@@ -271,15 +338,17 @@ fn forwarded_for(headers: &HeaderMap, peer: IpAddr) -> String {
 
 /// Passes a valid `traceparent` on, and starts a trace where there is none (W3C Trace Context,
 /// section 3.2).
-fn set_traceparent(headers: &mut HeaderMap) -> Result<()> {
-    let mut sent = headers.get_all(&TRACEPARENT).iter();
-    if let (Some(value), None) = (sent.next(), sent.next())
-        && is_traceparent(value.as_bytes())
-    {
-        return Ok(());
+fn set_traceparent(headers: &mut HeaderMap, seen: Seen) -> Result<()> {
+    if seen.trace {
+        let mut sent = headers.get_all(&TRACEPARENT).iter();
+        if let (Some(value), None) = (sent.next(), sent.next())
+            && is_traceparent(value.as_bytes())
+        {
+            return Ok(());
+        }
+        // A state without its parent belongs to no trace.
+        headers.remove(&TRACESTATE);
     }
-    // A state without its parent belongs to no trace.
-    headers.remove(&TRACESTATE);
     let mut parent = *b"00-................................-................-00";
     write_hex(fastrand::u64(1..), &mut parent[3..19]);
     write_hex(fastrand::u64(..), &mut parent[19..35]);
@@ -427,31 +496,28 @@ pub fn set_rate_fields(
         let (mut policy, mut members) = (String::with_capacity(48), String::with_capacity(48));
         for (_, _, limit, state) in known() {
             let (name, window) = (&*limit.name, limit.window.as_secs());
-            push_member(&mut policy, name, ("q", limit.quota), ("w", window));
+            push_member(&mut policy, name, ("\";q=", limit.quota), (";w=", window));
             let seconds = whole_seconds(state.reset_after);
-            push_member(&mut members, name, ("r", state.remaining), ("t", seconds));
+            push_member(&mut members, name, ("\";r=", state.remaining), (";t=", seconds));
         }
-        headers.insert(&RATELIMIT_POLICY, value(policy)?);
-        headers.insert(&RATELIMIT, value(members)?);
+        headers.insert(&RATELIMIT_POLICY, value(&policy)?);
+        headers.insert(&RATELIMIT, value(&members)?);
     }
     if matches!(wanted, RateHeaders::Legacy | RateHeaders::Both) {
-        headers.insert(&X_RATELIMIT_LIMIT, tightest.quota.into());
-        headers.insert(&X_RATELIMIT_REMAINING, left.remaining.into());
-        headers.insert(&X_RATELIMIT_RESET, whole_seconds(left.reset_after).into());
+        headers.insert(&X_RATELIMIT_LIMIT, number(tightest.quota)?);
+        headers.insert(&X_RATELIMIT_REMAINING, number(left.remaining)?);
+        headers.insert(&X_RATELIMIT_RESET, number(whole_seconds(left.reset_after))?);
     }
     Ok(())
 }
 
 /// Appends `"name";key=number;key=number` to a list. On every answer: `write!` takes five times as long.
 fn push_member(members: &mut String, name: &str, first: (&str, u64), second: (&str, u64)) {
-    let separator = if members.is_empty() { "\"" } else { ", \"" };
-    for text in [separator, name, "\""] {
-        members.push_str(text);
-    }
+    members.push_str(if members.is_empty() { "\"" } else { ", \"" });
+    members.push_str(name);
     for (key, number) in [first, second] {
-        for text in [";", key, "=", itoa::Buffer::new().format(number)] {
-            members.push_str(text);
-        }
+        members.push_str(key);
+        members.push_str(itoa::Buffer::new().format(number));
     }
 }
 
@@ -495,9 +561,14 @@ mod tests {
         }
     }
 
+    fn id_of(fields: &[(&str, &str)]) -> HeaderValue {
+        let headers = headers(fields);
+        request_id(&headers, Seen::in_request(&headers))
+    }
+
     #[test]
     fn request_ids_are_kept_when_sane() {
-        assert_eq!(request_id(&headers(&[("x-request-id", "abc-1")])), "abc-1");
+        assert_eq!(id_of(&[("x-request-id", "abc-1")]), "abc-1");
         let long = "x".repeat(129);
         for fields in [
             &[][..],
@@ -507,7 +578,7 @@ mod tests {
             &[("x-request-id", &long)],
             &[("x-request-id", "a"), ("x-request-id", "b")],
         ] {
-            let id = request_id(&headers(fields));
+            let id = id_of(fields);
             let id = uuid::Uuid::parse_str(id.to_str().unwrap()).unwrap();
             assert_eq!(id.get_version_num(), 7, "{fields:?}");
         }
@@ -520,6 +591,7 @@ mod tests {
         }
         let id = HeaderValue::from_static("id");
         let origin = Origin {
+            seen: Seen::in_request(&request.headers),
             peer: Some("10.0.0.1".parse().unwrap()),
             trusted,
             scheme: "http",

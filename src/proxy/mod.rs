@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 use memchr::memchr;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
@@ -32,6 +32,7 @@ pub mod problem;
 
 use connection::peer_ip;
 use context::RequestContext;
+use headers::Seen;
 
 /// What `logging` reports when the client was gone before an answer: no status of RFC 9110, but the
 /// one that proxies are known to use.
@@ -72,7 +73,7 @@ impl Proxy {
     ) -> Result<bool, Rejection> {
         let peer = peer_ip(session.client_addr());
         let request = session.req_header();
-        ctx.request_id = Some(headers::request_id(&request.headers));
+        ctx.request_id = Some(headers::request_id(&request.headers, ctx.seen));
         let trusted = &ctx.policy.trusted_proxies;
         ctx.trusted_peer = peer.is_some_and(|peer| headers::is_trusted(peer, trusted));
         ctx.client_ip = peer.map(|peer| headers::client_ip(peer, &request.headers, trusted));
@@ -90,7 +91,10 @@ impl Proxy {
             method: request.method.as_str(),
             headers: &request.headers,
             client: ctx.client_ip,
-            content_length: headers::content_length(&request.headers),
+            content_length: match ctx.seen.content_length {
+                true => headers::content_length(&request.headers),
+                false => None,
+            },
         };
         let permit = self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await?;
         ctx.permit = Some(permit);
@@ -147,10 +151,11 @@ fn host_of(request: &RequestHeader) -> Option<&str> {
 
 #[async_trait]
 impl ProxyHttp for Proxy {
-    type CTX = RequestContext;
+    /// Boxed, because the future in which Pingora serves a request holds it several times, and is copied.
+    type CTX = Box<RequestContext>;
 
     fn new_ctx(&self) -> Self::CTX {
-        RequestContext::new(self.policy.load_full())
+        Box::new(RequestContext::new(self.policy.load_full()))
     }
 
     /// Pingora would install a compression module here; answers pass as they are.
@@ -163,10 +168,12 @@ impl ProxyHttp for Proxy {
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
+        let request = session.req_header_mut();
+        headers::forget_spelling(request);
+        ctx.seen = Seen::in_request(&request.headers);
         // An upgrade that Connection does not name is none (RFC 9110 section 7.8).
-        let headers = &session.req_header().headers;
-        if headers.contains_key(header::UPGRADE) && !headers::asks_for_upgrade(headers) {
-            session.req_header_mut().remove_header(&header::UPGRADE);
+        if ctx.seen.upgrade && !headers::asks_for_upgrade(&request.headers) {
+            request.remove_header(&header::UPGRADE);
         }
         Ok(())
     }
@@ -176,7 +183,8 @@ impl ProxyHttp for Proxy {
             Ok(true) => Ok(true),
             Ok(false) => {
                 // It may pass, so its body may come (RFC 9110 section 10.1.1).
-                if session.req_header_mut().remove_header(&header::EXPECT).is_some() {
+                if ctx.seen.expect {
+                    session.req_header_mut().remove_header(&header::EXPECT);
                     // An answer before the body's end closes the connection, but this is none.
                     let keepalive = session.get_keepalive();
                     session.write_continue_response().await?;
@@ -205,7 +213,14 @@ impl ProxyHttp for Proxy {
         // Each attempt sends the body from its beginning.
         ctx.body_seen = 0;
         match permit.route().upstream.pick(&mut ctx.turn) {
-            Some(peer) => Ok(peer),
+            Some(mut peer) => {
+                if !ctx.seen.hop_by_hop {
+                    // Pingora removes such fields one by one. There are none.
+                    peer.options.http_upstream_request_policy =
+                        HttpUpstreamRequestPolicy::preserve();
+                }
+                Ok(peer)
+            }
             None => {
                 ctx.rejection = Some(Rejection::UpstreamUnavailable);
                 Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint has an address")
@@ -226,6 +241,7 @@ impl ProxyHttp for Proxy {
         let route = permit.route();
         rewrite_target(upstream_request, ctx.canonical_path.as_deref(), route)?;
         let origin = headers::Origin {
+            seen: ctx.seen,
             peer: peer_ip(session.client_addr()),
             trusted: ctx.trusted_peer,
             scheme: "http",
