@@ -39,11 +39,12 @@ pub enum CredentialError {
 }
 
 impl<'a> Credential<'a> {
-    /// The one credential in `headers`, or `None`. Other authorization schemes are no credential here.
+    /// The bytes of the one credential in `headers`, at most [`MAX_CREDENTIAL`], or `None`. Other
+    /// authorization schemes are no credential here.
     ///
     /// # Errors
-    /// [`CredentialError`] when there are several different ones, or the one is malformed.
-    pub fn from_headers(headers: &'a HeaderMap) -> Result<Option<Self>, CredentialError> {
+    /// [`CredentialError`] when there are several different ones, or the one is too long.
+    pub fn sent(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, CredentialError> {
         let credential = |(name, value): (&HeaderName, &'a HeaderValue)| match name {
             _ if name == header::AUTHORIZATION => bearer(value),
             _ if name == X_API_KEY => Some(value.as_bytes()),
@@ -57,7 +58,10 @@ impl<'a> Credential<'a> {
             }
             found = Some(credential);
         }
-        found.map(Self::parse).transpose()
+        match found {
+            Some(found) if found.len() > MAX_CREDENTIAL => Err(CredentialError::Malformed),
+            found => Ok(found),
+        }
     }
 
     /// Reads the credential itself.
@@ -100,7 +104,8 @@ mod tests {
             let name: http::HeaderName = name.parse().unwrap();
             headers.append(name, value.parse().unwrap());
         }
-        Ok(Credential::from_headers(&headers)?.map(|credential| match credential {
+        let sent = Credential::sent(&headers)?;
+        Ok(sent.map(Credential::parse).transpose()?.map(|credential| match credential {
             Credential::Jwt(text) => format!("jwt {text}"),
             Credential::Opaque(text) => format!("opaque {text}"),
         }))

@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 use super::claims::{Claims, MAX_NAME, VerifiedClaims};
 use super::jwks::Jwks;
 use super::verification::{Algorithm, VerificationKey};
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixTime};
 
 /// Memory for verified tokens, in bytes of token text, of what it grants, and a fixed share for each entry.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -63,8 +63,8 @@ pub struct JwtRules {
 #[derive(Clone)]
 struct ByteWeight;
 
-impl Weighter<Arc<str>, Arc<VerifiedClaims>> for ByteWeight {
-    fn weight(&self, token: &Arc<str>, claims: &Arc<VerifiedClaims>) -> u64 {
+impl Weighter<Arc<[u8]>, Arc<VerifiedClaims>> for ByteWeight {
+    fn weight(&self, token: &Arc<[u8]>, claims: &Arc<VerifiedClaims>) -> u64 {
         let grant = claims.grant.as_ref().map_or(0, |grant| grant.bytes() as u64);
         token.len() as u64 + CACHE_ENTRY_BYTES + grant
     }
@@ -74,7 +74,7 @@ impl Weighter<Arc<str>, Arc<VerifiedClaims>> for ByteWeight {
 pub struct JwtVerifier {
     issuers: Vec<Issuer>,
     rules: JwtRules,
-    verified: Cache<Arc<str>, Arc<VerifiedClaims>, ByteWeight>,
+    verified: Cache<Arc<[u8]>, Arc<VerifiedClaims>, ByteWeight>,
 }
 
 impl std::fmt::Debug for JwtVerifier {
@@ -104,29 +104,37 @@ impl JwtVerifier {
         token: &str,
         clock: &dyn Clock,
     ) -> Result<Arc<VerifiedClaims>, JwtError> {
-        let (claims, known) = match self.remembered(token) {
-            Some(claims) => (claims, true),
-            None => (Arc::new(self.verify_signature(token).await?), false),
-        };
+        if let Some(known) = self.remembered(token.as_bytes(), clock.now()) {
+            return known;
+        }
+        let claims = Arc::new(self.verify_signature(token).await?);
         // Only now, for keys may have been waited for.
-        let now = clock.now();
+        self.check_time(&claims, clock.now())?;
+        self.verified.insert(token.as_bytes().into(), Arc::clone(&claims));
+        Ok(claims)
+    }
+
+    /// The claims of a token that was verified before, by keys that are still the issuer's, or why they
+    /// do not hold any more at `now`. `None` when it has to be verified. Any bytes may be asked about.
+    pub fn remembered(
+        &self,
+        token: &[u8],
+        now: UnixTime,
+    ) -> Option<Result<Arc<VerifiedClaims>, JwtError>> {
+        let claims = self.verified.get(token)?;
+        let (issuer, generation) = claims.verified_by;
+        let known = self.issuers.get(issuer as usize)?.generation() == generation;
+        known.then(|| self.check_time(&claims, now).map(|()| claims))
+    }
+
+    fn check_time(&self, claims: &VerifiedClaims, now: UnixTime) -> Result<(), JwtError> {
         if claims.exp + self.rules.leeway <= now {
             return Err(JwtError::Expired);
         }
         if claims.nbf > now + self.rules.leeway {
             return Err(JwtError::Invalid);
         }
-        if !known {
-            self.verified.insert(token.into(), Arc::clone(&claims));
-        }
-        Ok(claims)
-    }
-
-    /// The claims of a token that was verified by keys that are still the issuer's.
-    fn remembered(&self, token: &str) -> Option<Arc<VerifiedClaims>> {
-        let claims = self.verified.get(token)?;
-        let (issuer, generation) = claims.verified_by;
-        (self.issuers.get(issuer as usize)?.generation() == generation).then_some(claims)
+        Ok(())
     }
 
     async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, JwtError> {

@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::join;
 use http::HeaderMap;
 
 use crate::clock::{Clock, UnixTime};
@@ -160,15 +159,21 @@ impl Authenticator {
         headers: &HeaderMap,
         clock: &dyn Clock,
     ) -> Result<Principal, AuthError> {
-        let (id, claims) = match Credential::from_headers(headers)? {
-            None => return Err(AuthError::Missing),
-            Some(Credential::Jwt(token)) => {
-                let claims = rules.jwt.verify(token, clock).await?;
-                (Arc::clone(&claims.api_key), Some(claims))
-            }
-            Some(Credential::Opaque(key)) => {
-                (key::hash(key).map_err(|_| AuthError::Invalid)?, None)
-            }
+        let sent = Credential::sent(headers)?.ok_or(AuthError::Missing)?;
+        let mut now = clock.now();
+        let (id, claims) = match rules.jwt.remembered(sent, now) {
+            Some(claims) => claims.map(|claims| (Arc::clone(&claims.api_key), Some(claims)))?,
+            None => match Credential::parse(sent)? {
+                Credential::Jwt(token) => {
+                    // Boxed, lest what is rare makes every request's future large.
+                    let claims = Box::pin(rules.jwt.verify(token, clock)).await?;
+                    now = clock.now();
+                    (Arc::clone(&claims.api_key), Some(claims))
+                }
+                Credential::Opaque(key) => {
+                    (key::hash(key).map_err(|_| AuthError::Invalid)?, None)
+                }
+            },
         };
         let stateless = claims.as_ref().and_then(|claims| claims.stateless.as_deref());
         if let Some(stateless) = stateless {
@@ -184,7 +189,7 @@ impl Authenticator {
         }
         let principal = Principal { record, claims };
         match principal.expires_at() {
-            Some(at) if at <= clock.now() => Err(AuthError::Expired),
+            Some(at) if at <= now => Err(AuthError::Expired),
             _ => Ok(principal),
         }
     }
@@ -202,13 +207,11 @@ impl Authenticator {
         stateless: &Stateless,
     ) -> Result<(), AuthError> {
         let Some(store) = &self.store else { return Ok(()) };
-        let of_token = async {
-            match &stateless.jti {
-                Some(jti) => store.revocations.get(jti).await,
-                None => Ok(false),
-            }
+        let of_token = match &stateless.jti {
+            Some(jti) => store.revocations.get(jti).await,
+            None => Ok(false),
         };
-        match join(of_token, store.revocations.get(api_key)).await {
+        match (of_token, store.revocations.get(api_key).await) {
             // What one of them knows counts although the other knows nothing.
             (Ok(true), _) | (_, Ok(true)) => Err(AuthError::Revoked),
             (Err(error), _) | (_, Err(error)) => Err(AuthError::StoreUnavailable(error)),

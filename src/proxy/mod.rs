@@ -83,7 +83,8 @@ impl Proxy {
         }
         if is_endpoint(path.as_str()) {
             let path = path.as_str().to_owned();
-            return self.answer_endpoint(session, ctx, &path).await.map(|()| true);
+            // Boxed, lest what is rare makes every request's future large.
+            return Box::pin(self.answer_endpoint(session, ctx, &path)).await.map(|()| true);
         }
         let asked = Request {
             host: host_of(request),
@@ -193,7 +194,7 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Err(rejection) => {
-                problem::respond(session, ctx, &rejection).await?;
+                Box::pin(problem::respond(session, ctx, &rejection)).await?;
                 Ok(true)
             }
         }
