@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
-use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::raw_connect::ProxyDigest;
@@ -105,7 +105,7 @@ impl ServerApp for Connections {
             let mut session = ServerSession::new_http1(client);
             session.set_pipelined_prefix(head);
             session.set_keepalive(Some(timeouts.idle.as_secs().max(1)));
-            client = match self.proxy.process_new_http(session, shutdown).await {
+            client = match serve(&self.proxy, session, shutdown).await {
                 Some(reused) => reused.consume().0.into_any().downcast().ok()?,
                 None => ClientStream::new(way_back.lock().take()?, &way_back),
             };
@@ -115,6 +115,17 @@ impl ServerApp for Connections {
     async fn cleanup(&self) {
         self.proxy.http_cleanup().await;
     }
+}
+
+/// Lets Pingora serve one request. Its future takes 13 KiB, and is made on the stack before it is boxed:
+/// in a frame of its own, not inlined, where the calls that follow use the same, warm memory.
+#[inline(never)]
+fn serve<'a>(
+    proxy: &'a Arc<HttpProxy<Proxy>>,
+    session: ServerSession,
+    shutdown: &'a ShutdownWatch,
+) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
+    proxy.process_new_http(session, shutdown)
 }
 
 /// The one timer of a connection. It is only moved when it goes off too early or would go off too
