@@ -23,7 +23,7 @@ use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
-use tollgate::clock::{ManualClock, SystemClock, UnixTime};
+use tollgate::clock::{Clock, ManualClock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;
@@ -94,8 +94,9 @@ fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
         headers.insert(header::AUTHORIZATION, format!("Bearer {credential}").parse()?);
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let principal =
-                    authenticator.authenticate(&rules, black_box(&headers), &clock).now_or_never();
+                let principal = authenticator
+                    .authenticate(&rules, black_box(&headers), clock.now(), &clock)
+                    .now_or_never();
                 assert!(principal.is_some_and(|principal| principal.is_ok()));
             });
         });

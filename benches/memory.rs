@@ -16,7 +16,7 @@ use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
-use tollgate::clock::{SystemClock, UnixTime};
+use tollgate::clock::{Clock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
 use tollgate::quota::{Limit, Standing};
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
@@ -87,7 +87,8 @@ fn tokens() -> Result<(), Box<dyn Error>> {
     for nth in 0..TOKENS {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, format!("Bearer {}", token(nth)?).parse()?);
-        let principal = authenticator.authenticate(&rules, &headers, &*clock).now_or_never();
+        let principal =
+            authenticator.authenticate(&rules, &headers, clock.now(), &*clock).now_or_never();
         principal.ok_or("a store that waits")??;
     }
     let full = resident_bytes()?;

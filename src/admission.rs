@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use pingora_limits::inflight::{Guard, Inflight};
 use smallvec::SmallVec;
 
 use crate::auth::record::Name;
 use crate::auth::{AuthError, Authenticator, Principal};
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixTime};
 use crate::limit::ledger::{Decision, Ledger, Terms};
 use crate::limit::subject::Subject;
 use crate::policy::{Policy, Route};
@@ -115,6 +116,8 @@ impl From<StoreError> for Rejection {
 
 /// What a request asks for.
 pub struct Request<'a> {
+    /// When it came.
+    pub now: UnixTime,
     /// The host, without port.
     pub host: Option<&'a str>,
     /// The path.
@@ -138,6 +141,8 @@ pub struct Findings {
     pub principal: Option<Principal>,
     /// What the limits said, subject by subject; the last one may have refused.
     pub decisions: Decisions,
+    /// The limits of each decision, as a list of structured items.
+    pub policies: SmallVec<[Bytes; 1]>,
 }
 
 /// Decisions about one request: nearly always one.
@@ -191,6 +196,11 @@ impl Admission {
         }
     }
 
+    /// The present, by the clock that requests are judged by.
+    pub fn now(&self) -> UnixTime {
+        self.clock.now()
+    }
+
     /// Decides in this order: route, credential, permitted route, requests under way, limits, body size.
     /// What is found out on the way is left in `findings`.
     ///
@@ -222,10 +232,14 @@ impl Admission {
         request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<Principal, Rejection> {
+        let principal = self.authenticator.authenticate(
+            &policy.auth,
+            request.headers,
+            request.now,
+            &*self.clock,
+        );
         let principal =
-            self.authenticator.authenticate(&policy.auth, request.headers, &*self.clock).await;
-        let principal =
-            principal.map_err(|error| match (&error, &policy.failures, request.client) {
+            principal.await.map_err(|error| match (&error, &policy.failures, request.client) {
                 // Known tokens that have expired or are revoked are nobody's guesses.
                 (AuthError::Invalid, Some(guard), Some(client)) => match guard.failed(client) {
                     Some(wait) => Rejection::TooManyFailures(wait),
@@ -270,8 +284,12 @@ impl Admission {
         request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<(), Rejection> {
-        let own = principal.map(|principal| policy.limits_for(principal));
-        let own = own.as_deref().unwrap_or_default();
+        let stated = principal.and_then(|principal| policy.own_limits(principal));
+        let own = match (&stated, principal) {
+            (Some(stated), _) => stated,
+            (None, Some(principal)) => policy.limits_for(principal),
+            (None, None) => &[],
+        };
         if own.is_empty() && route.limits.is_empty() {
             return Ok(());
         }
@@ -293,6 +311,7 @@ impl Admission {
             let subject = subject.of(group.by, of_route);
             let decision = self.ledger.admit(&subject, &group.limits, terms).await?;
             counted.findings.decisions.push(decision);
+            counted.findings.policies.push(group.policy.clone());
             let Some(decision) = counted.findings.decisions.last() else { continue };
             if !decision.admitted {
                 return Err(Rejection::RateLimited(Box::new(decision.clone())));

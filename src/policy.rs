@@ -193,16 +193,18 @@ impl Policy {
         })
     }
 
-    /// The limits of a token: its own, else its plan's, else the default.
-    pub fn limits_for(&self, principal: &Principal) -> Arc<[Group]> {
-        match principal.rate_rule() {
-            Some(RateRule::Limits(limits)) => limits.groups(self.algorithm),
-            Some(RateRule::Bare(quota)) => self.bare_limits(*quota),
-            None => {
-                let plan = principal.plan().and_then(|plan| self.plans.get(plan.as_str()));
-                Arc::clone(plan.map_or(&self.default_limits, |plan| &plan.limits))
-            }
-        }
+    /// The limits of a token that states some itself.
+    pub fn own_limits(&self, principal: &Principal) -> Option<Arc<[Group]>> {
+        principal.rate_rule().map(|rule| match rule {
+            RateRule::Limits(limits) => limits.groups(self.algorithm),
+            RateRule::Bare(quota) => self.bare_limits(*quota),
+        })
+    }
+
+    /// The limits of a token that states none: its plan's, else the default.
+    pub fn limits_for(&self, principal: &Principal) -> &[Group] {
+        let plan = principal.plan().and_then(|plan| self.plans.get(plan.as_str()));
+        plan.map_or(&self.default_limits, |plan| &plan.limits)
     }
 
     /// Counts a request under its token's plan; one that is not configured as `other`.

@@ -18,7 +18,7 @@ use tollgate::auth::key;
 use tollgate::auth::record::{RateRule, TokenRecord};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator};
-use tollgate::clock::{ManualClock, UnixTime};
+use tollgate::clock::{Clock, ManualClock, UnixTime};
 use tollgate::quota;
 use tollgate::store::StoredRecord;
 
@@ -105,8 +105,10 @@ fn no_credential_opens_the_door_but_the_right_ones() {
         for name in [header::AUTHORIZATION, header::HeaderName::from_static("x-api-key")] {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.clone());
-            let answer =
-                authenticator.authenticate(&rules, &headers, &clock).now_or_never().unwrap();
+            let answer = authenticator
+                .authenticate(&rules, &headers, clock.now(), &clock)
+                .now_or_never()
+                .unwrap();
             if answer.is_ok() {
                 opened += 1;
                 let text = value.to_str().unwrap();

@@ -121,6 +121,13 @@ impl Principal {
     }
 }
 
+/// A credential that holds, before its record is known.
+enum Verified {
+    Jwt(Arc<VerifiedClaims>),
+    /// An opaque key, by its id.
+    Key(Arc<str>),
+}
+
 /// What one policy says about authentication.
 #[derive(Debug)]
 pub struct AuthRules {
@@ -149,7 +156,7 @@ impl Authenticator {
         Self { store }
     }
 
-    /// The principal of a request with these `headers`.
+    /// The principal of a request with these `headers`, which came at `now` by this clock.
     ///
     /// # Errors
     /// [`AuthError`]: anything but a verified, known, unexpired, enabled token.
@@ -157,32 +164,41 @@ impl Authenticator {
         &self,
         rules: &AuthRules,
         headers: &HeaderMap,
+        now: UnixTime,
         clock: &dyn Clock,
     ) -> Result<Principal, AuthError> {
         let sent = Credential::sent(headers)?.ok_or(AuthError::Missing)?;
-        let mut now = clock.now();
-        let (id, claims) = match rules.jwt.remembered(sent, now) {
-            Some(claims) => claims.map(|claims| (Arc::clone(&claims.api_key), Some(claims)))?,
+        let mut now = now;
+        let verified = match rules.jwt.remembered(sent, now) {
+            Some(claims) => Verified::Jwt(claims?),
             None => match Credential::parse(sent)? {
                 Credential::Jwt(token) => {
                     // Boxed, lest what is rare makes every request's future large.
                     let claims = Box::pin(rules.jwt.verify(token, clock)).await?;
                     now = clock.now();
-                    (Arc::clone(&claims.api_key), Some(claims))
+                    Verified::Jwt(claims)
                 }
                 Credential::Opaque(key) => {
-                    (key::hash(key).map_err(|_| AuthError::Invalid)?, None)
+                    Verified::Key(key::hash(key).map_err(|_| AuthError::Invalid)?)
                 }
             },
         };
-        let stateless = claims.as_ref().and_then(|claims| claims.stateless.as_deref());
+        let (id, claims) = match &verified {
+            Verified::Jwt(claims) => (&claims.api_key, Some(claims)),
+            Verified::Key(id) => (id, None),
+        };
+        let stateless = claims.and_then(|claims| claims.stateless.as_deref());
         if let Some(stateless) = stateless {
-            self.must_not_be_revoked(&id, stateless).await?;
+            self.must_not_be_revoked(id, stateless).await?;
         }
-        let record = match (rules.records.get(&id), stateless) {
+        let record = match (rules.records.get(id), stateless) {
             (Some(record), _) => Arc::clone(record),
             (None, Some(stateless)) => Arc::clone(&stateless.record),
-            (None, None) => self.stored_record(&id).await?,
+            (None, None) => self.stored_record(id).await?,
+        };
+        let claims = match verified {
+            Verified::Jwt(claims) => Some(claims),
+            Verified::Key(_) => None,
         };
         if record.disabled {
             return Err(AuthError::Revoked);

@@ -2,15 +2,18 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use ipnet::IpNet;
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use uuid::Builder;
 
+use crate::admission::Findings;
 use crate::auth::Principal;
+use crate::clock::UnixTime;
 use crate::config::{HeaderRules, RateHeaders};
 use crate::limit::ledger::{Decision, LimitState};
 use crate::quota::Limit;
@@ -98,24 +101,22 @@ impl Seen {
 }
 
 /// The request's id: the client's when it is sane, else a new UUIDv7 (RFC 9562 section 5.7).
-pub fn request_id(headers: &HeaderMap, seen: Seen) -> HeaderValue {
+pub fn request_id(headers: &HeaderMap, seen: Seen, now: UnixTime) -> HeaderValue {
     if !seen.request_id {
-        return new_request_id();
+        return new_request_id(now);
     }
     let mut sent = headers.get_all(&X_REQUEST_ID).iter();
     match (sent.next(), sent.next()) {
         (Some(id), None) if is_sane_id(id.as_bytes()) => id.clone(),
-        _ => new_request_id(),
+        _ => new_request_id(now),
     }
 }
 
 /// A new request id.
-pub fn new_request_id() -> HeaderValue {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let millis = u64::try_from(since.as_millis()).unwrap_or_default();
+pub fn new_request_id(now: UnixTime) -> HeaderValue {
     let mut random = [0; 10];
     fastrand::fill(&mut random);
-    let id = Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
+    let id = Builder::from_unix_timestamp_millis(now.as_millis(), &random).into_uuid();
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     let text = id.hyphenated().encode_lower(&mut text);
     // Hexadecimal digits and hyphens are a field value.
@@ -444,7 +445,7 @@ pub fn finish_response(
     response: &mut ResponseHeader,
     client: Version,
     request_id: Option<&HeaderValue>,
-    decisions: &[Decision],
+    findings: &Findings,
     rate_headers: RateHeaders,
     rules: &HeaderRules,
 ) -> Result<()> {
@@ -463,7 +464,7 @@ pub fn finish_response(
     if let Some(id) = request_id {
         headers.insert(&X_REQUEST_ID, id.clone());
     }
-    set_rate_fields(headers, decisions, rate_headers)?;
+    set_rate_fields(headers, findings, rate_headers)?;
     apply(rules, headers);
     *response = parts.into();
     if reason.is_some() {
@@ -479,11 +480,11 @@ pub fn finish_response(
 /// When a field cannot be set, which no value used here causes.
 pub fn set_rate_fields(
     headers: &mut HeaderMap,
-    decisions: &[Decision],
+    findings: &Findings,
     wanted: RateHeaders,
 ) -> Result<()> {
     let known = || {
-        decisions.iter().flat_map(|decision| {
+        findings.decisions.iter().flat_map(|decision| {
             let states = decision.limits.iter().zip(&decision.states);
             states.enumerate().map(move |(at, (limit, state))| (decision, at, limit, state))
         })
@@ -493,14 +494,11 @@ pub fn set_rate_fields(
     };
     let Some((_, _, tightest, left)) = known().min_by_key(tightness) else { return Ok(()) };
     if matches!(wanted, RateHeaders::Standard | RateHeaders::Both) {
-        let (mut policy, mut members) = (String::with_capacity(48), String::with_capacity(48));
+        let mut members = String::with_capacity(48);
         for (_, _, limit, state) in known() {
-            let (name, window) = (&*limit.name, limit.window.as_secs());
-            push_member(&mut policy, name, ("\";q=", limit.quota), (";w=", window));
-            let seconds = whole_seconds(state.reset_after);
-            push_member(&mut members, name, ("\";r=", state.remaining), (";t=", seconds));
+            push_member(&mut members, limit, state);
         }
-        headers.insert(&RATELIMIT_POLICY, value(&policy)?);
+        headers.insert(&RATELIMIT_POLICY, policy(findings)?);
         headers.insert(&RATELIMIT, value(&members)?);
     }
     if matches!(wanted, RateHeaders::Legacy | RateHeaders::Both) {
@@ -511,14 +509,32 @@ pub fn set_rate_fields(
     Ok(())
 }
 
-/// Appends `"name";key=number;key=number` to a list. On every answer: `write!` takes five times as long.
-fn push_member(members: &mut String, name: &str, first: (&str, u64), second: (&str, u64)) {
-    members.push_str(if members.is_empty() { "\"" } else { ", \"" });
-    members.push_str(name);
-    for (key, number) in [first, second] {
-        members.push_str(key);
-        members.push_str(itoa::Buffer::new().format(number));
+/// The limits about which something is known.
+fn policy(findings: &Findings) -> Result<HeaderValue> {
+    let mut known = findings.policies.iter().zip(&findings.decisions);
+    let mut known = known.by_ref().filter(|(_, decision)| !decision.states.is_empty());
+    let first = known.next().map(|(policy, _)| policy.clone()).unwrap_or_default();
+    let mut all = BytesMut::new();
+    for (policy, _) in known {
+        if all.is_empty() {
+            all.extend_from_slice(&first);
+        }
+        all.extend_from_slice(b", ");
+        all.extend_from_slice(policy);
     }
+    let all = if all.is_empty() { first } else { all.freeze() };
+    HeaderValue::from_maybe_shared(all)
+        .or_err(ErrorType::InvalidHTTPHeader, "a value of the gateway's own")
+}
+
+/// Appends `"name";r=remaining;t=seconds` to a list. On every answer: `write!` takes five times as long.
+fn push_member(members: &mut String, limit: &Limit, state: &LimitState) {
+    members.push_str(if members.is_empty() { "\"" } else { ", \"" });
+    members.push_str(&limit.name);
+    members.push_str("\";r=");
+    members.push_str(itoa::Buffer::new().format(state.remaining));
+    members.push_str(";t=");
+    members.push_str(itoa::Buffer::new().format(whole_seconds(state.reset_after)));
 }
 
 /// Seconds, rounded up: who waits that long does not come too early.
@@ -563,7 +579,7 @@ mod tests {
 
     fn id_of(fields: &[(&str, &str)]) -> HeaderValue {
         let headers = headers(fields);
-        request_id(&headers, Seen::in_request(&headers))
+        request_id(&headers, Seen::in_request(&headers), UnixTime::from_secs(1_000_000))
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl Proxy {
     ) -> Result<bool, Rejection> {
         let peer = peer_ip(session.client_addr());
         let request = session.req_header();
-        ctx.request_id = Some(headers::request_id(&request.headers, ctx.seen));
+        let now = self.admission.now();
+        ctx.request_id = Some(headers::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
         ctx.trusted_peer = peer.is_some_and(|peer| headers::is_trusted(peer, trusted));
         ctx.client_ip = peer.map(|peer| headers::client_ip(peer, &request.headers, trusted));
@@ -87,6 +88,7 @@ impl Proxy {
             return Box::pin(self.answer_endpoint(session, ctx, &path)).await.map(|()| true);
         }
         let asked = Request {
+            now,
             host: host_of(request),
             path: &path,
             method: request.method.as_str(),
@@ -309,7 +311,7 @@ impl ProxyHttp for Proxy {
             response,
             version,
             ctx.request_id.as_ref(),
-            &ctx.findings.decisions,
+            &ctx.findings,
             ctx.policy.rate_headers,
             &permit.route().response_headers,
         )

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::context::RequestContext;
 use super::headers::{content_length, new_request_id, set_rate_fields, whole_seconds};
 use crate::admission::Rejection;
+use crate::clock::{Clock, SystemClock};
 use crate::limit::ledger::Decision;
 use crate::telemetry::metrics::METRICS;
 
@@ -204,6 +205,11 @@ fn response_header(
     Ok(response)
 }
 
+/// The id of a request whose own was not looked at.
+fn some_request_id() -> HeaderValue {
+    new_request_id(SystemClock::default().now())
+}
+
 /// Answers with `rejection`. The connection stays usable when the request's body is small enough to
 /// read to its end; when it is not, the answer says that the connection ends.
 ///
@@ -217,11 +223,11 @@ pub async fn respond(
     let (_, code) = rejection.status_and_code();
     ctx.code = Some(code);
     METRICS.rejections.with_label_values(&[code]).inc();
-    let request_id = ctx.request_id.get_or_insert_with(new_request_id).clone();
+    let request_id = ctx.request_id.get_or_insert_with(some_request_id).clone();
     let body = problem(rejection, &request_id);
     let mut response = response_header(rejection, &request_id, body.len())?;
     let mut parts = http::response::Parts::from(response);
-    set_rate_fields(&mut parts.headers, &ctx.findings.decisions, ctx.policy.rate_headers)?;
+    set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
     response = parts.into();
     send(session, response, body).await
 }
@@ -276,7 +282,7 @@ async fn drain(session: &mut Session, bound: usize) -> bool {
 pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
     let (status, code) = rejection.status_and_code();
     METRICS.rejections.with_label_values(&[code]).inc();
-    let request_id = new_request_id();
+    let request_id = some_request_id();
     let body = problem(rejection, &request_id);
     let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), title(status)).into_bytes();
     if let Ok(response) = response_header(rejection, &request_id, body.len()) {

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::rate::MAX_LIMITS;
 use super::{Algorithm, Limit, RateError};
 
@@ -97,6 +99,18 @@ pub struct Group {
     pub by: By,
     /// The limits.
     pub limits: Arc<[Limit]>,
+    /// The limits as `RateLimit-Policy` lists them: `"name";q=quota;w=seconds` (RFC 9651 section 3.1).
+    pub policy: Bytes,
+}
+
+impl Group {
+    fn new(by: By, limits: Vec<Limit>) -> Self {
+        let item = |limit: &Limit| {
+            format!("\"{}\";q={};w={}", limit.name, limit.quota, limit.window.as_secs())
+        };
+        let policy = limits.iter().map(item).collect::<Vec<_>>().join(", ");
+        Self { by, limits: limits.into(), policy: policy.into() }
+    }
 }
 
 impl LimitRule {
@@ -232,7 +246,7 @@ pub fn groups(rules: &[LimitRule], default: Algorithm, of_route: bool) -> Arc<[G
             None => groups.push((rule.by, vec![limit])),
         }
     }
-    groups.into_iter().map(|(by, limits)| Group { by, limits: limits.into() }).collect()
+    groups.into_iter().map(|(by, limits)| Group::new(by, limits)).collect()
 }
 
 #[cfg(test)]
