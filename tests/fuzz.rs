@@ -152,7 +152,7 @@ fn a_record_is_understood_whole_or_refused() {
         let text = String::from_utf8_lossy(input).into_owned();
         let Ok(record) = TokenRecord::read(&id, &StoredRecord::Json(text.clone())) else { return };
         understood += 1;
-        assert_eq!((&*record.id, &*record.subject), ("k", "token:k"));
+        assert_eq!((record.id(), &*record.subject), ("k", "token:k"));
         for name in [&record.grant.plan, &record.grant.organization_id].into_iter().flatten() {
             assert!(name.as_str().bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
         }

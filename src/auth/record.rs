@@ -19,16 +19,15 @@ use crate::store::StoredRecord;
 /// What a limit takes, with the groups that are made of it, in bytes.
 const RULE_BYTES: usize = 256;
 
+/// What the subject of a token begins with.
+const SUBJECT: &str = "token:";
+
 /// The members that mean something besides those of a grant; others are passed over.
 const OWN_MEMBERS: [&str; 2] = ["api_key", "disabled"];
 
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRecord {
-    /// The token's public id.
-    pub id: Arc<str>,
-    /// The public id as `X-Token-ID`.
-    pub id_field: HeaderValue,
     /// Whose quota a request of this token uses: `token:<id>`.
     pub subject: Arc<str>,
     /// Whether the token is refused.
@@ -183,14 +182,14 @@ impl TokenRecord {
     }
 
     fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
-        let public = public_id(id);
-        Ok(Self {
-            id_field: field_value("api_key", public)?,
-            subject: format!("token:{id}").into(),
-            id: if public.len() == id.len() { Arc::clone(id) } else { public.into() },
-            disabled,
-            grant,
-        })
+        // It is sent in a header field.
+        field_value("api_key", id)?;
+        Ok(Self { subject: format!("{SUBJECT}{id}").into(), disabled, grant })
+    }
+
+    /// The token's public id: printable ASCII.
+    pub fn id(&self) -> &str {
+        public_id(self.subject.strip_prefix(SUBJECT).unwrap_or_default())
     }
 }
 

@@ -245,7 +245,7 @@ fn set_request_fields(
         headers.insert(&X_FORWARDED_HOST, host);
     }
     if let Some(principal) = origin.principal {
-        headers.insert(&X_TOKEN_ID, principal.record().id_field.clone());
+        headers.insert(&X_TOKEN_ID, value(principal.record().id())?);
         if let Some(organization) = principal.organization_id() {
             headers.insert(&X_ORGANIZATION_ID, organization.field().clone());
         }

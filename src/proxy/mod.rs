@@ -409,7 +409,7 @@ impl ProxyHttp for Proxy {
             upstream_duration: ctx.upstream_duration,
             bytes: session.body_bytes_sent() as u64,
             client_ip: client_ip.as_deref(),
-            token_id: principal.map(|principal| &*principal.record().id),
+            token_id: principal.map(|principal| principal.record().id()),
             organization_id: principal.and_then(Principal::organization_id).map(Name::as_str),
             plan: principal.and_then(Principal::plan).map(Name::as_str),
             code: ctx.code,
