@@ -571,6 +571,33 @@ fn hop_by_hop_fields_stay_on_their_hop() {
 }
 
 #[test]
+fn one_field_of_the_hop_is_enough_to_be_removed() {
+    let world = world();
+    for (nth, (name, value)) in [
+        ("Connection", "close"),
+        ("Connection", "X-Kept"),
+        ("Upgrade", "h2c"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Proxy-Authenticate", "Basic"),
+        ("Proxy-Authorization", "Basic dTpw"),
+        ("TE", "trailers"),
+        ("Trailer", "X-Kept"),
+        ("HTTP2-Settings", "AAMAAABkAAQAAP__"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let case = format!("hop-{nth}");
+        let sent = [("X-Case", case.as_str()), ("X-Stays", "1"), (name, value)];
+        assert_eq!(world.gateway.call("GET", "/open/hop", &sent, b"").status(), 200, "{name}");
+        let seen = world.users.case(&case).unwrap();
+        assert_eq!(seen.all(&name.to_ascii_lowercase()), [] as [&str; 0], "{name}");
+        assert_eq!(seen.all("x-stays"), ["1"]);
+    }
+}
+
+#[test]
 fn credentials_are_forwarded_unless_the_route_says_otherwise() {
     let world = world();
     let (jwt, value) = (token("alice"), bearer("alice"));
