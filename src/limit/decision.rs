@@ -46,7 +46,8 @@ impl Decision {
     /// The limit that is nearest to refusing, or refuses the longest: its index.
     pub fn tightest(&self) -> Option<usize> {
         let tightness = |(at, state): &(usize, &LimitState)| self.tightness(*at, state);
-        self.states.iter().enumerate().min_by_key(tightness).map(|(at, _)| at)
+        let tighter = |one, other| if tightness(&other) < tightness(&one) { other } else { one };
+        self.states.iter().enumerate().reduce(tighter).map(|(at, _)| at)
     }
 
     /// Orders limits, of several decisions too: the smallest is nearest to refusing.
