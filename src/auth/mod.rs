@@ -3,8 +3,11 @@
 //! This room knows neither Pingora nor the configuration. On doubt about identity it refuses.
 
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 
+use futures_util::future::join;
 use http::HeaderMap;
 
 use crate::clock::{Clock, UnixTime};
@@ -121,6 +124,18 @@ impl Principal {
     }
 }
 
+/// What `future` comes to, and whether it had to be waited for.
+async fn noting_waits<F: Future>(future: F) -> (F::Output, bool) {
+    let mut future = pin!(future);
+    let mut waited = false;
+    let output = poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        waited |= polled.is_pending();
+        polled
+    });
+    (output.await, waited)
+}
+
 /// A credential that holds, before its record is known.
 enum Verified {
     Jwt(Arc<VerifiedClaims>),
@@ -188,14 +203,22 @@ impl Authenticator {
             Verified::Key(id) => (id, None),
         };
         let stateless = claims.and_then(|claims| claims.stateless.as_deref());
-        if let Some(stateless) = stateless {
-            self.must_not_be_revoked(id, stateless).await?;
+        let (record, waited) = noting_waits(async {
+            if let Some(stateless) = stateless {
+                // Boxed as well.
+                Box::pin(self.must_not_be_revoked(id, stateless)).await?;
+            }
+            match (rules.records.get(id), stateless) {
+                (Some(record), _) => Ok(Arc::clone(record)),
+                (None, Some(stateless)) => Ok(Arc::clone(&stateless.record)),
+                (None, None) => self.stored_record(id).await,
+            }
+        })
+        .await;
+        let record = record?;
+        if waited {
+            now = clock.now();
         }
-        let record = match (rules.records.get(id), stateless) {
-            (Some(record), _) => Arc::clone(record),
-            (None, Some(stateless)) => Arc::clone(&stateless.record),
-            (None, None) => self.stored_record(id).await?,
-        };
         let claims = match verified {
             Verified::Jwt(claims) => Some(claims),
             Verified::Key(_) => None,
@@ -223,11 +246,13 @@ impl Authenticator {
         stateless: &Stateless,
     ) -> Result<(), AuthError> {
         let Some(store) = &self.store else { return Ok(()) };
-        let of_token = match &stateless.jti {
-            Some(jti) => store.revocations.get(jti).await,
-            None => Ok(false),
+        let of_token = async {
+            match &stateless.jti {
+                Some(jti) => store.revocations.get(jti).await,
+                None => Ok(false),
+            }
         };
-        match (of_token, store.revocations.get(api_key).await) {
+        match join(of_token, store.revocations.get(api_key)).await {
             // What one of them knows counts although the other knows nothing.
             (Ok(true), _) | (_, Ok(true)) => Err(AuthError::Revoked),
             (Err(error), _) | (_, Err(error)) => Err(AuthError::StoreUnavailable(error)),

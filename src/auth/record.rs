@@ -17,7 +17,7 @@ use crate::route::pattern::PathPatterns;
 use crate::store::StoredRecord;
 
 /// What a limit takes, with the groups that are made of it, in bytes.
-const RULE_BYTES: usize = 256;
+const RULE_BYTES: usize = 448;
 
 /// What the subject of a token begins with.
 const SUBJECT: &str = "token:";

@@ -320,6 +320,10 @@ impl ClientStream {
         };
         let bytes = BytesMut::from(&self.ahead[..head.length]);
         self.ahead.advance(head.length);
+        if self.ahead.is_empty() && self.ahead.capacity() > READ_SIZE {
+            // It grew for a client that sent much at once, which may be over.
+            self.ahead = BytesMut::new();
+        }
         bytes
     }
 

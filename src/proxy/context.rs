@@ -53,7 +53,7 @@ impl RequestContext {
         METRICS.in_flight.inc();
         Self {
             started: Instant::now(),
-            seen: Seen::default(),
+            seen: Seen::ANYTHING,
             request_id: None,
             policy,
             client_ip: None,

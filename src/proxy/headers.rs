@@ -57,7 +57,7 @@ const HOP_BY_HOP: [&str; 3] = ["keep-alive", "proxy-connection", "te"];
 
 /// Which fields a request has, of those that matter here. Found in one look at the names, which costs
 /// less than one look-up, and most are absent from most requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// `Content-Length`.
     pub content_length: bool,
@@ -74,9 +74,24 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Whatever there may be, before anybody has looked.
+    pub const ANYTHING: Self = Self::all(true);
+
+    const fn all(seen: bool) -> Self {
+        Self {
+            content_length: seen,
+            expect: seen,
+            upgrade: seen,
+            hop_by_hop: seen,
+            request_id: seen,
+            trace: seen,
+            suspicious: seen,
+        }
+    }
+
     /// Looks at the names of `headers`.
     pub fn in_request(headers: &HeaderMap) -> Self {
-        let mut seen = Self::default();
+        let mut seen = Self::all(false);
         for name in headers.keys() {
             match name.as_str() {
                 "content-length" => seen.content_length = true,
@@ -190,7 +205,8 @@ pub struct Origin<'a> {
 /// Drops how the names of a request's fields were spelled: they are not case-sensitive (RFC 9110
 /// section 5.1). Pingora keeps that in a second map, which it copies and looks into with the first.
 ///
-/// What an absolute target says beyond path and query goes with it; `Host` has said the same.
+/// What an absolute target says beyond path and query goes with it; where there is a `Host`, it has said
+/// the same.
 pub fn forget_spelling(request: &mut RequestHeader) {
     let nothing = http::Request::new(()).into_parts().0.into();
     *request = http::request::Parts::from(std::mem::replace(request, nothing)).into();

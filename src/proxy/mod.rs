@@ -514,8 +514,7 @@ fn rewrite_target(
     canonical: Option<&str>,
     route: &crate::policy::Route,
 ) -> Result<()> {
-    let absolute = !request.raw_path().starts_with(b"/");
-    if canonical.is_none() && !route.strip_prefix && !absolute {
+    if canonical.is_none() && !route.strip_prefix {
         return Ok(());
     }
     let path = canonical.unwrap_or(request.uri.path());
