@@ -310,8 +310,8 @@ impl ClientStream {
         self.inner.read_buf(&mut self.ahead).await
     }
 
-    /// Shows Pingora the body that belongs to `head`, whose bytes are handed out for it. Copied, for the
-    /// request keeps them: the buffer stays with the connection, and is as large as the kernel may fill.
+    /// Shows Pingora the body that belongs to `head`, whose bytes are handed out for it. They are copied,
+    /// for the request keeps them, and the buffer is for the connection's next read.
     fn admit(&mut self, head: Head) -> BytesMut {
         self.visible = match head.framing {
             Framing::Length(body) => Visible::Bytes(body),

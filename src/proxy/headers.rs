@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use ipnet::IpNet;
 use pingora_core::{ErrorType, OrErr, Result};
@@ -529,18 +528,11 @@ pub fn set_rate_fields(
 
 /// The limits about which something is known.
 fn policy(findings: &Findings) -> Result<HeaderValue> {
-    let mut known = findings.policies.iter().zip(&findings.decisions);
-    let mut known = known.by_ref().filter(|(_, decision)| !decision.states.is_empty());
-    let first = known.next().map(|(policy, _)| policy.clone()).unwrap_or_default();
-    let mut all = BytesMut::new();
-    for (policy, _) in known {
-        if all.is_empty() {
-            all.extend_from_slice(&first);
-        }
-        all.extend_from_slice(b", ");
-        all.extend_from_slice(policy);
-    }
-    let all = if all.is_empty() { first } else { all.freeze() };
+    let sets = findings.policies.iter().zip(&findings.decisions);
+    let mut known = sets.filter(|(_, decision)| !decision.states.is_empty()).map(|set| set.0);
+    // Nearly always there is one, which is shared.
+    let first = known.next().cloned().unwrap_or_default();
+    let all = known.fold(first, |all, policy| [&all[..], b", ", policy].concat().into());
     HeaderValue::from_maybe_shared(all)
         .or_err(ErrorType::InvalidHTTPHeader, "a value of the gateway's own")
 }
