@@ -207,8 +207,13 @@ pub struct Origin<'a> {
 /// What an absolute target says beyond path and query goes with it; where there is a `Host`, it has said
 /// the same.
 pub fn forget_spelling(request: &mut RequestHeader) {
+    *request = take_parts(request).into();
+}
+
+/// The plain parts of a request's header, which is left empty.
+fn take_parts(request: &mut RequestHeader) -> http::request::Parts {
     let nothing = http::Request::new(()).into_parts().0.into();
-    *request = http::request::Parts::from(std::mem::replace(request, nothing)).into();
+    std::mem::replace(request, nothing).into()
 }
 
 /// Makes the fields of a request what the upstream may rely on.
@@ -222,8 +227,7 @@ pub fn rewrite_request(
     rules: &HeaderRules,
 ) -> Result<()> {
     // Pingora's own methods take names as text: four times the work.
-    let nothing = http::Request::new(()).into_parts().0.into();
-    let mut parts = http::request::Parts::from(std::mem::replace(request, nothing));
+    let mut parts = take_parts(request);
     let result = set_request_fields(&mut parts.headers, origin, forward_credential, rules);
     *request = parts.into();
     result

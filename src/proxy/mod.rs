@@ -186,8 +186,9 @@ impl ProxyHttp for Proxy {
             Ok(true) => Ok(true),
             Ok(false) => {
                 // It may pass, so its body may come (RFC 9110 section 10.1.1).
-                if ctx.seen.expect {
-                    session.req_header_mut().remove_header(&header::EXPECT);
+                if ctx.seen.expect
+                    && session.req_header_mut().remove_header(&header::EXPECT).is_some()
+                {
                     // An answer before the body's end closes the connection, but this is none.
                     let keepalive = session.get_keepalive();
                     session.write_continue_response().await?;
