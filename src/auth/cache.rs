@@ -8,8 +8,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -152,6 +152,20 @@ const CHANGE_COUNTERS: usize = 64;
 /// Eras whose end is remembered.
 const MAX_ERAS: usize = 16;
 
+/// The record that was found for an id, kept beside what asks for it with every request. It is as good as a
+/// look-up, for it is believed as long as nothing was heard of a change; and it keeps no record alive.
+#[derive(Debug, Default)]
+pub struct Memo(Mutex<Option<Noted>>);
+
+#[derive(Debug)]
+struct Noted {
+    record: Weak<TokenRecord>,
+    loaded_at: Moment,
+    /// Which counter counts the changes of the id, and where it stood before the record was looked up.
+    counter: usize,
+    changes: u64,
+}
+
 impl Heard {
     fn new() -> Self {
         Self {
@@ -162,8 +176,13 @@ impl Heard {
         }
     }
 
+    /// Which counter counts the changes of `id`.
+    fn counter_of(&self, id: &str) -> usize {
+        self.hasher.hash_one(id) as usize % CHANGE_COUNTERS
+    }
+
     fn counter(&self, id: &str) -> &AtomicU64 {
-        &self.changes[self.hasher.hash_one(id) as usize % CHANGE_COUNTERS]
+        &self.changes[self.counter_of(id)]
     }
 
     /// Ends the present era.
@@ -249,11 +268,19 @@ impl<S: Source> StoreCache<S> {
     /// Forgets what is known of `id`, which has changed.
     pub fn forget(&self, id: &str) {
         // Counted first: who loads it now either sees the change or does not keep what it sees.
-        self.heard.counter(id).fetch_add(1, Ordering::AcqRel);
-        self.known.remove(id);
-        self.unknown.remove(id);
+        let counter = self.heard.counter(id);
+        counter.fetch_add(1, Ordering::AcqRel);
+        self.remove(id, counter);
         // Whoever asks from here on must not be served by a load that began before.
         self.loads.lock().remove(id);
+    }
+
+    /// Removes what is known of `id`.
+    fn remove(&self, id: &str, counter: &AtomicU64) {
+        self.known.remove(id);
+        self.unknown.remove(id);
+        // Counted last: who found it just before must not note that it holds.
+        counter.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Notes that anything may have changed: each id is asked about again before it is used, unless the
@@ -271,26 +298,30 @@ impl<S: Source> StoreCache<S> {
     /// # Errors
     /// [`StoreError`] when the store does not answer and nothing is young enough to stand in.
     pub async fn get(self: &Arc<Self>, id: &Arc<str>) -> Result<S::Value, StoreError> {
+        let (entry, outcome) = self.find(id).await?;
+        (self.on_lookup)(outcome);
+        Ok(entry.value)
+    }
+
+    async fn find(
+        self: &Arc<Self>,
+        id: &Arc<str>,
+    ) -> Result<(Entry<S::Value>, CacheOutcome), StoreError> {
         let entry = self.known.get(id).or_else(|| self.unknown.get(id));
         if let Some(entry) = &entry {
             let (age, lifetime) = (self.age(entry), self.lifetime(entry));
             if age < lifetime && entry.era == self.heard.era.load(Ordering::Acquire) {
-                (self.on_lookup)(CacheOutcome::Hit);
                 if age > lifetime.mul_f64(REFRESH_AT) && S::is_known(&entry.value) {
                     self.refresh(id);
                 }
-                return Ok(entry.value.clone());
+                return Ok((entry.clone(), CacheOutcome::Hit));
             }
         }
         match self.load(id).await {
-            Ok(entry) => {
-                (self.on_lookup)(CacheOutcome::Miss);
-                Ok(entry.value)
-            }
+            Ok(entry) => Ok((entry, CacheOutcome::Miss)),
             Err(error) => match entry {
                 Some(entry) if S::is_known(&entry.value) && self.may_be_stale(&entry) => {
-                    (self.on_lookup)(CacheOutcome::Stale);
-                    Ok(entry.value)
+                    Ok((entry, CacheOutcome::Stale))
                 }
                 _ => Err(error),
             },
@@ -361,10 +392,46 @@ impl<S: Source> StoreCache<S> {
         }
         if !is_unchanged() {
             // It changed while it was read: what was read may be what it was.
-            self.known.remove(id);
-            self.unknown.remove(id);
+            self.remove(id, counter);
         }
         Ok(entry)
+    }
+}
+
+impl RecordCache {
+    /// As [`get`](Self::get), by way of the `memo` of this id.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn recall(
+        self: &Arc<Self>,
+        id: &Arc<str>,
+        memo: &Memo,
+    ) -> Result<Option<Arc<TokenRecord>>, StoreError> {
+        if let Some(record) = self.noted(memo) {
+            (self.on_lookup)(CacheOutcome::Hit);
+            return Ok(Some(record));
+        }
+        let counter = self.heard.counter_of(id);
+        let changes = self.heard.changes[counter].load(Ordering::Acquire);
+        let (entry, outcome) = self.find(id).await?;
+        (self.on_lookup)(outcome);
+        // What was only just loaded, or may be out of date, is looked up again.
+        if let (Some(record), CacheOutcome::Hit) = (&entry.value, outcome) {
+            let (record, loaded_at) = (Arc::downgrade(record), entry.loaded_at);
+            *memo.0.lock() = Some(Noted { record, loaded_at, counter, changes });
+        }
+        Ok(entry.value)
+    }
+
+    /// What `memo` says, if it still holds.
+    fn noted(&self, memo: &Memo) -> Option<Arc<TokenRecord>> {
+        let noted = memo.0.lock();
+        let Noted { record, loaded_at, counter, changes } = noted.as_ref()?;
+        let unchanged = self.heard.changes[*counter].load(Ordering::Acquire) == *changes;
+        // Who renews it in time has to look it up.
+        let young = self.clock.monotonic() - *loaded_at <= self.rules.ttl.mul_f64(REFRESH_AT);
+        (unchanged && young).then(|| record.upgrade()).flatten()
     }
 }
 
@@ -391,6 +458,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::auth::record::RateRule;
     use crate::clock::{ManualClock, UnixTime};
     use crate::store::StoredRecord;
 
@@ -527,6 +595,77 @@ mod tests {
             store.answers(Ok(None));
             assert!(cache.get(&id).await.unwrap().is_none(), "what was read then is not kept");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_spares_look_ups_and_keeps_nothing_alive() {
+        let (store, clock, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let (id, memo): (Arc<str>, _) = ("k".into(), Memo::default());
+        let asked = || store.asked.load(Ordering::SeqCst);
+        let recall = async || cache.recall(&id, &memo).await.unwrap();
+        for _ in 0..2 {
+            assert!(cache.noted(&memo).is_none());
+            assert!(recall().await.is_some());
+        }
+        let held = recall().await;
+        cache.known.remove(&id);
+        assert!(recall().await.is_some());
+        assert_eq!(asked(), 1);
+        drop(held);
+        recall().await;
+        assert_eq!(asked(), 2, "the record is gone");
+
+        let forgotten: [fn(&RecordCache, &ManualClock); 3] = [
+            |cache, _| cache.forget("k"),
+            |cache, _| cache.doubt(),
+            |_, clock| clock.advance(Duration::from_secs(9)),
+        ];
+        for forget in forgotten {
+            // Loaded first, then found.
+            for _ in 0..2 {
+                recall().await;
+            }
+            assert!(cache.noted(&memo).is_some());
+            forget(&cache, &clock);
+            assert!(cache.noted(&memo).is_none());
+        }
+    }
+
+    #[test]
+    fn nobody_is_served_what_was_before_a_change_that_was_heard() {
+        const CHANGES: u64 = 1_000;
+        let (store, _, cache) = cache();
+        let heard = AtomicU64::new(0);
+        let change = |nth: u64| {
+            store.answers(Ok(Some(&format!(r#"{{"rate_limit":{nth}}}"#))));
+            cache.forget("k");
+            heard.store(nth, Ordering::SeqCst);
+        };
+        change(1);
+        let ask = || {
+            let (id, memo): (Arc<str>, _) = ("k".into(), Memo::default());
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let mut least = 1;
+            while least < CHANGES {
+                least = heard.load(Ordering::SeqCst);
+                let record = runtime.block_on(cache.recall(&id, &memo)).unwrap().unwrap();
+                let Some(RateRule::Bare(nth)) = record.grant.rate else { panic!("{record:?}") };
+                assert!(nth >= least, "{nth} after {least}");
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(ask);
+            }
+            for nth in 2..=CHANGES {
+                change(nth);
+                // Time for a record to be read, found and noted, some of the time.
+                for _ in 0..fastrand::u32(..20) {
+                    std::thread::yield_now();
+                }
+            }
+        });
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::cache::Memo;
 use super::key::is_hash;
 use super::members::Members;
 use super::record::{Grant, TokenRecord};
@@ -24,7 +25,7 @@ pub struct Claims(Members);
 pub struct ClaimError;
 
 /// The claims of a token whose signature is right.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct VerifiedClaims {
     /// Whose record applies.
     pub api_key: Arc<str>,
@@ -38,10 +39,12 @@ pub struct VerifiedClaims {
     pub stateless: Option<Box<Stateless>>,
     /// Which issuer it was verified for, and by which set of its keys.
     pub verified_by: (u32, u32),
+    /// The record of `api_key` that was found last.
+    pub memo: Memo,
 }
 
 /// A token that needs no record.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Stateless {
     /// A record that says nothing.
     pub record: Arc<TokenRecord>,
@@ -97,7 +100,8 @@ impl Claims {
                 Some(Box::new(Stateless { record: Arc::new(record), jti: self.name("jti")? }))
             }
         };
-        Ok(VerifiedClaims { api_key, exp, nbf, grant, stateless, verified_by })
+        let memo = Memo::default();
+        Ok(VerifiedClaims { api_key, exp, nbf, grant, stateless, verified_by, memo })
     }
 
     /// A claim that names something: text of a bounded length.

@@ -329,7 +329,7 @@ mod tests {
         );
         assert!(Arc::ptr_eq(&first, &verifier.verify_now(&token, NOW).unwrap()));
         let later = UnixTime::from_secs(1_000_060);
-        assert_eq!(verifier.verify_now(&token, later), Err(JwtError::Expired));
+        assert_eq!(verifier.verify_now(&token, later).err(), Some(JwtError::Expired));
     }
 
     #[test]
@@ -375,7 +375,7 @@ mod tests {
             "..".to_owned(),
         ];
         for token in &refused {
-            assert_eq!(verifier().verify_now(token, NOW), Err(JwtError::Invalid), "{token}");
+            assert_eq!(verifier().verify_now(token, NOW).err(), Some(JwtError::Invalid), "{token}");
         }
         for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
             let keys = vec![key(algorithm, None, SECRET)];
@@ -388,7 +388,7 @@ mod tests {
     fn a_critical_extension_is_refused() {
         let header = Header { crit: Some(vec!["b64".into()]), ..Header::new(Algorithm::HS256) };
         let token = sign(&header, &json!({"api_key": "k", "exp": 1_000_060}), SECRET);
-        assert_eq!(verifier().verify_now(&token, NOW), Err(JwtError::Invalid));
+        assert_eq!(verifier().verify_now(&token, NOW).err(), Some(JwtError::Invalid));
     }
 
     #[test]
@@ -466,6 +466,6 @@ mod tests {
         )
         .unwrap();
         let token = format!("{message}.{signature}");
-        assert_eq!(verifier().verify_now(&token, NOW), Err(JwtError::Invalid));
+        assert_eq!(verifier().verify_now(&token, NOW).err(), Some(JwtError::Invalid));
     }
 }

@@ -24,7 +24,7 @@ pub mod members;
 pub mod record;
 pub mod verification;
 
-use cache::{RecordCache, RevocationCache};
+use cache::{Memo, RecordCache, RevocationCache};
 use claims::{Stateless, VerifiedClaims};
 use credential::{Credential, CredentialError};
 use jwt::{JwtError, JwtVerifier};
@@ -211,7 +211,7 @@ impl Authenticator {
             match (rules.records.get(id), stateless) {
                 (Some(record), _) => Ok(Arc::clone(record)),
                 (None, Some(stateless)) => Ok(Arc::clone(&stateless.record)),
-                (None, None) => self.stored_record(id).await,
+                (None, None) => self.stored_record(id, claims.map(|claims| &claims.memo)).await,
             }
         })
         .await;
@@ -233,10 +233,17 @@ impl Authenticator {
         }
     }
 
-    async fn stored_record(&self, id: &Arc<str>) -> Result<Arc<TokenRecord>, AuthError> {
+    async fn stored_record(
+        &self,
+        id: &Arc<str>,
+        memo: Option<&Memo>,
+    ) -> Result<Arc<TokenRecord>, AuthError> {
         let Some(store) = &self.store else { return Err(AuthError::Invalid) };
-        let record = store.records.get(id).await.map_err(AuthError::StoreUnavailable)?;
-        record.ok_or(AuthError::Invalid)
+        let record = match memo {
+            Some(memo) => store.records.recall(id, memo).await,
+            None => store.records.get(id).await,
+        };
+        record.map_err(AuthError::StoreUnavailable)?.ok_or(AuthError::Invalid)
     }
 
     /// Refuses the token if it, or every token of its api_key, is revoked.

@@ -1,13 +1,41 @@
 //! The paths a token may use: `allowed_routes` of its record or claims.
 
+use std::sync::Arc;
+
+use once_cell::sync::Lazy;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+/// Most sets that are shared, and the bytes they take.
+const SHARED_SETS: usize = 1_000;
+const SHARED_BYTES: u64 = 4 << 20;
+
+/// Sets that were asked for. Most tokens have one of a few, which they share: that is less memory, and memory
+/// that is looked at with every request.
+static SHARED: Lazy<Cache<Vec<String>, PathPatterns, Size>> =
+    Lazy::new(|| Cache::with_weighter(SHARED_SETS, SHARED_BYTES, Size));
+
+#[derive(Clone)]
+struct Size;
+
+impl Weighter<Vec<String>, PathPatterns> for Size {
+    fn weight(&self, _: &Vec<String>, patterns: &PathPatterns) -> u64 {
+        2 * patterns.bytes() as u64 + 1
+    }
+}
+
 /// A set of path patterns. Empty means every path.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PathPatterns(Vec<String>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathPatterns(Arc<[String]>);
 
 impl PathPatterns {
     /// Wraps the patterns as written: exact, with a trailing `*` for "and whatever follows", or `*`.
     pub fn new(patterns: Vec<String>) -> Self {
-        Self(patterns)
+        SHARED.get(&patterns).unwrap_or_else(|| {
+            let set = Self(patterns.clone().into());
+            SHARED.insert(patterns, set.clone());
+            set
+        })
     }
 
     /// What they take, in bytes.
