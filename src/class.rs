@@ -19,6 +19,12 @@ pub const fn alphanumeric_and(others: &[u8]) -> Class {
     class
 }
 
+/// The longest start of `bytes` that belongs to `class`, and the rest.
+pub fn span<'a>(bytes: &'a [u8], class: &Class) -> (&'a [u8], &'a [u8]) {
+    let end = bytes.iter().position(|&byte| !class[usize::from(byte)]);
+    bytes.split_at(end.unwrap_or(bytes.len()))
+}
+
 /// Whether every byte belongs to `class`.
 pub fn consists_of(bytes: &[u8], class: &Class) -> bool {
     bytes.iter().all(|&byte| class[usize::from(byte)])

@@ -8,7 +8,7 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`clock`], [`secret`], [`net`], [`class`], [`files`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound | [`clock::Clock`] |
+//! | [`clock`], [`secret`], [`net`], [`class`], [`files`], [`text`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
@@ -103,4 +103,5 @@ pub mod route;
 pub mod secret;
 pub mod store;
 pub mod telemetry;
+pub mod text;
 pub mod upstream;

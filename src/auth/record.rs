@@ -15,6 +15,7 @@ use crate::quota::rule::{Group, LimitRule, Written, groups, rule_set};
 use crate::quota::{Algorithm, RateError};
 use crate::route::pattern::PathPatterns;
 use crate::store::StoredRecord;
+use crate::text::Text;
 
 /// What a limit takes, with the groups that are made of it, in bytes.
 const RULE_BYTES: usize = 448;
@@ -29,7 +30,7 @@ const OWN_MEMBERS: [&str; 2] = ["api_key", "disabled"];
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRecord {
     /// Whose quota a request of this token uses: `token:<id>`.
-    pub subject: Arc<str>,
+    pub subject: Text,
     /// Whether the token is refused.
     pub disabled: bool,
     /// What it may do.
@@ -184,7 +185,7 @@ impl TokenRecord {
     fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
         // It is sent in a header field.
         field_value("api_key", id)?;
-        Ok(Self { subject: format!("{SUBJECT}{id}").into(), disabled, grant })
+        Ok(Self { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
     }
 
     /// The token's public id: printable ASCII.

@@ -18,7 +18,6 @@ use ahash::RandomState;
 use futures_util::future::join_all;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -29,6 +28,7 @@ use crate::clock::{Clock, Moment};
 use crate::quota::Limit;
 use crate::store::{Adjustment, QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
+use crate::text::Text;
 
 /// Parts of the subject map that lock apart from each other.
 const SHARDS: usize = 64;
@@ -90,19 +90,9 @@ struct State {
     waiting: Vec<oneshot::Sender<Outcome>>,
 }
 
-/// A subject's name. Most have room here, beside what is looked at with them.
-struct Name(SmallVec<[u8; 48]>);
-
-impl Name {
-    fn as_str(&self) -> &str {
-        // It was made of text.
-        std::str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
 /// There may be a million of them: see the test of its size.
 struct Entry {
-    subject: Name,
+    subject: Text,
     limits: Arc<[Limit]>,
     state: Mutex<State>,
 }
@@ -312,7 +302,7 @@ impl Ledger {
         let mut shard = self.shards[(hash >> 32) as usize % SHARDS].lock();
         // One subject may be counted under several sets of limits: each has an entry of its own.
         let known = shard.find(hash, |entry| {
-            entry.subject.0[..] == *subject.as_bytes()
+            *entry.subject == *subject
                 && (Arc::ptr_eq(&entry.limits, limits) || entry.limits == *limits)
         });
         if let Some(entry) = known {
@@ -321,12 +311,12 @@ impl Ledger {
         // At the bound a subject is decided without being remembered: exact all the same, only dearer.
         let remembered = self.subjects() < self.max_subjects;
         let entry = Arc::new(Entry {
-            subject: Name(subject.as_bytes().into()),
+            subject: subject.into(),
             limits: Arc::clone(limits),
             state: Mutex::new(State::new(remembered)),
         });
         if remembered {
-            let hash_of = |entry: &Arc<Entry>| self.hasher.hash_one(entry.subject.as_str());
+            let hash_of = |entry: &Arc<Entry>| self.hasher.hash_one(&*entry.subject);
             shard.insert_unique(hash, Arc::clone(&entry), hash_of);
             self.subjects.fetch_add(1, Ordering::Relaxed);
         }
@@ -408,7 +398,7 @@ impl Ledger {
         loop {
             let untold = entry.state.lock().account.untold();
             let Some((id, untold)) = untold else { return Ok(()) };
-            self.store.adjust(entry.subject.as_str(), &entry.limits, &untold, id).await?;
+            self.store.adjust(&entry.subject, &entry.limits, &untold, id).await?;
             entry.state.lock().account.told();
         }
     }
@@ -416,7 +406,7 @@ impl Ledger {
     async fn adjust(&self, entry: &Entry, adjustment: &Adjustment) -> Result<(), StoreError> {
         let returned = adjustment.changes.iter().map(|(_, by)| -by).max().unwrap_or(0);
         let id = fastrand::u64(1..1 << 53);
-        self.store.adjust(entry.subject.as_str(), &entry.limits, adjustment, id).await?;
+        self.store.adjust(&entry.subject, &entry.limits, adjustment, id).await?;
         METRICS.limit_returned.inc_by(u64::try_from(returned).unwrap_or(0));
         Ok(())
     }
@@ -490,7 +480,7 @@ impl Flight {
             return Ok(());
         }
         let answer = match ledger.tell(entry).await {
-            Ok(()) => ledger.store.take(entry.subject.as_str(), limits, wanted).await,
+            Ok(()) => ledger.store.take(&entry.subject, limits, wanted).await,
             Err(error) => Err(error),
         };
         let ahead_only = riders.is_empty();
@@ -810,7 +800,7 @@ mod tests {
         let ledger = world(&[], 0).ledger;
         for _ in 0..10_000 {
             let entry = Arc::new(Entry {
-                subject: Name(b"s"[..].into()),
+                subject: "s".into(),
                 limits: Arc::new([]),
                 state: Mutex::new(State::new(true)),
             });

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr_iter};
 
-use crate::class::{Class, alphanumeric_and, consists_of};
+use crate::class::{Class, alphanumeric_and, consists_of, span};
 
 /// Largest head, request line and all fields, in bytes.
 pub const MAX_HEAD: usize = 64 * 1024;
@@ -113,21 +113,18 @@ impl HeadReader {
         if self.fields > MAX_FIELDS {
             return Err(HeadError::TooLarge);
         }
-        let Some(colon) = memchr(b':', line) else {
-            return malformed("a header line has no colon");
-        };
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.is_empty() || !consists_of(name, &TOKEN) {
+        let (name, rest) = span(line, &TOKEN);
+        let Some(untrimmed) = rest.strip_prefix(b":").filter(|_| !name.is_empty()) else {
             // This is also what a folded line or white space before the colon comes to.
-            return malformed("a header name is not a token");
-        }
-        if value.iter().fold(false, |found, &byte| found | is_control(byte)) {
+            return malformed("a header line does not begin with a token and a colon");
+        };
+        if untrimmed.iter().fold(false, |found, &byte| found | is_control(byte)) {
             return malformed("a header value holds a control character");
         }
+        let value = untrimmed.trim_ascii();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
-                let untrimmed = line[colon + 1..].trim_ascii_start().len();
-                let start = line_start + line.len() - untrimmed;
+                let start = line_start + line.len() - untrimmed.trim_ascii_start().len();
                 self.host_field(value, start..start + value.len())
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length_field(value),
@@ -200,42 +197,47 @@ impl HeadReader {
 /// `method SP request-target SP HTTP-version`, with a target in origin or absolute form, and where in
 /// the line the authority of an absolute form stands.
 fn request_line(line: &[u8]) -> Result<(Version, Option<Range<usize>>), HeadError> {
-    let mut parts = line.split(|&byte| byte == b' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return malformed("the request line is not method, target and version");
-    };
-    if method.is_empty() || method.len() > 32 || !consists_of(method, &TOKEN) {
+    let (method, rest) = span(line, &TOKEN);
+    if method.is_empty() || method.len() > 32 {
         return malformed("the method is not a token");
     }
     if method == b"CONNECT" {
         return malformed("CONNECT is not served");
     }
-    let authority = [&b"http://"[..], b"https://"].iter().find_map(|scheme| {
-        let rest = target.split_at_checked(scheme.len())?;
-        let end = rest.1.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.1.len());
-        let start = method.len() + 1 + scheme.len();
-        rest.0.eq_ignore_ascii_case(scheme).then_some(start..start + end)
-    });
-    match &authority {
-        None if target.first() != Some(&b'/') => {
-            return malformed("the request target must be a path that starts with /");
-        }
-        // Pingora would refuse a percent-encoded one in words of its own.
-        Some(at) if !is_authority(&line[at.clone()]) || line[at.clone()].contains(&b'%') => {
-            return malformed("the authority of the request target is not a host");
-        }
-        _ => {}
-    }
-    if !consists_of(target, &TARGET) {
-        return malformed("the request target holds a character that must be percent-encoded");
-    }
+    let Some(rest) = rest.strip_prefix(b" ") else {
+        return malformed("the request line is not method, target and version");
+    };
+    let (target, version) = span(rest, &TARGET);
+    let authority = match target.first() {
+        Some(b'/') => None,
+        _ => Some(authority(target, method.len() + 1)?),
+    };
     match version {
-        b"HTTP/1.1" => Ok((Version::Http11, authority)),
-        b"HTTP/1.0" => Ok((Version::Http10, authority)),
-        _ => malformed("the version is neither HTTP/1.1 nor HTTP/1.0"),
+        b" HTTP/1.1" => Ok((Version::Http11, authority)),
+        b" HTTP/1.0" => Ok((Version::Http10, authority)),
+        [b' ', ..] => malformed("the version is neither HTTP/1.1 nor HTTP/1.0"),
+        [] => malformed("the request line is not method, target and version"),
+        _ => malformed("the request target holds a character that must be percent-encoded"),
     }
+}
+
+/// Where in its line the authority of a target in absolute form stands; the target begins at `start`.
+fn authority(target: &[u8], start: usize) -> Result<Range<usize>, HeadError> {
+    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
+        let beginning = target.get(..scheme.len());
+        beginning.is_some_and(|beginning| beginning.eq_ignore_ascii_case(scheme))
+    });
+    let Some(scheme) = scheme else {
+        return malformed("the request target must be a path that starts with /");
+    };
+    let rest = &target[scheme.len()..];
+    let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
+    // Pingora would refuse a percent-encoded one in words of its own.
+    if !is_authority(&rest[..end]) || rest[..end].contains(&b'%') {
+        return malformed("the authority of the request target is not a host");
+    }
+    let start = start + scheme.len();
+    Ok(start..start + end)
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.
@@ -376,6 +378,8 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nX\u{e9}: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\r\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \u{c}a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
