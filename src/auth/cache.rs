@@ -298,34 +298,36 @@ impl<S: Source> StoreCache<S> {
     /// # Errors
     /// [`StoreError`] when the store does not answer and nothing is young enough to stand in.
     pub async fn get(self: &Arc<Self>, id: &Arc<str>) -> Result<S::Value, StoreError> {
-        let (entry, outcome) = self.find(id).await?;
-        (self.on_lookup)(outcome);
-        Ok(entry.value)
-    }
-
-    async fn find(
-        self: &Arc<Self>,
-        id: &Arc<str>,
-    ) -> Result<(Entry<S::Value>, CacheOutcome), StoreError> {
-        let entry = self.known.get(id).or_else(|| self.unknown.get(id));
-        if let Some(entry) = &entry {
-            let (age, lifetime) = (self.age(entry), self.lifetime(entry));
-            if age < lifetime && entry.era == self.heard.era.load(Ordering::Acquire) {
-                if age > lifetime.mul_f64(REFRESH_AT) && S::is_known(&entry.value) {
-                    self.refresh(id);
-                }
-                return Ok((entry.clone(), CacheOutcome::Hit));
-            }
+        if let Some(entry) = self.find(id) {
+            return Ok(entry.value);
         }
         match self.load(id).await {
-            Ok(entry) => Ok((entry, CacheOutcome::Miss)),
-            Err(error) => match entry {
-                Some(entry) if S::is_known(&entry.value) && self.may_be_stale(&entry) => {
-                    Ok((entry, CacheOutcome::Stale))
+            Ok(entry) => {
+                (self.on_lookup)(CacheOutcome::Miss);
+                Ok(entry.value)
+            }
+            Err(error) => match self.known.get(id).filter(|entry| self.may_be_stale(entry)) {
+                Some(entry) => {
+                    (self.on_lookup)(CacheOutcome::Stale);
+                    Ok(entry.value)
                 }
-                _ => Err(error),
+                None => Err(error),
             },
         }
+    }
+
+    /// What is known about `id` without asking anybody.
+    fn find(self: &Arc<Self>, id: &Arc<str>) -> Option<Entry<S::Value>> {
+        let entry = self.known.get(id).or_else(|| self.unknown.get(id))?;
+        let (age, lifetime) = (self.age(&entry), self.lifetime(&entry));
+        if age >= lifetime || entry.era != self.heard.era.load(Ordering::Acquire) {
+            return None;
+        }
+        (self.on_lookup)(CacheOutcome::Hit);
+        if age > lifetime.mul_f64(REFRESH_AT) && S::is_known(&entry.value) {
+            self.refresh(id);
+        }
+        Some(entry)
     }
 
     /// Asks about `id`, which is in use, before its time is over: nobody waits for the answer.
@@ -399,29 +401,26 @@ impl<S: Source> StoreCache<S> {
 }
 
 impl RecordCache {
-    /// As [`get`](Self::get), by way of the `memo` of this id.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn recall(
+    /// What can be said about `id` without asking anybody: by way of its `memo`, where there is one. `None` when it
+    /// has to be asked about, by [`get`](Self::get).
+    pub fn recall(
         self: &Arc<Self>,
         id: &Arc<str>,
-        memo: &Memo,
-    ) -> Result<Option<Arc<TokenRecord>>, StoreError> {
+        memo: Option<&Memo>,
+    ) -> Option<Option<Arc<TokenRecord>>> {
+        let Some(memo) = memo else { return self.find(id).map(|entry| entry.value) };
         if let Some(record) = self.noted(memo) {
             (self.on_lookup)(CacheOutcome::Hit);
-            return Ok(Some(record));
+            return Some(Some(record));
         }
         let counter = self.heard.counter_of(id);
         let changes = self.heard.changes[counter].load(Ordering::Acquire);
-        let (entry, outcome) = self.find(id).await?;
-        (self.on_lookup)(outcome);
-        // What was only just loaded, or may be out of date, is looked up again.
-        if let (Some(record), CacheOutcome::Hit) = (&entry.value, outcome) {
-            let (record, loaded_at) = (Arc::downgrade(record), entry.loaded_at);
-            *memo.0.lock() = Some(Noted { record, loaded_at, counter, changes });
-        }
-        Ok(entry.value)
+        let Entry { value, loaded_at, .. } = self.find(id)?;
+        *memo.0.lock() = value.as_ref().map(|record| {
+            let record = Arc::downgrade(record);
+            Noted { record, loaded_at, counter, changes }
+        });
+        Some(value)
     }
 
     /// What `memo` says, if it still holds.
@@ -603,7 +602,10 @@ mod tests {
         store.answers(Ok(Some("{}")));
         let (id, memo): (Arc<str>, _) = ("k".into(), Memo::default());
         let asked = || store.asked.load(Ordering::SeqCst);
-        let recall = async || cache.recall(&id, &memo).await.unwrap();
+        let recall = async || match cache.recall(&id, Some(&memo)) {
+            Some(record) => record,
+            None => cache.get(&id).await.unwrap(),
+        };
         for _ in 0..2 {
             assert!(cache.noted(&memo).is_none());
             assert!(recall().await.is_some());
@@ -649,7 +651,10 @@ mod tests {
             let mut least = 1;
             while least < CHANGES {
                 least = heard.load(Ordering::SeqCst);
-                let record = runtime.block_on(cache.recall(&id, &memo)).unwrap().unwrap();
+                let record = cache
+                    .recall(&id, Some(&memo))
+                    .unwrap_or_else(|| runtime.block_on(cache.get(&id)).unwrap())
+                    .unwrap();
                 let Some(RateRule::Bare(nth)) = record.grant.rate else { panic!("{record:?}") };
                 assert!(nth >= least, "{nth} after {least}");
             }

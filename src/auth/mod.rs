@@ -3,8 +3,6 @@
 //! This room knows neither Pingora nor the configuration. On doubt about identity it refuses.
 
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::join;
@@ -24,7 +22,7 @@ pub mod members;
 pub mod record;
 pub mod verification;
 
-use cache::{Memo, RecordCache, RevocationCache};
+use cache::{RecordCache, RevocationCache};
 use claims::{Stateless, VerifiedClaims};
 use credential::{Credential, CredentialError};
 use jwt::{JwtError, JwtVerifier};
@@ -124,18 +122,6 @@ impl Principal {
     }
 }
 
-/// What `future` comes to, and whether it had to be waited for.
-async fn noting_waits<F: Future>(future: F) -> (F::Output, bool) {
-    let mut future = pin!(future);
-    let mut waited = false;
-    let output = poll_fn(|cx| {
-        let polled = future.as_mut().poll(cx);
-        waited |= polled.is_pending();
-        polled
-    });
-    (output.await, waited)
-}
-
 /// A credential that holds, before its record is known.
 enum Verified {
     Jwt(Arc<VerifiedClaims>),
@@ -203,22 +189,26 @@ impl Authenticator {
             Verified::Key(id) => (id, None),
         };
         let stateless = claims.and_then(|claims| claims.stateless.as_deref());
-        let (record, waited) = noting_waits(async {
-            if let Some(stateless) = stateless {
-                // Boxed as well.
-                Box::pin(self.must_not_be_revoked(id, stateless)).await?;
-            }
-            match (rules.records.get(id), stateless) {
-                (Some(record), _) => Ok(Arc::clone(record)),
-                (None, Some(stateless)) => Ok(Arc::clone(&stateless.record)),
-                (None, None) => self.stored_record(id, claims.map(|claims| &claims.memo)).await,
-            }
-        })
-        .await;
-        let record = record?;
-        if waited {
+        if let Some(stateless) = stateless {
+            Box::pin(self.must_not_be_revoked(id, stateless)).await?;
             now = clock.now();
         }
+        let record = match (rules.records.get(id), stateless, &self.store) {
+            (Some(record), ..) => Arc::clone(record),
+            (None, Some(stateless), _) => Arc::clone(&stateless.record),
+            (None, None, None) => return Err(AuthError::Invalid),
+            (None, None, Some(store)) => {
+                let record = match store.records.recall(id, claims.map(|claims| &claims.memo)) {
+                    Some(record) => record,
+                    None => {
+                        let record = Box::pin(store.records.get(id)).await;
+                        now = clock.now();
+                        record.map_err(AuthError::StoreUnavailable)?
+                    }
+                };
+                record.ok_or(AuthError::Invalid)?
+            }
+        };
         let claims = match verified {
             Verified::Jwt(claims) => Some(claims),
             Verified::Key(_) => None,
@@ -231,19 +221,6 @@ impl Authenticator {
             Some(at) if at <= now => Err(AuthError::Expired),
             _ => Ok(principal),
         }
-    }
-
-    async fn stored_record(
-        &self,
-        id: &Arc<str>,
-        memo: Option<&Memo>,
-    ) -> Result<Arc<TokenRecord>, AuthError> {
-        let Some(store) = &self.store else { return Err(AuthError::Invalid) };
-        let record = match memo {
-            Some(memo) => store.records.recall(id, memo).await,
-            None => store.records.get(id).await,
-        };
-        record.map_err(AuthError::StoreUnavailable)?.ok_or(AuthError::Invalid)
     }
 
     /// Refuses the token if it, or every token of its api_key, is revoked.

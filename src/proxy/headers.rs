@@ -66,6 +66,7 @@ pub struct Seen {
     pub upgrade: bool,
     /// Fields that concern one connection only (RFC 9110 section 7.6.1), or are named by one that does.
     pub hop_by_hop: bool,
+    api_key: bool,
     request_id: bool,
     trace: bool,
     /// Something in the spelling of a field that the gateway sets, or that frames the message.
@@ -82,6 +83,7 @@ impl Seen {
             expect: seen,
             upgrade: seen,
             hop_by_hop: seen,
+            api_key: seen,
             request_id: seen,
             trace: seen,
             suspicious: seen,
@@ -95,6 +97,7 @@ impl Seen {
             match name.as_str() {
                 "content-length" => seen.content_length = true,
                 "expect" => seen.expect = true,
+                "x-api-key" => seen.api_key = true,
                 "x-request-id" => seen.request_id = true,
                 "traceparent" | "tracestate" => seen.trace = true,
                 "upgrade" => (seen.upgrade, seen.hop_by_hop) = (true, true),
@@ -244,7 +247,9 @@ fn set_request_fields(
     }
     if !forward_credential {
         headers.remove(header::AUTHORIZATION);
-        headers.remove(&X_API_KEY);
+        if origin.seen.api_key {
+            headers.remove(&X_API_KEY);
+        }
     }
     headers.reserve(OWN_FIELDS + rules.set.len());
     headers.insert(&X_REQUEST_ID, origin.request_id.clone());
@@ -414,8 +419,10 @@ pub fn clean_response(response: &mut ResponseHeader) -> Result<()> {
         response.remove_header(&header::CONTENT_LENGTH);
         response.remove_header(&header::TRANSFER_ENCODING);
     }
-    // Pingora has made sure that several are equal.
-    if response.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+    // Pingora has made sure that several are equal. Nearly always no name comes twice.
+    let repeated = response.headers.len() > response.headers.keys_len();
+    if repeated
+        && response.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(length) = response.headers.get(header::CONTENT_LENGTH).cloned()
     {
         response.insert_header(header::CONTENT_LENGTH, length)?;
