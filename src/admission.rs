@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, header};
+use memchr::memchr;
 use pingora_limits::inflight::{Guard, Inflight};
 use smallvec::SmallVec;
 
@@ -118,8 +119,6 @@ impl From<StoreError> for Rejection {
 pub struct Request<'a> {
     /// When it came.
     pub now: UnixTime,
-    /// The host, without port.
-    pub host: Option<&'a str>,
     /// The path.
     pub path: &'a CanonicalPath<'a>,
     /// The method.
@@ -340,7 +339,8 @@ impl Drop for Counted<'_> {
 }
 
 fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {
-    match policy.routes.find(request.host, request.path.as_str(), request.method) {
+    let host = || host_of(request.headers);
+    match policy.routes.find(host, request.path.as_str(), request.method) {
         // A request that TRACE would echo holds a credential (RFC 9110 section 9.3.8).
         Found::Route(_) if request.method == "TRACE" => {
             Err(Rejection::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()))
@@ -349,4 +349,14 @@ fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Reje
         Found::OtherMethods(methods) => Err(Rejection::MethodNotAllowed(methods.join(", "))),
         Found::Nothing => Err(Rejection::NoRoute),
     }
+}
+
+/// The host of a request, without port.
+fn host_of(headers: &HeaderMap) -> Option<&str> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    let without_port = match host.strip_prefix('[') {
+        Some(_) => host.find(']').map_or(host, |end| &host[..=end]),
+        None => memchr(b':', host.as_bytes()).map_or(host, |end| &host[..end]),
+    };
+    Some(without_port)
 }

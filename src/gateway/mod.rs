@@ -184,6 +184,8 @@ fn server_conf(config: &Config) -> ServerConf {
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
         upgrade_sock: config.server.upgrade_sock.clone(),
+        // Tokio forgets a timer that is dropped; Pingora's own stay until they are due, and read the
+        // clock whenever one is prepared.
         fast_timeout_to_tokio_threshold_seconds: Some(0),
         ..ServerConf::default()
     }

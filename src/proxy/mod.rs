@@ -9,7 +9,6 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
-use memchr::memchr;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -77,7 +76,10 @@ impl Proxy {
         ctx.request_id = Some(headers::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
         ctx.trusted_peer = peer.is_some_and(|peer| headers::is_trusted(peer, trusted));
-        ctx.client_ip = peer.map(|peer| headers::client_ip(peer, &request.headers, trusted));
+        ctx.client_ip = match ctx.trusted_peer {
+            true => peer.map(|peer| headers::client_ip(peer, &request.headers, trusted)),
+            false => peer,
+        };
         let path = CanonicalPath::parse(request.uri.path())?;
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
@@ -89,7 +91,6 @@ impl Proxy {
         }
         let asked = Request {
             now,
-            host: host_of(request),
             path: &path,
             method: request.method.as_str(),
             headers: &request.headers,
@@ -141,15 +142,6 @@ impl Proxy {
 /// The gateway's own paths, which no route may have.
 fn is_endpoint(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready" | "/ready")
-}
-
-fn host_of(request: &RequestHeader) -> Option<&str> {
-    let host = request.headers.get(header::HOST)?.to_str().ok()?;
-    let without_port = match host.strip_prefix('[') {
-        Some(_) => host.find(']').map_or(host, |end| &host[..=end]),
-        None => memchr(b':', host.as_bytes()).map_or(host, |end| &host[..end]),
-    };
-    Some(without_port)
 }
 
 #[async_trait]

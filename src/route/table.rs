@@ -16,12 +16,9 @@ pub struct Matcher {
 }
 
 impl Matcher {
-    fn serves_host(&self, host: Option<&str>) -> bool {
-        match (&self.host, host) {
-            (None, _) => true,
-            (Some(own), Some(host)) => own.eq_ignore_ascii_case(host),
-            (Some(_), None) => false,
-        }
+    fn serves_host<'h>(&self, host: impl Fn() -> Option<&'h str>) -> bool {
+        let Some(own) = &self.host else { return true };
+        host().is_some_and(|host| own.eq_ignore_ascii_case(host))
     }
 
     fn serves_method(&self, method: &str) -> bool {
@@ -66,18 +63,23 @@ impl<T> RouteTable<T> {
         Self { by_prefix, lengths }
     }
 
-    /// The route for a request; `path` is canonical, `host` has no port.
+    /// The route for a request; `path` is canonical, `host` has no port and is only asked for where it matters.
     ///
     /// The longest prefix that serves the host decides alone: a method it does not have is not looked
     /// for under a shorter one, which may be open to everyone.
-    pub fn find(&self, host: Option<&str>, path: &str, method: &str) -> Found<'_, T> {
+    pub fn find<'h>(
+        &self,
+        host: impl Fn() -> Option<&'h str>,
+        path: &str,
+        method: &str,
+    ) -> Found<'_, T> {
         let path = path.trim_end_matches('/');
         // Where a segment ends, and a prefix may.
         let ends = |at: usize| at == path.len() || path.as_bytes().get(at) == Some(&b'/');
         for prefix in self.lengths.iter().filter(|at| ends(**at)).map(|at| &path[..*at]) {
             let serving = || {
                 let routes = self.by_prefix.get(prefix).into_iter().flatten();
-                routes.filter(|(matcher, _)| matcher.serves_host(host))
+                routes.filter(|(matcher, _)| matcher.serves_host(&host))
             };
             if let Some((_, route)) = serving().find(|(matcher, _)| matcher.serves_method(method)) {
                 return Found::Route(route);
@@ -134,7 +136,7 @@ mod tests {
             (None, "/only", "HEAD", Found::Route(&4)),
             (None, "/only", "POST", Found::OtherMethods(vec!["GET", "PUT"])),
         ] {
-            assert_eq!(table.find(host, path, method), found, "{host:?} {path} {method}");
+            assert_eq!(table.find(|| host, path, method), found, "{host:?} {path} {method}");
         }
     }
 
@@ -144,8 +146,8 @@ mod tests {
             (matcher("/a", None, &["PUT", "GET"]), 0),
             (matcher("/a", Some("h"), &["DELETE"]), 1),
         ]);
-        assert_eq!(table.find(None, "/a/b", "POST"), Found::OtherMethods(vec!["GET", "PUT"]));
-        assert_eq!(table.find(Some("h"), "/a", "DELETE"), Found::Route(&1));
-        assert_eq!(table.find(None, "/b", "GET"), Found::Nothing);
+        assert_eq!(table.find(|| None, "/a/b", "POST"), Found::OtherMethods(vec!["GET", "PUT"]));
+        assert_eq!(table.find(|| Some("h"), "/a", "DELETE"), Found::Route(&1));
+        assert_eq!(table.find(|| None, "/b", "GET"), Found::Nothing);
     }
 }
