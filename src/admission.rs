@@ -246,6 +246,7 @@ impl Admission {
                 },
                 _ => error.into(),
             })?;
+        policy.count_by_plan(&principal);
         findings.principal = Some(principal.clone());
         match principal.may(request.path.as_str()) {
             true => Ok(principal),

@@ -42,6 +42,9 @@ use shutdown::{Drain, Signals};
 /// Subjects whose windows and grants are kept in memory, at most.
 const MAX_SUBJECTS: usize = 1_000_000;
 
+/// Up to so many worker threads share one lock for their timers without harm, as measured.
+const FEW_THREADS: usize = 2;
+
 /// Reads the configuration afresh; the error is text for people.
 pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
@@ -176,6 +179,7 @@ fn make_ready(policy: &Policy) -> Result<(), StartError> {
 }
 
 fn server_conf(config: &Config) -> ServerConf {
+    let defaults = ServerConf::default();
     ServerConf {
         threads: 1,
         // The grace period is spent by `shutdown::Drain`, which ends it as soon as nothing is in
@@ -184,10 +188,14 @@ fn server_conf(config: &Config) -> ServerConf {
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
         upgrade_sock: config.server.upgrade_sock.clone(),
-        // Tokio forgets a timer that is dropped; Pingora's own stay until they are due, and read the
-        // clock whenever one is prepared.
-        fast_timeout_to_tokio_threshold_seconds: Some(0),
-        ..ServerConf::default()
+        fast_timeout_to_tokio_threshold_seconds: match config.server.threads {
+            // Tokio forgets a timer that is dropped; Pingora's own stay until they are due, and read the
+            // clock whenever one is prepared.
+            ..=FEW_THREADS => Some(0),
+            // But Tokio's are behind one lock, Pingora's each thread's own.
+            _ => defaults.fast_timeout_to_tokio_threshold_seconds,
+        },
+        ..defaults
     }
 }
 

@@ -381,13 +381,10 @@ impl ProxyHttp for Proxy {
         let route = ctx.findings.route.as_deref();
         route.map_or(&self.unrouted, |route| &route.metrics).observe(method, status, duration);
         count_decisions(ctx);
-        let principal = ctx.findings.principal.as_ref();
-        if let Some(principal) = principal {
-            ctx.policy.count_by_plan(principal);
-        }
         if !ctx.policy.access_log {
             return;
         }
+        let principal = ctx.findings.principal.as_ref();
         let client_ip = ctx.client_ip.map(|ip: IpAddr| ip.to_string());
         AccessLine {
             request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-"),
