@@ -1,6 +1,7 @@
 //! Whether a request may pass: the order of decisions, and the permit that proves they were made.
 
 use std::borrow::Cow;
+use std::cell::LazyCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -340,8 +341,8 @@ impl Drop for Counted<'_> {
 }
 
 fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {
-    let host = || host_of(request.headers);
-    match policy.routes.find(host, request.path.as_str(), request.method) {
+    let host = LazyCell::new(|| host_of(request.headers));
+    match policy.routes.find(|| *host, request.path.as_str(), request.method) {
         // A request that TRACE would echo holds a credential (RFC 9110 section 9.3.8).
         Found::Route(_) if request.method == "TRACE" => {
             Err(Rejection::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()))

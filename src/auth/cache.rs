@@ -146,25 +146,34 @@ struct Heard {
     changes: [AtomicU64; CHANGE_COUNTERS],
 }
 
-/// Counters of changes: a load is in vain if one of about so many records changes meanwhile.
+/// Counters of changes, a power of two: a load is in vain if one of about so many records changes meanwhile.
 const CHANGE_COUNTERS: usize = 64;
 
 /// Eras whose end is remembered.
 const MAX_ERAS: usize = 16;
 
-/// The record that was found for an id, kept beside what asks for it with every request. It is as good as a
-/// look-up, for it is believed as long as nothing was heard of a change; and it keeps no record alive.
+/// How long a memo is believed: the cache must see now and then that its record is in use.
+const MEMO_LIFETIME: Duration = Duration::from_secs(10);
+
+/// The record that was found for an id, kept beside what asks for it with every request. It is believed for a
+/// moment, and only as long as nothing was heard of a change; and it keeps no record alive.
 #[derive(Debug, Default)]
 pub struct Memo(Mutex<Option<Noted>>);
 
+/// Small, for there is one for each verified token.
 #[derive(Debug)]
 struct Noted {
     record: Weak<TokenRecord>,
-    loaded_at: Moment,
-    /// Which counter counts the changes of the id, and where it stood before the record was looked up.
-    counter: usize,
-    changes: u64,
+    /// In whole seconds.
+    until: u32,
+    /// Of the id, before the record was looked up.
+    stamp: Stamp,
 }
+
+/// Which counter counts the changes of an id, and where it stands: the lowest bits, which do not come round
+/// while a memo is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp(u32);
 
 impl Heard {
     fn new() -> Self {
@@ -183,6 +192,15 @@ impl Heard {
 
     fn counter(&self, id: &str) -> &AtomicU64 {
         &self.changes[self.counter_of(id)]
+    }
+
+    fn stamp(&self, counter: usize) -> Stamp {
+        let stands_at = self.changes[counter].load(Ordering::Acquire) as u32;
+        Stamp(stands_at.wrapping_mul(CHANGE_COUNTERS as u32) | counter as u32)
+    }
+
+    fn is_unchanged(&self, since: Stamp) -> bool {
+        self.stamp(since.0 as usize % CHANGE_COUNTERS) == since
     }
 
     /// Ends the present era.
@@ -267,20 +285,14 @@ impl<S: Source> StoreCache<S> {
 
     /// Forgets what is known of `id`, which has changed.
     pub fn forget(&self, id: &str) {
-        // Counted first: who loads it now either sees the change or does not keep what it sees.
-        let counter = self.heard.counter(id);
-        counter.fetch_add(1, Ordering::AcqRel);
-        self.remove(id, counter);
-        // Whoever asks from here on must not be served by a load that began before.
-        self.loads.lock().remove(id);
-    }
-
-    /// Removes what is known of `id`.
-    fn remove(&self, id: &str, counter: &AtomicU64) {
+        // Under the lock that what is loaded is kept under: it is either removed here, or sees the count.
+        let mut loads = self.loads.lock();
         self.known.remove(id);
         self.unknown.remove(id);
-        // Counted last: who found it just before must not note that it holds.
-        counter.fetch_add(1, Ordering::AcqRel);
+        // Counted after that: who found it just before must not note that it holds.
+        self.heard.counter(id).fetch_add(1, Ordering::AcqRel);
+        // Whoever asks from here on must not be served by a load that began before.
+        loads.remove(id);
     }
 
     /// Notes that anything may have changed: each id is asked about again before it is used, unless the
@@ -298,9 +310,17 @@ impl<S: Source> StoreCache<S> {
     /// # Errors
     /// [`StoreError`] when the store does not answer and nothing is young enough to stand in.
     pub async fn get(self: &Arc<Self>, id: &Arc<str>) -> Result<S::Value, StoreError> {
-        if let Some(entry) = self.find(id) {
-            return Ok(entry.value);
+        match self.find(id) {
+            Some(entry) => Ok(entry.value),
+            None => self.fetch(id).await,
         }
+    }
+
+    /// What the store says about `id`, of which nothing is known that could be used as it is.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn fetch(&self, id: &Arc<str>) -> Result<S::Value, StoreError> {
         match self.load(id).await {
             Ok(entry) => {
                 (self.on_lookup)(CacheOutcome::Miss);
@@ -382,8 +402,9 @@ impl<S: Source> StoreCache<S> {
         let changes = counter.load(Ordering::Acquire);
         let value = self.source.ask(id).await?;
         let entry = Entry { value, loaded_at, era };
-        let is_unchanged = || counter.load(Ordering::Acquire) == changes;
-        if is_unchanged() {
+        // What changed while it was read may be what it was: it is not kept.
+        let _loads = self.loads.lock();
+        if counter.load(Ordering::Acquire) == changes {
             if S::is_known(&entry.value) {
                 self.known.insert(Arc::clone(id), entry.clone());
                 self.unknown.remove(id);
@@ -392,17 +413,13 @@ impl<S: Source> StoreCache<S> {
                 self.known.remove(id);
             }
         }
-        if !is_unchanged() {
-            // It changed while it was read: what was read may be what it was.
-            self.remove(id, counter);
-        }
         Ok(entry)
     }
 }
 
 impl RecordCache {
     /// What can be said about `id` without asking anybody: by way of its `memo`, where there is one. `None` when it
-    /// has to be asked about, by [`get`](Self::get).
+    /// has to be asked about, by [`fetch`](StoreCache::fetch).
     pub fn recall(
         self: &Arc<Self>,
         id: &Arc<str>,
@@ -413,12 +430,13 @@ impl RecordCache {
             (self.on_lookup)(CacheOutcome::Hit);
             return Some(Some(record));
         }
-        let counter = self.heard.counter_of(id);
-        let changes = self.heard.changes[counter].load(Ordering::Acquire);
+        let stamp = self.heard.stamp(self.heard.counter_of(id));
         let Entry { value, loaded_at, .. } = self.find(id)?;
         *memo.0.lock() = value.as_ref().map(|record| {
-            let record = Arc::downgrade(record);
-            Noted { record, loaded_at, counter, changes }
+            // Who renews it in time has to look it up.
+            let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
+            let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME).as_secs();
+            Noted { record: Arc::downgrade(record), until, stamp }
         });
         Some(value)
     }
@@ -426,11 +444,9 @@ impl RecordCache {
     /// What `memo` says, if it still holds.
     fn noted(&self, memo: &Memo) -> Option<Arc<TokenRecord>> {
         let noted = memo.0.lock();
-        let Noted { record, loaded_at, counter, changes } = noted.as_ref()?;
-        let unchanged = self.heard.changes[*counter].load(Ordering::Acquire) == *changes;
-        // Who renews it in time has to look it up.
-        let young = self.clock.monotonic() - *loaded_at <= self.rules.ttl.mul_f64(REFRESH_AT);
-        (unchanged && young).then(|| record.upgrade()).flatten()
+        let Noted { record, until, stamp } = noted.as_ref()?;
+        let holds = self.heard.is_unchanged(*stamp) && self.clock.monotonic().as_secs() < *until;
+        holds.then(|| record.upgrade()).flatten()
     }
 }
 
@@ -604,7 +620,7 @@ mod tests {
         let asked = || store.asked.load(Ordering::SeqCst);
         let recall = async || match cache.recall(&id, Some(&memo)) {
             Some(record) => record,
-            None => cache.get(&id).await.unwrap(),
+            None => cache.fetch(&id).await.unwrap(),
         };
         for _ in 0..2 {
             assert!(cache.noted(&memo).is_none());
@@ -634,6 +650,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_change_costs_no_load_but_those_under_way() {
+        let (store, _, cache) = cache();
+        store.answers(Ok(Some("{}")));
+        let ids = (0..).map(|nth: u32| Arc::<str>::from(nth.to_string()));
+        let mut together = ids.filter(|id| cache.heard.counter_of(id) == 0);
+        let mut next = || together.next().unwrap();
+        let (changed, under_way, later) = (next(), next(), next());
+        let mut first = Box::pin(cache.get(&under_way));
+        assert!(first.as_mut().now_or_never().is_none());
+        cache.forget(&changed);
+        let mut second = Box::pin(cache.get(&later));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(first.await.unwrap().is_some() && second.await.unwrap().is_some());
+        assert!(cache.find(&under_way).is_none());
+        assert!(cache.find(&later).is_some());
+    }
+
     #[test]
     fn nobody_is_served_what_was_before_a_change_that_was_heard() {
         const CHANGES: u64 = 1_000;
@@ -653,7 +687,7 @@ mod tests {
                 least = heard.load(Ordering::SeqCst);
                 let record = cache
                     .recall(&id, Some(&memo))
-                    .unwrap_or_else(|| runtime.block_on(cache.get(&id)).unwrap())
+                    .unwrap_or_else(|| runtime.block_on(cache.fetch(&id)).unwrap())
                     .unwrap();
                 let Some(RateRule::Bare(nth)) = record.grant.rate else { panic!("{record:?}") };
                 assert!(nth >= least, "{nth} after {least}");

@@ -201,7 +201,7 @@ impl Authenticator {
                 let record = match store.records.recall(id, claims.map(|claims| &claims.memo)) {
                     Some(record) => record,
                     None => {
-                        let record = Box::pin(store.records.get(id)).await;
+                        let record = Box::pin(store.records.fetch(id)).await;
                         now = clock.now();
                         record.map_err(AuthError::StoreUnavailable)?
                     }

@@ -42,7 +42,7 @@ use shutdown::{Drain, Signals};
 /// Subjects whose windows and grants are kept in memory, at most.
 const MAX_SUBJECTS: usize = 1_000_000;
 
-/// Up to so many worker threads share one lock for their timers without harm, as measured.
+/// So many worker threads were measured to share one lock for their timers without harm.
 const FEW_THREADS: usize = 2;
 
 /// Reads the configuration afresh; the error is text for people.
@@ -189,8 +189,8 @@ fn server_conf(config: &Config) -> ServerConf {
         upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
         upgrade_sock: config.server.upgrade_sock.clone(),
         fast_timeout_to_tokio_threshold_seconds: match config.server.threads {
-            // Tokio forgets a timer that is dropped; Pingora's own stay until they are due, and read the
-            // clock whenever one is prepared.
+            // Those of a second and more. Tokio forgets a timer that is dropped; Pingora's own stay until
+            // they are due, and read the clock whenever one is prepared.
             ..=FEW_THREADS => Some(0),
             // But Tokio's are behind one lock, Pingora's each thread's own.
             _ => defaults.fast_timeout_to_tokio_threshold_seconds,
