@@ -15,6 +15,7 @@ use std::time::Duration;
 use ahash::RandomState;
 use async_trait::async_trait;
 use log::warn;
+use once_cell::race::OnceBox;
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -157,11 +158,12 @@ const MEMO_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The record that was found for an id, kept beside what asks for it with every request. It is believed for a
 /// moment, and only as long as nothing was heard of a change; and it keeps no record alive.
+///
+/// There is one for each verified token, so it takes a pointer's room until something is noted.
 #[derive(Debug, Default)]
-pub struct Memo(Mutex<Option<Noted>>);
+pub struct Memo(OnceBox<Mutex<Noted>>);
 
-/// Small, for there is one for each verified token.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Noted {
     record: Weak<TokenRecord>,
     /// In whole seconds.
@@ -172,7 +174,7 @@ struct Noted {
 
 /// Which counter counts the changes of an id, and where it stands: the lowest bits, which do not come round
 /// while a memo is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Stamp(u32);
 
 impl Heard {
@@ -432,19 +434,19 @@ impl RecordCache {
         }
         let stamp = self.heard.stamp(self.heard.counter_of(id));
         let Entry { value, loaded_at, .. } = self.find(id)?;
-        *memo.0.lock() = value.as_ref().map(|record| {
+        if let Some(record) = &value {
             // Who renews it in time has to look it up.
             let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
             let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME).as_secs();
-            Noted { record: Arc::downgrade(record), until, stamp }
-        });
+            let noted = Noted { record: Arc::downgrade(record), until, stamp };
+            *memo.0.get_or_init(Box::default).lock() = noted;
+        }
         Some(value)
     }
 
     /// What `memo` says, if it still holds.
     fn noted(&self, memo: &Memo) -> Option<Arc<TokenRecord>> {
-        let noted = memo.0.lock();
-        let Noted { record, until, stamp } = noted.as_ref()?;
+        let Noted { record, until, stamp } = &*memo.0.get()?.lock();
         let holds = self.heard.is_unchanged(*stamp) && self.clock.monotonic().as_secs() < *until;
         holds.then(|| record.upgrade()).flatten()
     }
