@@ -69,11 +69,6 @@ pub struct Moment(u64);
 impl Moment {
     /// After every other.
     pub const NEVER: Self = Self(u64::MAX);
-
-    /// Whole seconds since the fixed point; saturates.
-    pub fn as_secs(self) -> u32 {
-        u32::try_from(self.0 / 1_000_000).unwrap_or(u32::MAX)
-    }
 }
 
 impl Add<Duration> for Moment {

@@ -147,7 +147,7 @@ struct Heard {
     changes: [AtomicU64; CHANGE_COUNTERS],
 }
 
-/// Counters of changes, a power of two: a load is in vain if one of about so many records changes meanwhile.
+/// Counters of changes: a load is in vain if one of about so many records changes meanwhile.
 const CHANGE_COUNTERS: usize = 64;
 
 /// Eras whose end is remembered.
@@ -166,16 +166,11 @@ pub struct Memo(OnceBox<Mutex<Noted>>);
 #[derive(Debug, Default)]
 struct Noted {
     record: Weak<TokenRecord>,
-    /// In whole seconds.
-    until: u32,
-    /// Of the id, before the record was looked up.
-    stamp: Stamp,
+    until: Moment,
+    /// Which counter counts the changes of the id, and where it stood before the record was looked up.
+    counter: usize,
+    changes: u64,
 }
-
-/// Which counter counts the changes of an id, and where it stands: the lowest bits, which do not come round
-/// while a memo is believed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Stamp(u32);
 
 impl Heard {
     fn new() -> Self {
@@ -194,15 +189,6 @@ impl Heard {
 
     fn counter(&self, id: &str) -> &AtomicU64 {
         &self.changes[self.counter_of(id)]
-    }
-
-    fn stamp(&self, counter: usize) -> Stamp {
-        let stands_at = self.changes[counter].load(Ordering::Acquire) as u32;
-        Stamp(stands_at.wrapping_mul(CHANGE_COUNTERS as u32) | counter as u32)
-    }
-
-    fn is_unchanged(&self, since: Stamp) -> bool {
-        self.stamp(since.0 as usize % CHANGE_COUNTERS) == since
     }
 
     /// Ends the present era.
@@ -432,13 +418,14 @@ impl RecordCache {
             (self.on_lookup)(CacheOutcome::Hit);
             return Some(Some(record));
         }
-        let stamp = self.heard.stamp(self.heard.counter_of(id));
+        let counter = self.heard.counter_of(id);
+        let changes = self.heard.changes[counter].load(Ordering::Acquire);
         let Entry { value, loaded_at, .. } = self.find(id)?;
         if let Some(record) = &value {
             // Who renews it in time has to look it up.
             let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
-            let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME).as_secs();
-            let noted = Noted { record: Arc::downgrade(record), until, stamp };
+            let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME);
+            let noted = Noted { record: Arc::downgrade(record), until, counter, changes };
             *memo.0.get_or_init(Box::default).lock() = noted;
         }
         Some(value)
@@ -446,8 +433,9 @@ impl RecordCache {
 
     /// What `memo` says, if it still holds.
     fn noted(&self, memo: &Memo) -> Option<Arc<TokenRecord>> {
-        let Noted { record, until, stamp } = &*memo.0.get()?.lock();
-        let holds = self.heard.is_unchanged(*stamp) && self.clock.monotonic().as_secs() < *until;
+        let Noted { record, until, counter, changes } = &*memo.0.get()?.lock();
+        let unchanged = self.heard.changes[*counter].load(Ordering::Acquire) == *changes;
+        let holds = unchanged && self.clock.monotonic() < *until;
         holds.then(|| record.upgrade()).flatten()
     }
 }
