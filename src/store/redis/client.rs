@@ -251,7 +251,7 @@ impl Connection {
     /// Asks for the quota of one subject, where its counters are.
     pub(super) async fn take(&self, question: impl Fn() -> Question) -> Result<Grant, Error> {
         let slot = || question().keys.first().map_or(0, slot_of);
-        self.at(slot, |session| takes::take(session, &question)).await
+        self.to(slot, |session| takes::take(session, &question)).await
     }
 
     /// Runs `run` where `key` is.
@@ -266,8 +266,24 @@ impl Connection {
         self.at(|| slot_of(key), run).await
     }
 
-    /// Runs `run` where a slot of a cluster is, and again where that node sends it.
+    /// Runs `run` where a slot of a cluster is, and again where that node sends it, as long as the
+    /// connection lasts.
     pub(super) async fn at<T, F>(
+        &self,
+        slot: impl FnOnce() -> u16,
+        run: impl Fn(Arc<Session>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let run = async |session: Arc<Session>| {
+            session.while_open(Box::pin(run(Arc::clone(&session)))).await?
+        };
+        self.to(slot, run).await
+    }
+
+    /// As [`at`](Self::at), for what hears itself when the connection ends.
+    async fn to<T, F>(
         &self,
         slot: impl FnOnce() -> u16,
         run: impl Fn(Arc<Session>) -> F,

@@ -75,6 +75,8 @@ pub(super) struct Session {
     /// No call is waited for longer.
     pub(super) patience: Duration,
     retired: Notify,
+    /// Nothing is sent through it; it closes with the connection.
+    open: watch::Receiver<()>,
 }
 
 impl Node {
@@ -128,14 +130,11 @@ impl Node {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let mut link = self.link.clone();
-        let session = connected(&mut link).await?;
-        let result = tokio::select! {
-            biased;
-            result = run(Arc::clone(&session)) => result,
-            // What reaches a connection in the moment it ends is never answered.
-            _ = link.changed() => Err(Error::new(ErrorKind::IO, "the connection was lost")),
+        let session = match self.session() {
+            Some(session) => session,
+            None => connected(self.link.clone()).await?,
         };
+        let result = run(Arc::clone(&session)).await;
         if let Err(error) = &result
             && is_replica(error)
         {
@@ -185,9 +184,8 @@ impl Node {
     }
 }
 
-/// The present connection; waits while the first attempt to get one is under way. A later change of
-/// `link` means that the connection is gone.
-async fn connected(link: &mut watch::Receiver<Link>) -> Result<Arc<Session>, Error> {
+/// The present connection; waits while the first attempt to get one is under way.
+async fn connected(mut link: watch::Receiver<Link>) -> Result<Arc<Session>, Error> {
     loop {
         match &*link.borrow_and_update() {
             Link::Up(session) => return Ok(Arc::clone(session)),
@@ -201,6 +199,17 @@ async fn connected(link: &mut watch::Receiver<Link>) -> Result<Arc<Session>, Err
 }
 
 impl Session {
+    /// Waits for an answer as long as the connection lasts: what reaches it in the moment it ends is never
+    /// answered.
+    pub(super) async fn while_open<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
+        let mut open = self.open.clone();
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            _ = open.changed() => Err(Error::new(ErrorKind::IO, "the connection was lost")),
+        }
+    }
+
     /// Runs `script` with the keys and arguments `input` builds: by its hash, or by its source when
     /// the server has forgotten it.
     pub(super) async fn eval<R: FromValue>(
@@ -270,7 +279,7 @@ async fn keep_connected(
                 link.send_replace(Link::Up(Arc::clone(&session)));
                 tokio::select! {
                     () = link.closed() => return,
-                    _ = &mut driver.0 => log::debug!("the connection to redis ended"),
+                    _ = &mut driver.task => log::debug!("the connection to redis ended"),
                     () = session.retired.notified() => log::debug!("the connection to redis is given up"),
                     () = hear(&mut changes, on_record) => {}
                 }
@@ -324,11 +333,14 @@ pub(super) fn backoff(failures: u32) -> Duration {
 
 /// The task that reads and writes a connection. Dropping it closes the connection, and whoever waits
 /// for an answer gets an error.
-pub(super) struct Driver(ConnectHandle);
+pub(super) struct Driver {
+    task: ConnectHandle,
+    _open: watch::Sender<()>,
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -352,7 +364,8 @@ pub(super) async fn connect(
         fastrand::shuffle(hosts);
     }
     let client = Client::new(config, None, Some(options), None);
-    let driver = Driver(client.init().await?);
+    let (closes, open) = watch::channel(());
+    let driver = Driver { task: client.init().await?, _open: closes };
     let mut hashes = SCRIPTS.map(|_| Str::default());
     let load = async {
         for script in SCRIPTS {
@@ -375,6 +388,7 @@ pub(super) async fn connect(
         takes: Takes::default(),
         patience: connect_timeout,
         retired: Notify::new(),
+        open,
     };
     Ok((Arc::new(session), driver))
 }

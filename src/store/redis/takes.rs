@@ -50,7 +50,7 @@ pub(super) async fn take(
     match answered.await.unwrap_or_else(ended)? {
         Some(grant) => Ok(grant),
         // Boxed, because this is rare and large.
-        None => Box::pin(ask_alone(&session, question)).await,
+        None => session.while_open(Box::pin(ask_alone(&session, question))).await?,
     }
 }
 
@@ -76,8 +76,8 @@ async fn depart(mut boarding: Boarding) {
     while waiting.len() > 0 {
         calls.push(ask(&session, waiting.by_ref().take(most).collect()));
     }
-    // Each who waits has a deadline of its own; a connection that was lost may never answer.
-    let _ = timeout(session.patience, join_all(calls)).await;
+    // Each who waits has a deadline of its own, and hears of it when nobody can answer any more.
+    let _ = session.while_open(timeout(session.patience, join_all(calls))).await;
 }
 
 async fn ask(session: &Session, takes: Vec<Take>) {
