@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use fred::error::Error;
-use fred::types::{Key, Value};
+use fred::types::Key;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -13,10 +13,10 @@ use crate::store::Grant;
 pub(super) struct Question {
     /// The counters of its limits.
     pub(super) keys: Vec<Key>,
-    /// What its limits are.
-    pub(super) limits: Vec<Value>,
+    /// What its limits are, in MessagePack, and of how many elements that is.
+    pub(super) limits: (Vec<u8>, usize),
     /// How many requests it asks for.
-    pub(super) wanted: Value,
+    pub(super) wanted: u64,
 }
 
 /// The questions that go with the next call of a connection.

@@ -4,6 +4,7 @@
 
 use async_trait::async_trait;
 use fred::types::{Key, Value};
+use rmp::encode::{write_str, write_uint};
 
 use super::RedisStore;
 use super::client::ADJUST;
@@ -71,16 +72,33 @@ fn adjust_input(
 fn question(subject: &str, limits: &[Limit], wanted: u64) -> Question {
     Question {
         keys: limits.iter().map(|limit| counter_key(subject, limit).into()).collect(),
-        limits: limits.iter().flat_map(described).collect(),
-        wanted: number(wanted.min(MAX_QUOTA)),
+        limits: packed(limits),
+        wanted: wanted.min(MAX_QUOTA),
     }
 }
 
-/// A limit as both scripts read it.
+/// Limits as `scripts/take.lua` reads them, and of how many elements that is.
+fn packed(limits: &[Limit]) -> (Vec<u8>, usize) {
+    let mut packed = Vec::with_capacity(32);
+    // Writing to a Vec never fails.
+    let _ = write_uint(&mut packed, limits.len() as u64);
+    for limit in limits {
+        let _ = write_str(&mut packed, kind(limit.algorithm));
+        for number in [limit.quota, window_ms(limit), limit.capacity()] {
+            let _ = write_uint(&mut packed, number);
+        }
+    }
+    (packed, 1 + 4 * limits.len())
+}
+
+/// A limit as `scripts/adjust.lua` reads it.
 fn described(limit: &Limit) -> [Value; 4] {
-    let window_ms = u64::try_from(limit.window.as_millis()).unwrap_or(u64::MAX);
     let kind = Value::from_static_str(kind(limit.algorithm));
-    [kind, number(limit.quota), number(window_ms), number(limit.capacity())]
+    [kind, number(limit.quota), number(window_ms(limit)), number(limit.capacity())]
+}
+
+fn window_ms(limit: &Limit) -> u64 {
+    u64::try_from(limit.window.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn kind(algorithm: Algorithm) -> &'static str {

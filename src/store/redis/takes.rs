@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fred::error::{Error, ErrorKind};
 use fred::types::{Key, Value};
 use futures_util::future::join_all;
+use rmp::decode::{read_array_len, read_int};
+use rmp::encode::{write_array_len, write_uint};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::timeout;
@@ -90,7 +93,7 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     }
     let limits: Vec<usize> = questions.iter().map(|question| question.keys.len()).collect();
     let (keys, arguments) = together(questions);
-    let result = match session.eval_loaded::<Vec<i64>>(TAKE, keys, arguments).await {
+    let result = match session.eval_loaded::<Bytes>(TAKE, keys, arguments).await {
         Ok(numbers) => grants(&numbers, limits),
         Err(error) if is_about_company(&error) => {
             session.takes.apart.fetch_or(error.details().starts_with(APART), Ordering::Relaxed);
@@ -116,35 +119,38 @@ fn is_about_company(error: &Error) -> bool {
 
 async fn ask_alone(session: &Session, question: impl Fn() -> Question) -> Result<Grant, Error> {
     let limits = question().keys.len();
-    let numbers: Vec<i64> = session.eval(TAKE, || together(vec![question()])).await?;
+    let numbers: Bytes = session.eval(TAKE, || together(vec![question()])).await?;
     grants(&numbers, [limits])?.pop().flatten().ok_or_else(unexpected)
 }
 
 /// The keys and arguments of `scripts/take.lua`.
 fn together(questions: Vec<Question>) -> (Vec<Key>, Vec<Value>) {
-    let mut keys = Vec::with_capacity(questions.len());
-    let mut arguments = Vec::with_capacity(questions.len() + 6);
+    let mut arguments = Vec::with_capacity(1);
     for run in questions.chunk_by(|one, next| one.limits == next.limits) {
-        arguments.push(number(run[0].keys.len()));
-        arguments.extend_from_slice(&run[0].limits);
-        arguments.push(number(run.len()));
-        arguments.extend(run.iter().map(|question| question.wanted.clone()));
+        let (limits, elements) = &run[0].limits;
+        let length = u32::try_from(elements + run.len()).unwrap_or(u32::MAX);
+        let mut packed = Vec::with_capacity(8 + limits.len() + run.len());
+        // Writing to a Vec never fails.
+        let _ = write_array_len(&mut packed, length);
+        packed.extend_from_slice(limits);
+        for question in run {
+            let _ = write_uint(&mut packed, question.wanted);
+        }
+        arguments.push(Value::Bytes(packed.into()));
     }
+    let mut keys = Vec::with_capacity(questions.len());
     keys.extend(questions.into_iter().flat_map(|question| question.keys));
     (keys, arguments)
 }
 
-fn number(value: usize) -> Value {
-    Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
 /// Reads the answer of `scripts/take.lua` about subjects with so many limits each.
 fn grants(
-    numbers: &[i64],
+    mut answer: &[u8],
     limits: impl IntoIterator<Item = usize>,
 ) -> Result<Vec<Option<Grant>>, Error> {
-    let mut numbers = numbers.iter().copied();
-    let mut whole = || u64::try_from(numbers.next()?).ok();
+    let length = read_array_len(&mut answer).map_err(|_| unexpected())?;
+    let mut numbers = (0..length).map(|_| read_int::<i64, _>(&mut answer).ok());
+    let mut whole = || u64::try_from(numbers.next()??).ok();
     let now = UnixTime::from_micros(whole().ok_or_else(unexpected)?);
     let mut grant = |limits: usize| {
         let granted = whole();
@@ -165,6 +171,8 @@ fn unexpected() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use rmp::encode::write_sint;
+
     use super::*;
 
     #[test]
@@ -172,14 +180,23 @@ mod tests {
         let standing =
             |left, reset_us| Standing { left, reset_after: Duration::from_micros(reset_us) };
         let now = UnixTime::from_micros(7);
-        let read = grants(&[7, 1, 9, 60, -1, 0, 0, 0, 0, 2, 4, 5, 6, 8], [1, 2, 2]).unwrap();
+        let packed = |numbers: &[i64]| {
+            let mut packed = Vec::new();
+            write_array_len(&mut packed, numbers.len() as u32).unwrap();
+            for number in numbers {
+                write_sint(&mut packed, *number).unwrap();
+            }
+            packed
+        };
+        let answer = packed(&[7, 1, 9, 60, -1, 0, 0, 0, 0, 2, 4, 5, 6, 8]);
+        let read = grants(&answer, [1, 2, 2]).unwrap();
         let [Some(first), None, Some(third)] = &read[..] else { panic!("{read:?}") };
         assert_eq!((first.granted, first.now), (1, now));
         assert_eq!(first.standings[..], [standing(9, 60)]);
         assert_eq!((third.granted, third.now), (2, now));
         assert_eq!(third.standings[..], [standing(4, 5), standing(6, 8)]);
         for wrong in [&[][..], &[7], &[7, 1], &[7, 1, 9], &[7, 1, 9, 60, 1], &[-1, 1, 9, 60]] {
-            assert!(grants(wrong, [1]).is_err(), "{wrong:?}");
+            assert!(grants(&packed(wrong), [1]).is_err(), "{wrong:?}");
         }
     }
 }

@@ -3,16 +3,17 @@
 --
 -- KEYS          the counters of each subject's limits, one subject after another:
 --               quota:{<subject>}:<limit name>:<window seconds>[:<kind>]
--- ARGV          for each run of subjects that have the same limits: how many limits these are, then for each of them
+-- ARGV          one for each run of subjects that have the same limits, an array in MessagePack: how many limits these
+--               are, then for each of them
 --   kind        fixed, sliding, log or bucket
 --   quota       requests a window admits
 --   window      in milliseconds
 --   burst       requests a bucket holds; otherwise the quota
---               then how many subjects there are, and for each of them `wanted`: requests asked for
+--               and then for each subject `wanted`: requests asked for
 --
--- Returns whole numbers: the store's clock in microseconds, then for each subject the requests granted, and for
--- each of its limits, after the grant, the requests left and the microseconds until that changes (see
--- quota/standing.rs).
+-- Returns an array of whole numbers in MessagePack: the store's clock in microseconds, then for each subject the
+-- requests granted, and for each of its limits, after the grant, the requests left and the microseconds until that
+-- changes (see quota/standing.rs). Packed, because each element of an array of Redis' own costs both sides more.
 --
 -- quota/counter.rs computes the same. What a counter holds:
 --   fixed     `<window end in ms>:<requests>`
@@ -174,26 +175,24 @@ local function take(limits, wanted, keys_before)
   end
 end
 
--- The limits described at this place, and where their description ends.
-local function described(at)
-  local limits = {}
-  local count = tonumber(ARGV[at])
-  for i = 1, count do
-    local quota, window, burst = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+-- The limits that a run begins with, and where its first subject is.
+local function described(run)
+  local limits, at = {}, 2
+  for i = 1, run[1] do
+    local quota, window, burst = run[at + 1], run[at + 2], run[at + 3]
     local window_end = now_ms - now_ms % window + window
-    limits[i] = { kind = ARGV[at + 1], quota = quota, window = window, burst = burst, window_end = window_end }
+    limits[i] = { kind = run[at], quota = quota, window = window, burst = burst, window_end = window_end }
     at = at + 4
   end
-  return limits, at + 1
+  return limits, at
 end
 
-local keys_before, at = 0, 1
-while ARGV[at] do
-  local limits, subjects
-  limits, at = described(at)
-  subjects = tonumber(ARGV[at])
-  for subject = 1, subjects do
-    local failure = take(limits, tonumber(ARGV[at + subject]), keys_before)
+local keys_before = 0
+for _, packed in ipairs(ARGV) do
+  local run = cmsgpack.unpack(packed)
+  local limits, first = described(run)
+  for at = first, #run do
+    local failure = take(limits, run[at], keys_before)
     keys_before = keys_before + #limits
     if failure and #KEYS == #limits then
       return failure
@@ -204,7 +203,6 @@ while ARGV[at] do
       end
     end
   end
-  at = at + 1 + subjects
 end
 
-return answer
+return cmsgpack.pack(answer)
