@@ -116,10 +116,10 @@ local function take(limits, wanted, keys_before)
     if granted > 0 then
       if kind == 'fixed' then
         c.used = c.used + granted
-        redis.call('SET', key, whole(window_end) .. ':' .. whole(c.used), 'PX', whole(window_end - now_ms))
+        redis.call('SET', key, limit.start .. whole(c.used), 'PX', limit.rest)
       elseif kind == 'sliding' then
         c.used = c.used + granted
-        local value = whole(window_end) .. ':' .. whole(c.used) .. ':' .. whole(c.before)
+        local value = limit.start .. whole(c.used) .. ':' .. whole(c.before)
         redis.call('SET', key, value, 'PX', whole(window_end + window - now_ms))
       elseif kind == 'bucket' then
         c.level = c.level + granted
@@ -181,7 +181,11 @@ local function described(run)
   for i = 1, run[1] do
     local quota, window, burst = run[at + 1], run[at + 2], run[at + 3]
     local window_end = now_ms - now_ms % window + window
-    limits[i] = { kind = run[at], quota = quota, window = window, burst = burst, window_end = window_end }
+    limits[i] = {
+      kind = run[at], quota = quota, window = window, burst = burst, window_end = window_end,
+      -- Written out once and not for each subject, which is dear.
+      start = whole(window_end) .. ':', rest = whole(window_end - now_ms),
+    }
     at = at + 4
   end
   return limits, at
