@@ -1,7 +1,8 @@
 //! What a request through the gateway costs, next to a proxy that decides nothing and to nginx with Lua doing the same job.
 //!
-//! `cargo bench --bench load [-- --quick]` runs every variant in interleaved rounds and prints medians. This executable is
-//! also, started by itself, the `origin` and the `bare` proxy, so that all three share one profile and one allocator.
+//! `cargo bench --bench load [-- --quick]` runs every variant in interleaved rounds, the bare proxy before and after each of
+//! them, and prints medians. This executable is also, started by itself, the `origin` and the `bare` proxy, so that all
+//! three share one profile and one allocator.
 //!
 //! The proxy under test has one worker thread and a core to itself; the load generator, the origin and Redis share the
 //! others. The column `busy` is the part of its core the proxy used: near 100 %, the proxy was the bottleneck and requests/s
@@ -16,6 +17,7 @@ mod report;
 mod variants;
 
 use std::error::Error;
+use std::iter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -122,10 +124,16 @@ fn drive(plan: Plan) -> Result<(), Failure> {
         None => true,
     });
 
+    // The speed of a machine changes: the baseline is measured before and after each of the others.
+    let (baseline, compared): (Vec<_>, Vec<_>) =
+        variants.into_iter().partition(|variant| variant.name == report::BASELINE);
+    let others = compared.iter().flat_map(|variant| iter::once(variant).chain(&baseline));
+    let order: Vec<_> = baseline.iter().chain(others).collect();
+
     let mut bench = Bench::start()?;
     let mut report = Report::new(seconds, load::CONNECTIONS, bench.placement());
     for round in 1..=rounds {
-        for variant in &variants {
+        let measured = order.iter().map(|variant| {
             let measurement = bench
                 .measure(variant, seconds)
                 .map_err(|failure| format!("{}: {failure}", variant.name))?;
@@ -133,8 +141,9 @@ fn drive(plan: Plan) -> Result<(), Failure> {
                 "round {round}/{rounds} {:<14} {:>7.0} requests/s {:>6.1} µs/request",
                 variant.name, measurement.requests_per_second, measurement.cpu_us_per_request
             );
-            report.add(variant.name, variant.what, measurement);
-        }
+            Ok::<_, Failure>((variant.name, variant.what, measurement))
+        });
+        report.add_round(measured.collect::<Result<_, _>>()?);
     }
     print!("{report}");
     report.write(&plan.json)?;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::Failure;
 
 /// The variant all others are compared with.
-const BASELINE: &str = "bare";
+pub const BASELINE: &str = "bare";
 
 /// Below this part of its core the proxy was not the bottleneck.
 const BUSY_ENOUGH: f64 = 0.9;
@@ -60,9 +60,22 @@ struct Row {
     name: &'static str,
     what: &'static str,
     median: Measurement,
-    /// Requests/s next to those of the bare proxy in the same round; speeds of rounds differ, these less.
+    /// Requests/s next to those of the bare proxy just before and after, whose mean counts; of the bare proxy itself,
+    /// next to those it had the time before: how much the machine's speed changes.
     ratio_to_bare: Option<Ratio>,
     rounds: Vec<Measurement>,
+    /// The ratios of single rounds.
+    #[serde(skip)]
+    ratios: Vec<f64>,
+}
+
+impl Row {
+    fn add(&mut self, round: Measurement, ratio: Option<f64>) {
+        self.rounds.push(round);
+        self.ratios.extend(ratio);
+        self.median = Measurement::median(&self.rounds);
+        self.ratio_to_bare = Ratio::of(&self.ratios);
+    }
 }
 
 /// All variants of one run, in the order they were first measured.
@@ -72,9 +85,6 @@ pub struct Report {
     connections: u32,
     placement: String,
     variants: Vec<Row>,
-    /// Requests/s of the bare proxy, one a round; empty where it is not measured.
-    #[serde(skip)]
-    baseline: Vec<f64>,
 }
 
 /// How one figure compares with another over all rounds.
@@ -86,12 +96,8 @@ struct Ratio {
 }
 
 impl Ratio {
-    fn of(rounds: &[Measurement], baseline: &[f64]) -> Option<Self> {
-        let ratios = rounds
-            .iter()
-            .zip(baseline)
-            .map(|(round, baseline)| round.requests_per_second / baseline);
-        let ratios = sorted(ratios);
+    fn of(rounds: &[f64]) -> Option<Self> {
+        let ratios = sorted(rounds.iter().copied());
         Some(Self { least: *ratios.first()?, median: median(&ratios)?, most: *ratios.last()? })
     }
 }
@@ -112,28 +118,38 @@ fn median(sorted: &[f64]) -> Option<f64> {
 impl Report {
     /// Nothing measured yet.
     pub fn new(seconds: u64, connections: u32, placement: String) -> Self {
-        Self { seconds, connections, placement, variants: Vec::new(), baseline: Vec::new() }
+        Self { seconds, connections, placement, variants: Vec::new() }
     }
 
-    /// Takes one round of a variant.
-    pub fn add(&mut self, name: &'static str, what: &'static str, round: Measurement) {
+    /// Takes one round: variants, what they are, and what was measured, in the order of time.
+    pub fn add_round(&mut self, measured: Vec<(&'static str, &'static str, Measurement)>) {
+        let baseline_at = |at: Option<usize>| {
+            let (name, _, round) = measured.get(at?)?;
+            (*name == BASELINE).then_some(round.requests_per_second)
+        };
+        for (at, (name, what, round)) in measured.iter().enumerate() {
+            let near = match (baseline_at(at.checked_sub(1)), baseline_at(Some(at + 1))) {
+                (Some(before), Some(after)) => Some((before + after) / 2.0),
+                _ => baseline_at(at.checked_sub(2)),
+            };
+            let ratio = near.map(|baseline| round.requests_per_second / baseline);
+            self.row(name, what).add(round.clone(), ratio);
+        }
+    }
+
+    fn row(&mut self, name: &'static str, what: &'static str) -> &mut Row {
         let index = self.variants.iter().position(|row| row.name == name).unwrap_or_else(|| {
             self.variants.push(Row {
                 name,
                 what,
-                median: round.clone(),
+                median: Measurement::median(&[]),
                 ratio_to_bare: None,
                 rounds: Vec::new(),
+                ratios: Vec::new(),
             });
             self.variants.len() - 1
         });
-        if name == BASELINE {
-            self.baseline.push(round.requests_per_second);
-        }
-        let row = &mut self.variants[index];
-        row.rounds.push(round);
-        row.median = Measurement::median(&row.rounds);
-        row.ratio_to_bare = Ratio::of(&row.rounds, &self.baseline);
+        &mut self.variants[index]
     }
 
     /// Writes everything as JSON.
@@ -150,7 +166,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rounds = self.variants.first().map_or(0, |row| row.rounds.len());
+        let rounds = self.variants.last().map_or(0, |row| row.rounds.len());
         writeln!(
             out,
             "\nmedians of {rounds} rounds of {} s, {} connections, {}\n",
