@@ -106,6 +106,8 @@ impl Placement {
         command
             .args(["-c", cores, "setpriv", "--pdeathsig", "KILL", "--"])
             .arg(program.as_ref())
+            // As deploy/systemd/tollgate.service sets it; the bare proxy has the same allocator.
+            .env("MIMALLOC_PURGE_DELAY", "60000")
             .stdin(Stdio::null());
         command
     }
