@@ -56,7 +56,8 @@ struct Plan {
     /// Seconds each measurement lasts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// How often each variant is measured; the medians count. On a machine whose speed changes, more and shorter rounds.
+    /// How often each variant is measured, with the bare proxy before and after it; the medians count. On a machine whose
+    /// speed changes, more and shorter rounds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
     rounds: u64,
     /// Measure this variant alone; may be given several times.

@@ -61,7 +61,7 @@ struct Row {
     what: &'static str,
     median: Measurement,
     /// Requests/s next to those of the bare proxy just before and after, whose mean counts; of the bare proxy itself,
-    /// next to those it had the time before: how much the machine's speed changes.
+    /// next to those it had the time before in the same round: how much the machine's speed changes.
     ratio_to_bare: Option<Ratio>,
     rounds: Vec<Measurement>,
     /// The ratios of single rounds.

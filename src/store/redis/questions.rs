@@ -13,8 +13,8 @@ use crate::store::Grant;
 pub(super) struct Question {
     /// The counters of its limits.
     pub(super) keys: Vec<Key>,
-    /// What its limits are, in MessagePack, and of how many elements that is.
-    pub(super) limits: (Vec<u8>, usize),
+    /// What its limits are, in MessagePack.
+    pub(super) limits: Vec<u8>,
     /// How many requests it asks for.
     pub(super) wanted: u64,
 }

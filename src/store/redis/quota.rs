@@ -77,8 +77,8 @@ fn question(subject: &str, limits: &[Limit], wanted: u64) -> Question {
     }
 }
 
-/// Limits as `scripts/take.lua` reads them, and of how many elements that is.
-fn packed(limits: &[Limit]) -> (Vec<u8>, usize) {
+/// Limits as `scripts/take.lua` reads them.
+fn packed(limits: &[Limit]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(32);
     // Writing to a Vec never fails.
     let _ = write_uint(&mut packed, limits.len() as u64);
@@ -88,7 +88,7 @@ fn packed(limits: &[Limit]) -> (Vec<u8>, usize) {
             let _ = write_uint(&mut packed, number);
         }
     }
-    (packed, 1 + 4 * limits.len())
+    packed
 }
 
 /// A limit as `scripts/adjust.lua` reads it.

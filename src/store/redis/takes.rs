@@ -3,8 +3,8 @@
 //!
 //! What a call costs this process and Redis (a write, a wake-up, a look at the script) is several times
 //! what a subject in it costs. Nobody waits for company: what is ready at the same time goes, and the
-//! next call does not wait for the answer to this one. This file knows the script's answer, not its
-//! questions.
+//! next call does not wait for the answer to this one. This file knows how the script is asked and answers,
+//! not what a limit is.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use fred::error::{Error, ErrorKind};
 use fred::types::{Key, Value};
 use futures_util::future::join_all;
 use rmp::decode::{read_array_len, read_int};
-use rmp::encode::{write_array_len, write_uint};
+use rmp::encode::write_uint;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::timeout;
@@ -49,7 +49,7 @@ pub(super) async fn take(
     if is_first {
         tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
     }
-    let ended = |_| Err(Error::new(ErrorKind::Canceled, "the call was given up"));
+    let ended = |_| Err(Error::new(ErrorKind::IO, "the connection was lost"));
     match answered.await.unwrap_or_else(ended)? {
         Some(grant) => Ok(grant),
         // Boxed, because this is rare and large.
@@ -127,13 +127,9 @@ async fn ask_alone(session: &Session, question: impl Fn() -> Question) -> Result
 fn together(questions: Vec<Question>) -> (Vec<Key>, Vec<Value>) {
     let mut arguments = Vec::with_capacity(1);
     for run in questions.chunk_by(|one, next| one.limits == next.limits) {
-        let (limits, elements) = &run[0].limits;
-        let length = u32::try_from(elements + run.len()).unwrap_or(u32::MAX);
-        let mut packed = Vec::with_capacity(8 + limits.len() + run.len());
-        // Writing to a Vec never fails.
-        let _ = write_array_len(&mut packed, length);
-        packed.extend_from_slice(limits);
+        let mut packed = run[0].limits.clone();
         for question in run {
+            // Writing to a Vec never fails.
             let _ = write_uint(&mut packed, question.wanted);
         }
         arguments.push(Value::Bytes(packed.into()));
@@ -150,19 +146,22 @@ fn grants(
 ) -> Result<Vec<Option<Grant>>, Error> {
     let length = read_array_len(&mut answer).map_err(|_| unexpected())?;
     let mut numbers = (0..length).map(|_| read_int::<i64, _>(&mut answer).ok());
-    let mut whole = || u64::try_from(numbers.next()??).ok();
-    let now = UnixTime::from_micros(whole().ok_or_else(unexpected)?);
+    let mut next = || numbers.next().flatten().ok_or_else(unexpected);
+    let whole = |number: i64| u64::try_from(number).map_err(|_| unexpected());
+    let now = UnixTime::from_micros(whole(next()?)?);
     let mut grant = |limits: usize| {
-        let granted = whole();
+        // Negative where it must be asked for alone.
+        let granted = u64::try_from(next()?).ok();
         let standings = (0..limits).map(|_| {
-            let (left, reset_us) = (whole()?, whole()?);
-            Some(Standing { left, reset_after: Duration::from_micros(reset_us) })
+            let (left, reset_us) = (whole(next()?)?, whole(next()?)?);
+            Ok(Standing { left, reset_after: Duration::from_micros(reset_us) })
         });
-        let standings = standings.collect::<Option<_>>().ok_or_else(unexpected)?;
-        Ok::<_, Error>(granted.map(|granted| Grant { granted, now, standings }))
+        let standings = standings.collect::<Result<_, Error>>()?;
+        Ok(granted.map(|granted| Grant { granted, now, standings }))
     };
-    let grants = limits.into_iter().map(&mut grant).collect::<Result<_, _>>()?;
-    if numbers.next().is_none() { Ok(grants) } else { Err(unexpected()) }
+    let grants = limits.into_iter().map(&mut grant).collect::<Result<_, Error>>()?;
+    let is_whole = numbers.next().is_none() && answer.is_empty();
+    if is_whole { Ok(grants) } else { Err(unexpected()) }
 }
 
 fn unexpected() -> Error {
@@ -171,7 +170,7 @@ fn unexpected() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use rmp::encode::write_sint;
+    use rmp::encode::{write_array_len, write_sint};
 
     use super::*;
 
@@ -198,5 +197,10 @@ mod tests {
         for wrong in [&[][..], &[7], &[7, 1], &[7, 1, 9], &[7, 1, 9, 60, 1], &[-1, 1, 9, 60]] {
             assert!(grants(&packed(wrong), [1]).is_err(), "{wrong:?}");
         }
+        let right = packed(&[7, 1, 9, 60]);
+        assert!(grants(&right, [1]).is_ok());
+        assert!(grants(&[&right[..], &[0]].concat(), [1]).is_err(), "more than the array");
+        let fraction = [&right[..2], &[0xca, 0x40, 0x20, 0, 0], &right[3..]].concat();
+        assert!(grants(&fraction, [1]).is_err(), "not a whole number");
     }
 }

@@ -3,8 +3,8 @@
 --
 -- KEYS          the counters of each subject's limits, one subject after another:
 --               quota:{<subject>}:<limit name>:<window seconds>[:<kind>]
--- ARGV          one for each run of subjects that have the same limits, an array in MessagePack: how many limits these
---               are, then for each of them
+-- ARGV          one for each run of subjects that have the same limits, in MessagePack: how many limits these are, then
+--               for each of them
 --   kind        fixed, sliding, log or bucket
 --   quota       requests a window admits
 --   window      in milliseconds
@@ -193,7 +193,7 @@ end
 
 local keys_before = 0
 for _, packed in ipairs(ARGV) do
-  local run = cmsgpack.unpack(packed)
+  local run = { cmsgpack.unpack(packed) }
   local limits, first = described(run)
   for at = first, #run do
     local failure = take(limits, run[at], keys_before)
