@@ -277,6 +277,7 @@ impl Connection {
         F: Future<Output = Result<T, Error>>,
     {
         let run = async |session: Arc<Session>| {
+            // Boxed, for what is moved along with a call has grown deep; takes, which are many, go `to`.
             session.while_open(Box::pin(run(Arc::clone(&session)))).await?
         };
         self.to(slot, run).await

@@ -206,7 +206,7 @@ impl Session {
         tokio::select! {
             biased;
             answer = answer => Ok(answer),
-            _ = open.changed() => Err(Error::new(ErrorKind::IO, "the connection was lost")),
+            _ = open.changed() => Err(connection_lost()),
         }
     }
 
@@ -236,6 +236,11 @@ impl Session {
     ) -> Result<R, Error> {
         self.client.evalsha(self.hashes[script.index].clone(), keys, arguments).await
     }
+}
+
+/// What those hear whose answer will not come.
+pub(super) fn connection_lost() -> Error {
+    Error::new(ErrorKind::IO, "the connection was lost")
 }
 
 /// Whether the server turned out to be a replica, so that the primary must be looked for.

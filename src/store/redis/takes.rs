@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::node::Session;
+use super::node::{Session, connection_lost};
 pub(super) use super::questions::Question;
 use super::questions::Take;
 use super::scripts::TAKE;
@@ -49,8 +49,7 @@ pub(super) async fn take(
     if is_first {
         tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
     }
-    let ended = |_| Err(Error::new(ErrorKind::IO, "the connection was lost"));
-    match answered.await.unwrap_or_else(ended)? {
+    match answered.await.unwrap_or_else(|_| Err(connection_lost()))? {
         Some(grant) => Ok(grant),
         // Boxed, because this is rare and large.
         None => session.while_open(Box::pin(ask_alone(&session, question))).await?,
