@@ -182,6 +182,9 @@ fn server_conf(config: &Config) -> ServerConf {
     let defaults = ServerConf::default();
     ServerConf {
         threads: 1,
+        // A single thread has nobody to share work with, and does without what that takes. With several,
+        // tasks would wait for a busy one while others are idle.
+        work_stealing: config.server.threads > 1,
         // The grace period is spent by `shutdown::Drain`, which ends it as soon as nothing is in
         // flight; Pingora's own serves the hand-over to a successor.
         grace_period_seconds: Some(config.server.graceful_shutdown_timeout_seconds),
