@@ -6,6 +6,7 @@
 //! next call does not wait for the answer to this one. This file knows how the script is asked and answers,
 //! not what a limit is.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,6 +31,11 @@ use crate::store::Grant;
 
 /// Most subjects of one call: Redis does nothing else meanwhile.
 const MOST_TOGETHER: usize = 64;
+
+/// Of those who wait, so many leave in one turn of the event loop, or a quarter where that is more. Redis
+/// then works on the first ones while the others leave, and this process on its answers to the first ones
+/// while it works on the others; if all left at once, each would wait for the other.
+const LEAVE_AT_ONCE: usize = 16;
 
 /// How Redis says that the keys of one call are not all where it was sent.
 const APART: &str = "CROSSSLOT";
@@ -68,18 +74,30 @@ impl Drop for Boarding {
     }
 }
 
-/// Sends what is waiting once everyone who is ready has asked.
-async fn depart(mut boarding: Boarding) {
-    yield_now().await;
-    let Some(session) = boarding.0.take() else { return };
-    let mut waiting = std::mem::take(&mut *session.takes.waiting.lock()).into_iter();
-    let most = if session.takes.apart.load(Ordering::Relaxed) { 1 } else { MOST_TOGETHER };
-    let mut calls = Vec::with_capacity(waiting.len().div_ceil(most));
-    while waiting.len() > 0 {
-        calls.push(ask(&session, waiting.by_ref().take(most).collect()));
-    }
-    // Each who waits has a deadline of its own, and hears of it when nobody can answer any more.
-    let _ = session.while_open(timeout(session.patience, join_all(calls))).await;
+/// Sends what is waiting once everyone who is ready has asked, a part in each turn of the event loop.
+///
+/// The future is boxed because it spawns the next one of its kind.
+fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        yield_now().await;
+        let Some(session) = boarding.0.take() else { return };
+        let (part, is_last) = {
+            let mut waiting = session.takes.waiting.lock();
+            let leave = waiting.len().min(LEAVE_AT_ONCE.max(waiting.len() / 4));
+            (waiting.drain(..leave).collect::<Vec<_>>(), waiting.is_empty())
+        };
+        if !is_last {
+            tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
+        }
+        let most = if session.takes.apart.load(Ordering::Relaxed) { 1 } else { MOST_TOGETHER };
+        let mut part = part.into_iter();
+        let mut calls = Vec::with_capacity(part.len().div_ceil(most));
+        while part.len() > 0 {
+            calls.push(ask(&session, part.by_ref().take(most).collect()));
+        }
+        // Each who waits has a deadline of its own, and hears of it when nobody can answer any more.
+        let _ = session.while_open(timeout(session.patience, join_all(calls))).await;
+    })
 }
 
 async fn ask(session: &Session, takes: Vec<Take>) {
