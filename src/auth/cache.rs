@@ -15,7 +15,6 @@ use std::time::Duration;
 use ahash::RandomState;
 use async_trait::async_trait;
 use log::warn;
-use once_cell::race::OnceBox;
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -158,17 +157,15 @@ const MEMO_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The record that was found for an id, kept beside what asks for it with every request. It is believed for a
 /// moment, and only as long as nothing was heard of a change; and it keeps no record alive.
-///
-/// There is one for each verified token, so it takes a pointer's room until something is noted.
 #[derive(Debug, Default)]
-pub struct Memo(OnceBox<Mutex<Noted>>);
+pub struct Memo(Mutex<Noted>);
 
 #[derive(Debug, Default)]
 struct Noted {
     record: Weak<TokenRecord>,
     until: Moment,
     /// Which counter counts the changes of the id, and where it stood before the record was looked up.
-    counter: usize,
+    counter: u8,
     changes: u64,
 }
 
@@ -183,12 +180,13 @@ impl Heard {
     }
 
     /// Which counter counts the changes of `id`.
-    fn counter_of(&self, id: &str) -> usize {
-        self.hasher.hash_one(id) as usize % CHANGE_COUNTERS
+    fn counter_of(&self, id: &str) -> u8 {
+        // There are fewer than a byte can name.
+        (self.hasher.hash_one(id) % CHANGE_COUNTERS as u64) as u8
     }
 
     fn counter(&self, id: &str) -> &AtomicU64 {
-        &self.changes[self.counter_of(id)]
+        &self.changes[usize::from(self.counter_of(id))]
     }
 
     /// Ends the present era.
@@ -419,22 +417,23 @@ impl RecordCache {
             return Some(Some(record));
         }
         let counter = self.heard.counter_of(id);
-        let changes = self.heard.changes[counter].load(Ordering::Acquire);
+        let changes = self.heard.changes[usize::from(counter)].load(Ordering::Acquire);
         let Entry { value, loaded_at, .. } = self.find(id)?;
         if let Some(record) = &value {
             // Who renews it in time has to look it up.
             let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
             let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME);
             let noted = Noted { record: Arc::downgrade(record), until, counter, changes };
-            *memo.0.get_or_init(Box::default).lock() = noted;
+            *memo.0.lock() = noted;
         }
         Some(value)
     }
 
     /// What `memo` says, if it still holds.
     fn noted(&self, memo: &Memo) -> Option<Arc<TokenRecord>> {
-        let Noted { record, until, counter, changes } = &*memo.0.get()?.lock();
-        let unchanged = self.heard.changes[*counter].load(Ordering::Acquire) == *changes;
+        let Noted { record, until, counter, changes } = &*memo.0.lock();
+        let unchanged =
+            self.heard.changes[usize::from(*counter)].load(Ordering::Acquire) == *changes;
         let holds = unchanged && self.clock.monotonic() < *until;
         holds.then(|| record.upgrade()).flatten()
     }

@@ -14,6 +14,7 @@ use serde::de::IgnoredAny;
 use super::claims::{Claims, MAX_NAME, VerifiedClaims};
 use super::jwks::Jwks;
 use super::verification::{Algorithm, VerificationKey};
+use super::verified::VerifiedToken;
 use crate::clock::{Clock, UnixTime};
 
 /// Memory for verified tokens, in bytes of token text, of what it grants, and a fixed share for each entry.
@@ -63,10 +64,10 @@ pub struct JwtRules {
 #[derive(Clone)]
 struct ByteWeight;
 
-impl Weighter<Arc<[u8]>, Arc<VerifiedClaims>> for ByteWeight {
-    fn weight(&self, token: &Arc<[u8]>, claims: &Arc<VerifiedClaims>) -> u64 {
-        let grant = claims.grant.as_ref().map_or(0, |grant| grant.bytes() as u64);
-        token.len() as u64 + CACHE_ENTRY_BYTES + grant
+impl Weighter<VerifiedToken, VerifiedToken> for ByteWeight {
+    fn weight(&self, token: &VerifiedToken, _: &VerifiedToken) -> u64 {
+        let grant = token.grant.as_ref().map_or(0, |grant| grant.bytes() as u64);
+        token.text().len() as u64 + CACHE_ENTRY_BYTES + grant
     }
 }
 
@@ -74,7 +75,8 @@ impl Weighter<Arc<[u8]>, Arc<VerifiedClaims>> for ByteWeight {
 pub struct JwtVerifier {
     issuers: Vec<Issuer>,
     rules: JwtRules,
-    verified: Cache<Arc<[u8]>, Arc<VerifiedClaims>, ByteWeight>,
+    /// Each under itself: the cache finds by the key and hands out the value.
+    verified: Cache<VerifiedToken, VerifiedToken, ByteWeight>,
 }
 
 impl std::fmt::Debug for JwtVerifier {
@@ -95,33 +97,29 @@ impl JwtVerifier {
         self.issuers.iter().filter_map(|issuer| issuer.jwks.as_ref())
     }
 
-    /// The claims of `token` if it is valid, which is remembered then.
+    /// `token` with what it claims, if it is valid; it is remembered then.
     ///
     /// # Errors
     /// [`JwtError`]; expiry is only reported of a token whose signature is right.
-    pub async fn verify(
-        &self,
-        token: &str,
-        clock: &dyn Clock,
-    ) -> Result<Arc<VerifiedClaims>, JwtError> {
-        let claims = Arc::new(self.verify_signature(token).await?);
+    pub async fn verify(&self, token: &str, clock: &dyn Clock) -> Result<VerifiedToken, JwtError> {
+        let verified = VerifiedToken::new(self.verify_signature(token).await?, token);
         // Only now, for keys may have been waited for.
-        self.check_time(&claims, clock.now())?;
-        self.verified.insert(token.as_bytes().into(), Arc::clone(&claims));
-        Ok(claims)
+        self.check_time(&verified, clock.now())?;
+        self.verified.insert(verified.clone(), verified.clone());
+        Ok(verified)
     }
 
-    /// The claims of a token that was verified before, by keys that are still the issuer's, or why they
-    /// do not hold any more at `now`. `None` when it has to be verified. Any bytes may be asked about.
+    /// A token that was verified before, by keys that are still the issuer's, or why it does not hold any
+    /// more at `now`. `None` when it has to be verified. Any bytes may be asked about.
     pub fn remembered(
         &self,
         token: &[u8],
         now: UnixTime,
-    ) -> Option<Result<Arc<VerifiedClaims>, JwtError>> {
-        let claims = self.verified.get(token)?;
-        let (issuer, generation) = claims.verified_by;
+    ) -> Option<Result<VerifiedToken, JwtError>> {
+        let verified = self.verified.get(token)?;
+        let (issuer, generation) = verified.verified_by;
         let known = self.issuers.get(issuer as usize)?.generation() == generation;
-        known.then(|| self.check_time(&claims, now).map(|()| claims))
+        known.then(|| self.check_time(&verified, now).map(|()| verified))
     }
 
     fn check_time(&self, claims: &VerifiedClaims, now: UnixTime) -> Result<(), JwtError> {
@@ -296,7 +294,7 @@ mod tests {
 
     impl JwtVerifier {
         /// Without key sets nothing is waited for.
-        fn verify_now(&self, token: &str, now: UnixTime) -> Result<Arc<VerifiedClaims>, JwtError> {
+        fn verify_now(&self, token: &str, now: UnixTime) -> Result<VerifiedToken, JwtError> {
             self.remembered(token.as_bytes(), now).unwrap_or_else(|| {
                 self.verify(token, &ManualClock::new(now)).now_or_never().unwrap()
             })
@@ -327,7 +325,7 @@ mod tests {
             first.grant.as_ref().unwrap().rate,
             Some(crate::auth::record::RateRule::Bare(5))
         );
-        assert!(Arc::ptr_eq(&first, &verifier.verify_now(&token, NOW).unwrap()));
+        assert!(std::ptr::eq(&*first, &*verifier.verify_now(&token, NOW).unwrap()));
         let later = UnixTime::from_secs(1_000_060);
         assert_eq!(verifier.verify_now(&token, later).err(), Some(JwtError::Expired));
     }

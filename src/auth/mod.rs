@@ -21,12 +21,14 @@ pub mod key;
 pub mod members;
 pub mod record;
 pub mod verification;
+pub mod verified;
 
 use cache::{RecordCache, RevocationCache};
-use claims::{Stateless, VerifiedClaims};
+use claims::Stateless;
 use credential::{Credential, CredentialError};
 use jwt::{JwtError, JwtVerifier};
 use record::{Grant, Name, RateRule, TokenRecord};
+use verified::VerifiedToken;
 
 /// Why a request has no principal.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +80,7 @@ impl From<JwtError> for AuthError {
 pub struct Principal {
     record: Arc<TokenRecord>,
     /// `None` for an opaque key.
-    claims: Option<Arc<VerifiedClaims>>,
+    claims: Option<VerifiedToken>,
 }
 
 impl Principal {
@@ -124,7 +126,7 @@ impl Principal {
 
 /// A credential that holds, before its record is known.
 enum Verified {
-    Jwt(Arc<VerifiedClaims>),
+    Jwt(VerifiedToken),
     /// An opaque key, by its id.
     Key(Arc<str>),
 }
