@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use fred::error::{Error, ErrorKind};
 use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::cluster::{Cluster, slot_of};
-use super::node::{Node, Session, Signals, reason};
+use super::node::{Node, Session, Signals, reason, timed_out};
 use super::place::{Place, place};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
 use super::takes::{self, Question};
@@ -50,6 +50,8 @@ enum Servers {
 pub(super) struct Connection {
     servers: Servers,
     probing: bool,
+    /// Until when the operation is waited for.
+    deadline: tokio::time::Instant,
     asked: Mutex<Asked>,
 }
 
@@ -185,17 +187,59 @@ impl RedisClient {
         let connection = Arc::new(Connection {
             servers: self.servers.clone(),
             probing,
+            deadline: (started + self.timeout).into(),
             asked: Mutex::default(),
         });
-        let answer = timeout(self.timeout, run(Arc::clone(&connection))).await;
+        let answer = timeout_at(connection.deadline, run(Arc::clone(&connection))).await;
         let asked = std::mem::take(&mut *connection.asked.lock());
+        let answer = answer.unwrap_or_else(|_| Err(timed_out()));
+        self.settle(operation, probing, &asked, answer, started)
+    }
+
+    /// Asks for the quota of one subject, unless the breaker of the node it concerns is open.
+    pub(super) async fn take(&self, question: impl Fn() -> Question) -> Result<Grant, StoreError> {
+        let operation = "take";
+        let up = match &self.servers {
+            Servers::One(node) => node.session().map(|session| (node, session)),
+            Servers::Cluster(_) => None,
+        };
+        let Some((node, session)) = up else {
+            return self.call(operation, async |redis| redis.take(&question).await).await;
+        };
+        // Nearly always there is a connection, and then the deadline of the call that a question travels with is
+        // enough: a timer for each would cost as much as the question.
+        let started = Instant::now();
+        let asked = Asked { node: Some(Arc::clone(node)), refused: node.is_open() };
+        let answer = match asked.refused {
+            true => Err(breaker_open()),
+            false => {
+                let deadline = (started + self.timeout).into();
+                let ask = |session| takes::take(session, deadline, &question);
+                said_plainly(Node::ask_through(session, ask).await)
+            }
+        };
+        self.settle(operation, false, &asked, answer, started)
+    }
+
+    /// Counts what became of an operation, and says it in the words of the store.
+    fn settle<T>(
+        &self,
+        operation: &'static str,
+        probing: bool,
+        asked: &Asked,
+        answer: Result<T, Error>,
+        started: Instant,
+    ) -> Result<T, StoreError> {
         if asked.refused {
             (self.on_operation)(operation, StoreError::Open.outcome(), Duration::ZERO);
             return Err(StoreError::Open);
         }
         let (result, serves) = match answer {
-            Ok(Ok(value)) => (Ok(value), true),
-            Ok(Err(error)) => {
+            Ok(value) => (Ok(value), true),
+            Err(error) if *error.kind() == ErrorKind::Timeout => {
+                (Err(StoreError::Timeout(self.timeout)), false)
+            }
+            Err(error) => {
                 // What Redis says about one key's data is no reason to stop asking about the others.
                 let serves = concerns_data(&error);
                 if serves {
@@ -203,9 +247,8 @@ impl RedisClient {
                 }
                 (Err(StoreError::Failed(reason(&error))), serves)
             }
-            Err(_) => (Err(StoreError::Timeout(self.timeout)), false),
         };
-        self.count(&asked, serves, probing, result.as_ref().err());
+        self.count(asked, serves, probing, result.as_ref().err());
         let outcome = result.as_ref().map_or_else(StoreError::outcome, |_| "ok");
         (self.on_operation)(operation, outcome, started.elapsed());
         result
@@ -251,7 +294,7 @@ impl Connection {
     /// Asks for the quota of one subject, where its counters are.
     pub(super) async fn take(&self, question: impl Fn() -> Question) -> Result<Grant, Error> {
         let slot = || question().keys.first().map_or(0, slot_of);
-        self.to(slot, |session| takes::take(session, &question)).await
+        self.to(slot, |session| takes::take(session, self.deadline, &question)).await
     }
 
     /// Runs `run` where `key` is.
@@ -339,10 +382,14 @@ impl Connection {
         let refused = !self.probing && node.is_open();
         *self.asked.lock() = Asked { node: Some(Arc::clone(&node)), refused };
         if refused {
-            return Err(Error::new(ErrorKind::Canceled, "the breaker is open"));
+            return Err(breaker_open());
         }
         node.ask(run).await
     }
+}
+
+fn breaker_open() -> Error {
+    Error::new(ErrorKind::Canceled, "the breaker is open")
 }
 
 /// A single server that sends calls elsewhere is written down wrongly.

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::node::{Node, Signals, backoff, connect, reason};
+use super::node::{Node, Signals, backoff, connect, reason, timed_out};
 use super::place::config_of;
 
 /// The pause between two looks at the slots, however many calls ask for one.
@@ -367,9 +367,7 @@ impl SlotMap {
 async fn ask(client: &Client, asked: &Server, patience: Duration) -> Result<Vec<Range>, Error> {
     let command = CustomCommand::new_static("CLUSTER", ClusterHash::FirstKey, false);
     let answer = client.custom::<Value, _>(command, vec!["SLOTS"]);
-    let answer = timeout(patience, answer)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer")))?;
+    let answer = timeout(patience, answer).await.unwrap_or_else(|_| Err(timed_out()))?;
     let unreadable = || Error::new(ErrorKind::Protocol, "unexpected answer to CLUSTER SLOTS");
     let mut ranges = ranges(answer, asked).ok_or_else(unreadable)?;
     ranges.sort_unstable_by_key(|range| range.first);

@@ -72,8 +72,6 @@ pub(super) struct Session {
     pub(super) client: Client,
     hashes: [Str; SCRIPTS.len()],
     pub(super) takes: Takes,
-    /// No call is waited for longer.
-    pub(super) patience: Duration,
     retired: Notify,
     /// Nothing is sent through it; it closes with the connection.
     open: watch::Receiver<()>,
@@ -134,6 +132,17 @@ impl Node {
             Some(session) => session,
             None => connected(self.link.clone()).await?,
         };
+        Self::ask_through(session, run).await
+    }
+
+    /// Runs `run` on `session`.
+    pub(super) async fn ask_through<T, F>(
+        session: Arc<Session>,
+        run: impl FnOnce(Arc<Session>) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let result = run(Arc::clone(&session)).await;
         if let Err(error) = &result
             && is_replica(error)
@@ -236,6 +245,11 @@ impl Session {
     ) -> Result<R, Error> {
         self.client.evalsha(self.hashes[script.index].clone(), keys, arguments).await
     }
+}
+
+/// What those hear who have waited as long as they may.
+pub(super) fn timed_out() -> Error {
+    Error::new(ErrorKind::Timeout, "no answer")
 }
 
 /// What those hear whose answer will not come.
@@ -384,17 +398,8 @@ pub(super) async fn connect(
         }
         Ok(())
     };
-    timeout(connect_timeout, load)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer")))?;
-    let session = Session {
-        client,
-        hashes,
-        takes: Takes::default(),
-        patience: connect_timeout,
-        retired: Notify::new(),
-        open,
-    };
+    timeout(connect_timeout, load).await.unwrap_or_else(|_| Err(timed_out()))?;
+    let session = Session { client, hashes, takes: Takes::default(), retired: Notify::new(), open };
     Ok((Arc::new(session), driver))
 }
 

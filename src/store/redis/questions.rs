@@ -6,6 +6,7 @@ use fred::error::Error;
 use fred::types::Key;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::store::Grant;
 
@@ -19,7 +20,7 @@ pub(super) struct Question {
     pub(super) wanted: u64,
 }
 
-/// The questions that go with the next call of a connection.
+/// The questions that go with the next calls of a connection.
 #[derive(Default)]
 pub(super) struct Takes {
     pub(super) waiting: Mutex<Vec<Take>>,
@@ -28,9 +29,10 @@ pub(super) struct Takes {
     pub(super) apart: AtomicBool,
 }
 
-/// A question, and where its answer goes.
+/// A question, until when it is waited for, and where its answer goes.
 pub(super) struct Take {
     pub(super) question: Question,
+    pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 

@@ -28,10 +28,7 @@ impl QuotaStore for RedisStore {
         limits: &[Limit],
         wanted: u64,
     ) -> Result<Grant, StoreError> {
-        let take = async |redis: std::sync::Arc<super::client::Connection>| {
-            redis.take(|| question(subject, limits, wanted)).await
-        };
-        self.client.call("take", take).await
+        self.client.take(|| question(subject, limits, wanted)).await
     }
 
     async fn adjust(

@@ -1,9 +1,8 @@
-//! Takes that are asked for in the same turn of the event loop travel together: one script call for many
-//! subjects.
+//! Takes that are asked for in the same turn of the event loop travel together, or in a few parts: one script
+//! call for many subjects.
 //!
 //! What a call costs this process and Redis (a write, a wake-up, a look at the script) is several times
-//! what a subject in it costs. Nobody waits for company: what is ready at the same time goes, and the
-//! next call does not wait for the answer to this one. This file knows how the script is asked and answers,
+//! what a subject in it costs. Nobody waits for company, and no call waits for the answer to another. This file knows how the script is asked and answers,
 //! not what a limit is.
 
 use std::pin::Pin;
@@ -19,9 +18,9 @@ use rmp::decode::{read_array_len, read_int};
 use rmp::encode::write_uint;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::node::{Session, connection_lost};
+use super::node::{Session, connection_lost, timed_out};
 pub(super) use super::questions::Question;
 use super::questions::Take;
 use super::scripts::TAKE;
@@ -40,13 +39,15 @@ const LEAVE_AT_ONCE: usize = 16;
 /// How Redis says that the keys of one call are not all where it was sent.
 const APART: &str = "CROSSSLOT";
 
-/// Asks `question` together with whatever else is asked for now.
+/// Asks `question` together with whatever else is asked for now, and has an answer by `deadline`: which is kept by
+/// the call, on the runtime of who asks first.
 pub(super) async fn take(
     session: Arc<Session>,
+    deadline: Instant,
     question: impl Fn() -> Question,
 ) -> Result<Grant, Error> {
     let (answer, answered) = oneshot::channel();
-    let take = Take { question: question(), answer };
+    let take = Take { question: question(), deadline, answer };
     let is_first = {
         let mut waiting = session.takes.waiting.lock();
         waiting.push(take);
@@ -58,7 +59,11 @@ pub(super) async fn take(
     match answered.await.unwrap_or_else(|_| Err(connection_lost()))? {
         Some(grant) => Ok(grant),
         // Boxed, because this is rare and large.
-        None => session.while_open(Box::pin(ask_alone(&session, question))).await?,
+        None if deadline <= Instant::now() => Err(timed_out()),
+        None => {
+            let alone = session.while_open(Box::pin(ask_alone(&session, question)));
+            timeout_at(deadline, alone).await.unwrap_or_else(|_| Err(timed_out()))?
+        }
     }
 }
 
@@ -76,7 +81,8 @@ impl Drop for Boarding {
 
 /// Sends what is waiting once everyone who is ready has asked, a part in each turn of the event loop.
 ///
-/// The future is boxed because it spawns the next one of its kind.
+/// The part is asked for at once, and the task for the next one spawned, rather than the other way round: Redis would
+/// wait for it. The future is boxed because it spawns one of its own kind.
 fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         yield_now().await;
@@ -95,22 +101,32 @@ fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         while part.len() > 0 {
             calls.push(ask(&session, part.by_ref().take(most).collect()));
         }
-        // Each who waits has a deadline of its own, and hears of it when nobody can answer any more.
-        let _ = session.while_open(timeout(session.patience, join_all(calls))).await;
+        // Who waits hears of it when nobody can answer any more.
+        let _ = session.while_open(join_all(calls)).await;
     })
 }
 
 async fn ask(session: &Session, takes: Vec<Take>) {
+    let now = Instant::now();
+    let mut deadline = None;
+    let (mut questions, mut answers) =
+        (Vec::with_capacity(takes.len()), Vec::with_capacity(takes.len()));
     // Who has left by now asks for nothing any more.
-    let takes = takes.into_iter().filter(|take| !take.answer.is_closed());
-    let (questions, answers): (Vec<_>, Vec<_>) =
-        takes.map(|take| (take.question, take.answer)).unzip();
-    if questions.is_empty() {
-        return;
+    for take in takes.into_iter().filter(|take| !take.answer.is_closed()) {
+        if take.deadline <= now {
+            let _ = take.answer.send(Err(timed_out()));
+            continue;
+        }
+        // The list is in the order in which they asked, so the first deadline is the earliest.
+        deadline.get_or_insert(take.deadline);
+        questions.push(take.question);
+        answers.push(take.answer);
     }
+    let Some(deadline) = deadline else { return };
     let limits: Vec<usize> = questions.iter().map(|question| question.keys.len()).collect();
     let (keys, arguments) = together(questions);
-    let result = match session.eval_loaded::<Bytes>(TAKE, keys, arguments).await {
+    let call = timeout_at(deadline, session.eval_loaded::<Bytes>(TAKE, keys, arguments));
+    let result = match call.await.unwrap_or_else(|_| Err(timed_out())) {
         Ok(numbers) => grants(&numbers, limits),
         Err(error) if is_about_company(&error) => {
             session.takes.apart.fetch_or(error.details().starts_with(APART), Ordering::Relaxed);
