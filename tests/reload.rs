@@ -132,6 +132,22 @@ metrics: {{ address: \"127.0.0.1:0\" }}\nlog: {{ format: json }}\n",
 }
 
 #[test]
+fn a_reload_that_hangs_hinders_neither_requests_nor_the_end() {
+    let origin = Origin::start();
+    let mut gateway = Gateway::start(&config(&origin, "", ""));
+    let pipe = gateway.config.with_extension("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::rename(&pipe, &gateway.config).unwrap();
+    gateway.signal("HUP");
+    let _never_written = wait_for("the gateway to read its file", || {
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&gateway.config).ok()
+    });
+    assert_eq!(gateway.get("/old").status(), 200);
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait_exit().code(), Some(0));
+}
+
+#[test]
 fn keys_that_need_a_restart_are_named() {
     let origin = Origin::start();
     let gateway = Gateway::start(&config(&origin, "", ""));

@@ -1,6 +1,7 @@
 //! `tollgate demo`: a gateway to try, with everything it needs in one process.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::run::{catch_hangup, failure, start_log};
@@ -42,7 +43,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     })?;
     let address = gateway.address().ok_or_else(|| Failure::Internal("no listener".into()))?;
     super::say(&welcome(address, token.expose(), arguments.redis.is_some()))?;
-    let load = Box::new(move || Ok(config.clone()));
+    let load = Arc::new(move || Ok(config.clone()));
     gateway.with_echo(echo).run(load, pending).map_err(failure)
 }
 

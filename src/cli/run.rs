@@ -1,5 +1,7 @@
 //! `tollgate run`: the gateway.
 
+use std::sync::Arc;
+
 use log::error;
 
 use super::{Failure, RunArguments};
@@ -19,7 +21,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let config = arguments.config.load()?;
     let _log = start_log(&config.log)?;
     let source = arguments.config.clone();
-    let load = Box::new(move || source.load().map_err(|failure| failure.to_string()));
+    let load = Arc::new(move || source.load().map_err(|failure| failure.to_string()));
     let result =
         Gateway::prepare(config, arguments.upgrade).and_then(|gateway| gateway.run(load, pending));
     result.map_err(|error| {

@@ -46,7 +46,7 @@ const MAX_SUBJECTS: usize = 1_000_000;
 const FEW_THREADS: usize = 2;
 
 /// Reads the configuration afresh; the error is text for people.
-pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
+pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]

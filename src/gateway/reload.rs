@@ -88,7 +88,11 @@ impl Reload {
     }
 
     async fn next_policy(&self) -> Result<Policy, String> {
-        let config = (self.load)()?;
+        // What a file's system does not answer must hinder neither other work in the background nor the end.
+        let load = Arc::clone(&self.load);
+        let config = tokio::task::spawn_blocking(move || load())
+            .await
+            .map_err(|error| format!("reading it failed: {error}"))??;
         let policy = Policy::compile(&config, Some(&self.policy.load()))
             .map_err(|error| error.to_string())?;
         learn(&policy).await;
