@@ -278,14 +278,18 @@ impl Drop for Gateway {
     }
 }
 
+/// Test files whose gateways have one worker thread, and with it a runtime of another kind.
+const ONE_THREAD: [&str; 6] = ["chaos", "limits", "reload", "requests", "revocation", "signals"];
+
 /// Adds the top-level keys that `yaml` leaves to the helper. Every gateway needs its own upgrade socket.
 fn complete(yaml: &str, dir: &Path) -> String {
     let socket = dir.join("upgrade.sock").display().to_string();
+    let threads = if ONE_THREAD.contains(&env!("CARGO_CRATE_NAME")) { 1 } else { 2 };
     let defaults = [
         (
             "server",
             format!(
-                "{{ threads: 2, grace_period_seconds: 1, graceful_shutdown_timeout_seconds: 5, upgrade_sock: {socket} }}"
+                "{{ threads: {threads}, grace_period_seconds: 1, graceful_shutdown_timeout_seconds: 5, upgrade_sock: {socket} }}"
             ),
         ),
         ("listeners", "[ { address: \"127.0.0.1:0\" } ]".into()),
