@@ -181,7 +181,7 @@ impl Heard {
 
     /// Which counter counts the changes of `id`.
     fn counter_of(&self, id: &str) -> u8 {
-        // There are fewer than a byte can name.
+        const { assert!(CHANGE_COUNTERS <= 256) };
         (self.hasher.hash_one(id) % CHANGE_COUNTERS as u64) as u8
     }
 
