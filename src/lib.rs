@@ -59,8 +59,9 @@
 //! records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`], and never notice.
 //! What a new policy can take from the old one unchanged, it takes: verified tokens, resolved upstreams.
 //!
-//! Three kinds of runtimes: Pingora's workers serve requests and carry the connection to Redis, one thread serves
-//! metrics, one thread does [`gateway::background`]. A task there that ends or dies is started again.
+//! Three kinds of runtimes: Pingora's workers serve requests and carry the connection to Redis (a single worker on a
+//! runtime without work stealing), one thread serves metrics, one thread does [`gateway::background`]. A task there
+//! that ends or dies is started again.
 //!
 //! # Invariants
 //!

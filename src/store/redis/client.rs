@@ -206,8 +206,8 @@ impl RedisClient {
         let Some((node, session)) = up else {
             return self.call(operation, async |redis| redis.take(&question).await).await;
         };
-        // Nearly always there is a connection, and then the deadline of the call that a question travels with is
-        // enough: a timer for each would cost as much as the question.
+        // Nearly always there is a connection. Then the deadline of the call that a question travels with is
+        // enough, and spares each question a timer.
         let started = Instant::now();
         let asked = Asked { node: Some(Arc::clone(node)), refused: node.is_open() };
         let answer = match asked.refused {

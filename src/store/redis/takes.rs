@@ -2,8 +2,8 @@
 //! call for many subjects.
 //!
 //! What a call costs this process and Redis (a write, a wake-up, a look at the script) is several times
-//! what a subject in it costs. Nobody waits for company, and no call waits for the answer to another. This file knows how the script is asked and answers,
-//! not what a limit is.
+//! what a subject in it costs. Nobody waits for company, and no call waits for the answer to another. This
+//! file knows how the script is asked and answers, not what a limit is.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -81,8 +81,8 @@ impl Drop for Boarding {
 
 /// Sends what is waiting once everyone who is ready has asked, a part in each turn of the event loop.
 ///
-/// The part is asked for at once, and the task for the next one spawned, rather than the other way round: Redis would
-/// wait for it. The future is boxed because it spawns one of its own kind.
+/// This task asks for its part itself, and leaves the rest to another: a part that had to be spawned first would keep
+/// Redis waiting. The future is boxed because it spawns one of its own kind.
 fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         yield_now().await;
