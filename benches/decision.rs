@@ -23,7 +23,7 @@ use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
-use tollgate::clock::{Clock, ManualClock, SystemClock, UnixTime};
+use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;

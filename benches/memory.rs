@@ -16,7 +16,7 @@ use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
-use tollgate::clock::{Clock, SystemClock, UnixTime};
+use tollgate::base::clock::{Clock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
 use tollgate::quota::{Limit, Standing};
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::auth::record::Name;
 use crate::auth::{AuthError, Authenticator, Principal};
-use crate::clock::{Clock, UnixTime};
+use crate::base::clock::{Clock, UnixTime};
 use crate::limit::ledger::{Decision, Ledger, Terms};
 use crate::limit::subject::Subject;
 use crate::policy::{Policy, Route};

@@ -8,7 +8,7 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`clock`], [`secret`], [`net`], [`class`], [`files`], [`text`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`clock::Clock`] |
+//! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
@@ -82,27 +82,22 @@
 //!   tested with values.
 //! - **No waiting without a deadline, no growth without a bound** on the way of a request; and no `unwrap`, `expect` or
 //!   `panic!` outside tests, which clippy holds; registering the metrics is the one exception.
-//! - **No secret that prints.** [`secret::Secret`] and [`auth::credential::Credential`] say `***`; an
+//! - **No secret that prints.** [`base::secret::Secret`] and [`auth::credential::Credential`] say `***`; an
 //!   [`config::Environment`] cannot be printed at all. The access log has no query, for queries hold credentials.
 //! - **No label of a metric that a client chooses.** Routes and upstreams come from the file, methods from a list.
 //! - **No state in statics**, the metrics aside.
 
 pub mod admission;
 pub mod auth;
-pub mod class;
+pub mod base;
 pub mod cli;
-pub mod clock;
 pub mod config;
-pub mod files;
 pub mod gateway;
 pub mod limit;
-pub mod net;
 pub mod policy;
 pub mod proxy;
 pub mod quota;
 pub mod route;
-pub mod secret;
 pub mod store;
 pub mod telemetry;
-pub mod text;
 pub mod upstream;

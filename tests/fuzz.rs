@@ -18,7 +18,7 @@ use tollgate::auth::key;
 use tollgate::auth::record::{RateRule, TokenRecord};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator};
-use tollgate::clock::{Clock, ManualClock, UnixTime};
+use tollgate::base::clock::{Clock, ManualClock, UnixTime};
 use tollgate::quota;
 use tollgate::store::StoredRecord;
 

@@ -14,7 +14,7 @@ use support::token::unsigned;
 use support::{ALGORITHMS, Signer};
 use tollgate::auth::jwt::{Issuer, JwtError, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
-use tollgate::clock::{ManualClock, UnixTime};
+use tollgate::base::clock::{ManualClock, UnixTime};
 
 const NOW: UnixTime = UnixTime::from_secs(1_000_000);
 const RULES: JwtRules = JwtRules { leeway: Duration::ZERO, require_record: true };

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tollgate::clock::{Clock, ManualClock, UnixTime};
+use tollgate::base::clock::{Clock, ManualClock, UnixTime};
 use tollgate::limit::ledger::{Decision, FailurePolicy, Ledger, Sync, Terms};
 use tollgate::quota::{Algorithm, Limit};
 use tollgate::store::memory::MemoryQuota;

@@ -22,7 +22,7 @@ use tokio::sync::OnceCell;
 
 use super::key::public_id;
 use super::record::TokenRecord;
-use crate::clock::{AtomicMoment, Clock, Moment};
+use crate::base::clock::{AtomicMoment, Clock, Moment};
 use crate::store::{StoreError, TokenStore};
 
 /// How long a token that is not known, or whose record cannot be read, is taken for that.
@@ -463,7 +463,7 @@ mod tests {
 
     use super::*;
     use crate::auth::record::RateRule;
-    use crate::clock::{ManualClock, UnixTime};
+    use crate::base::clock::{ManualClock, UnixTime};
     use crate::store::StoredRecord;
 
     #[derive(Default)]

@@ -8,7 +8,7 @@ use super::cache::Memo;
 use super::key::is_hash;
 use super::members::Members;
 use super::record::{Grant, TokenRecord};
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 
 /// Longest `api_key`, `jti` or `kid` that a token may have, in bytes.
 pub const MAX_NAME: usize = 256;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pingora_limits::rate::{Rate, RateComponents};
 
-use crate::net::Network;
+use crate::base::net::Network;
 
 /// Counts invalid credentials by client address. Counts are estimates that are never too low
 /// (a count-min sketch): memory is bounded whatever arrives, and an address may be told to wait early.

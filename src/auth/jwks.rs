@@ -21,7 +21,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use url::Url;
 
 use super::verification::{Jwk, VerificationKey};
-use crate::files::read_text;
+use crate::base::files::read_text;
 
 /// Largest set that is read, in bytes.
 const MAX_BYTES: u64 = 256 << 10;

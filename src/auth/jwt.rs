@@ -15,7 +15,7 @@ use super::claims::{Claims, MAX_NAME, VerifiedClaims};
 use super::jwks::Jwks;
 use super::verification::{Algorithm, VerificationKey};
 use super::verified::VerifiedToken;
-use crate::clock::{Clock, UnixTime};
+use crate::base::clock::{Clock, UnixTime};
 
 /// Memory for verified tokens, in bytes of token text, of what it grants, and a fixed share for each entry.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -267,7 +267,7 @@ fn is_access_token(typ: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::clock::{ManualClock, UnixTime};
+    use crate::base::clock::{ManualClock, UnixTime};
     use futures_util::FutureExt as _;
     use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
     use serde_json::{Value, json};

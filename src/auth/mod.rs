@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join;
 use http::HeaderMap;
 
-use crate::clock::{Clock, UnixTime};
+use crate::base::clock::{Clock, UnixTime};
 use crate::store::StoreError;
 
 pub mod cache;

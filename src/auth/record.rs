@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 
 use super::key::public_id;
 use super::members::Members;
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
+use crate::base::text::Text;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{Group, LimitRule, Written, groups, rule_set};
 use crate::quota::{Algorithm, RateError};
 use crate::route::pattern::PathPatterns;
 use crate::store::StoredRecord;
-use crate::text::Text;
 
 /// What a limit takes, with the groups that are made of it, in bytes.
 const RULE_BYTES: usize = 448;

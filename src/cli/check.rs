@@ -8,10 +8,10 @@ use url::Url;
 
 use super::limits_text;
 use super::{ConfigArguments, Failure};
+use crate::base::secret::Secret;
 use crate::config::{Config, Endpoint, JwtIssuer, JwtKey, OnStoreFailure, Route, RouteAuth};
 use crate::gateway::StartError;
 use crate::policy::Policy;
-use crate::secret::Secret;
 use crate::store::redis::RedisStore;
 
 /// Loads and compiles the configuration; gives back its summary.

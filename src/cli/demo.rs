@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::run::{catch_hangup, failure, start_log};
 use super::token::{Admin, create};
 use super::{DemoArguments, Failure};
-use crate::clock::{Clock as _, SystemClock};
+use crate::base::clock::{Clock as _, SystemClock};
 use crate::config::{self, Config, Environment};
 use crate::gateway::Gateway;
 use crate::gateway::listeners::BoundSocket;
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_demos_configuration_is_valid_on_either_store() {
-        for redis in [None, Some(crate::secret::Secret::new("redis://127.0.0.1"))] {
+        for redis in [None, Some(crate::base::secret::Secret::new("redis://127.0.0.1"))] {
             let arguments = DemoArguments { redis: redis.clone(), port: 0 };
             let config = configuration(&arguments, "127.0.0.1:9".parse().unwrap()).unwrap();
             assert_eq!(config.redis.is_some(), redis.is_some());

@@ -10,9 +10,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::base::secret::Secret;
 use crate::config::{self, Config, Environment, Faults};
 use crate::quota::rule::LimitRule;
-use crate::secret::Secret;
 
 mod check;
 mod demo;

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::Failure;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 
 /// 384 bits: enough for HS256 and HS384, and base64 of it needs no padding.
 const SECRET_BYTES: usize = 48;

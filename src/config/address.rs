@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::scalar::{Scalar, instead};
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::store::redis::place;
 
 impl Scalar for SocketAddr {

@@ -22,9 +22,9 @@ use super::scalar::{
 };
 use super::{FailureRate, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
 use crate::auth::verification::Algorithm as JwtAlgorithm;
+use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 use crate::quota::rate::MAX_QUOTA;
-use crate::secret::Secret;
 
 /// A scalar that may be absent.
 pub type Maybe<T> = Option<Leaf<T>>;

@@ -12,9 +12,9 @@ use url::Url;
 use crate::auth::jwks::JwksRules;
 use crate::auth::key::is_hash;
 use crate::auth::verification::{self, KeyError, VerificationKey};
+use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitRule;
-use crate::secret::Secret;
 
 mod address;
 mod compile;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 
 /// A value that is written as one scalar.
 pub trait Scalar: Sized {

@@ -15,7 +15,7 @@ use pingora_proxy::http_proxy;
 use crate::admission::Admission;
 use crate::auth::cache::{CacheOutcome, CacheRules, Records, Revocations, StoreCache};
 use crate::auth::{Authenticator, Stored};
-use crate::clock::{Clock, SystemClock};
+use crate::base::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::limit::ledger::{FailurePolicy, Ledger};
 use crate::policy::{Policy, PolicyError};

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::decision::{Counted, Decision, states};
 use super::lease::{self, Demand};
-use crate::clock::{Moment, UnixTime};
+use crate::base::clock::{Moment, UnixTime};
 use crate::quota::{Limit, Standing};
 use crate::store::{Adjustment, Grant};
 

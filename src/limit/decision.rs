@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 use crate::quota::{Limit, Standing};
 
 /// How one limit stands after a decision.

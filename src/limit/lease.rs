@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Moment;
+use crate::base::clock::Moment;
 
 /// How much demand a lease covers.
 const HORIZON: Duration = Duration::from_millis(50);

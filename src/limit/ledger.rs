@@ -24,11 +24,11 @@ use tokio::sync::oneshot;
 use super::account::Account;
 use super::decision::Counted;
 pub use super::decision::{Decision, LimitState};
-use crate::clock::{Clock, Moment};
+use crate::base::clock::{Clock, Moment};
+use crate::base::text::Text;
 use crate::quota::Limit;
 use crate::store::{Adjustment, QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
-use crate::text::Text;
 
 /// Parts of the subject map that lock apart from each other.
 const SHARDS: usize = 64;
@@ -590,7 +590,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::clock::{ManualClock, UnixTime};
+    use crate::base::clock::{ManualClock, UnixTime};
     use crate::store::Grant;
     use crate::store::memory::MemoryQuota;
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use crate::net::Network;
+use crate::base::net::Network;
 use crate::quota::rule::By;
 
 /// What is known of a request that limits may count by.

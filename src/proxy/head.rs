@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr_iter};
 
-use crate::class::{Class, alphanumeric_and, consists_of, span};
+use crate::base::class::{Class, alphanumeric_and, consists_of, span};
 
 /// Largest head, request line and all fields, in bytes.
 pub const MAX_HEAD: usize = 64 * 1024;

@@ -12,7 +12,7 @@ use uuid::Builder;
 
 use crate::admission::Findings;
 use crate::auth::Principal;
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 use crate::config::{HeaderRules, RateHeaders};
 use crate::limit::ledger::{Decision, LimitState};
 use crate::quota::Limit;

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::context::RequestContext;
 use super::headers::{content_length, new_request_id, set_rate_fields, whole_seconds};
 use crate::admission::Rejection;
-use crate::clock::{Clock, SystemClock};
+use crate::base::clock::{Clock, SystemClock};
 use crate::limit::ledger::Decision;
 use crate::telemetry::metrics::METRICS;
 

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Algorithm, Limit, Standing};
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 
 /// One counter.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 
 /// The largest quota accepted: counts stay exact in Lua's doubles with room to spare.
 pub const MAX_QUOTA: u64 = 1_000_000_000_000;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Algorithm, Limit};
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 
 /// How one limit of a subject stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

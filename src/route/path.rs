@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::class::{Class, alphanumeric_and};
+use crate::base::class::{Class, alphanumeric_and};
 
 /// A path in canonical form; starts with `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]

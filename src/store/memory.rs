@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::{Adjustment, Grant, QuotaStore, StoreError};
-use crate::clock::{Clock, UnixTime};
+use crate::base::clock::{Clock, UnixTime};
 use crate::quota::Limit;
 use crate::quota::counter::Counter;
 use crate::quota::rate::MAX_QUOTA;
@@ -189,7 +189,7 @@ impl<C: Clock> QuotaStore for MemoryQuota<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
+    use crate::base::clock::ManualClock;
 
     fn quota(max_subjects: usize) -> MemoryQuota<ManualClock> {
         MemoryQuota::new(ManualClock::new(UnixTime::from_secs(1_000_000_020)), max_subjects)

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use smallvec::SmallVec;
 
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 use crate::quota::{Limit, Standing};
 
 pub mod breaker;

@@ -9,9 +9,9 @@ use futures_util::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 
 use super::create::MAX_TTL;
+use crate::base::clock::UnixTime;
+use crate::base::secret::Secret;
 use crate::cli::{Failure, check};
-use crate::clock::UnixTime;
-use crate::secret::Secret;
 use crate::store::redis::{PageStart, RedisStore};
 use crate::store::{StoreError, StoredRecord, TokenStore as _};
 

@@ -17,13 +17,13 @@ use super::records::StoreArguments;
 use crate::auth::key;
 use crate::auth::record::{Grant, TokenRecord};
 use crate::auth::verification;
+use crate::base::clock::{Clock as _, SystemClock, UnixTime};
+use crate::base::secret::Secret;
 use crate::cli::{Failure, hidden};
-use crate::clock::{Clock as _, SystemClock, UnixTime};
 use crate::config::{Config, JwtIssuer, JwtKey, KeyMaterial};
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};
 use crate::route::path::CanonicalPath;
-use crate::secret::Secret;
 use crate::store::StoredRecord;
 
 /// The variable that holds the signing secret where no configuration does.

@@ -1,7 +1,7 @@
 //! The curl line that tries a token: an address, a path and a method that the gateway serves.
 
+use crate::base::secret::Secret;
 use crate::config::{Config, Route, RouteAuth};
-use crate::secret::Secret;
 
 /// Where a gateway listens when nothing says otherwise.
 const DEFAULT_BASE: &str = "http://127.0.0.1:8080";

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::auth::credential::{Credential, MAX_CREDENTIAL};
 use crate::auth::key;
+use crate::base::secret::Secret;
 use crate::cli::Failure;
-use crate::secret::Secret;
 
 /// Which token; flattened into every subcommand about one.
 #[derive(Args, Debug)]

@@ -11,9 +11,9 @@ use super::fields::{fields, plain, printable};
 use super::name::Name;
 use super::{Admin, unknown};
 use crate::auth::key;
+use crate::base::secret::Secret;
 use crate::cli::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
-use crate::secret::Secret;
 use crate::store::StoredRecord;
 
 /// Where records are kept; flattened into every subcommand.

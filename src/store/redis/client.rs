@@ -19,7 +19,7 @@ use super::place::{Place, place};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
 use super::takes::{self, Question};
 use super::{OnOperation, OnRecordChange, RecordChange, RedisUrlError};
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::store::{Grant, StoreError};
 
 /// How long an attempt to connect may take at least: DNS, TCP and TLS, then again for the first

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use self::client::{HEARTBEAT, RedisClient};
 pub use self::place::RedisUrlError;
 pub use self::tokens::{Imported, NewRecord, PageStart, TokenPage};
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::store::StoreError;
 
 /// The sorted set of gateways by when they were last seen; in a cluster each node has one.

@@ -7,7 +7,7 @@ use fred::error::ErrorKind;
 use fred::types::config::{Config, Server, ServerConfig};
 use url::Url;
 
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 
 /// What may be written, for messages about a whole URL.
 pub(crate) const FORMS: &str = "redis://[user:password@]host[:port][/database], \

@@ -24,7 +24,7 @@ use super::node::{Session, connection_lost, timed_out};
 pub(super) use super::questions::Question;
 use super::questions::Take;
 use super::scripts::TAKE;
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 use crate::quota::Standing;
 use crate::store::Grant;
 

@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use super::RedisStore;
 use super::client::{Connection, IMPORT, PUT, SHORTEN};
 use super::keys::{RECORD_PREFIX, record_key, revocation_key};
-use crate::clock::UnixTime;
+use crate::base::clock::UnixTime;
 use crate::store::{StoreError, StoredRecord, TokenStore};
 
 /// How many keys Redis is asked to look at for one page, at most.

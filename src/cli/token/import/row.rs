@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 use crate::auth::key;
 use crate::auth::members::Members;
 use crate::auth::record::{Grant, TokenRecord};
+use crate::base::secret::Secret;
 use crate::cli::token::fields::texts;
 use crate::cli::token::name::is_credential;
-use crate::secret::Secret;
 use crate::store::StoredRecord;
 use crate::store::redis::NewRecord;
 
