@@ -27,7 +27,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
         auth("[]").replace("max_failures", "cache: { ttl: 1h, max_stale: 1h }, max_failures"),
         origin.url(),
     );
-    let gateways = (0..3).map(|_| Gateway::start(&yaml)).collect();
+    let gateways = (0..3).map(|_| Gateway::start_with_one_thread(&yaml)).collect();
     World { redis, gateways, _origin: origin }
 }
 
