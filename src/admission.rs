@@ -12,12 +12,12 @@ use memchr::memchr;
 use pingora_limits::inflight::{Guard, Inflight};
 use smallvec::SmallVec;
 
-use crate::auth::record::Name;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
 use crate::limit::ledger::{Decision, Ledger, Terms};
 use crate::limit::subject::Subject;
 use crate::policy::{Policy, Route};
+use crate::record::token::Name;
 use crate::route::path::{CanonicalPath, PathError};
 use crate::route::table::Found;
 use crate::store::StoreError;

@@ -97,6 +97,7 @@ pub mod limit;
 pub mod policy;
 pub mod proxy;
 pub mod quota;
+pub mod record;
 pub mod route;
 pub mod store;
 pub mod telemetry;

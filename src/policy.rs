@@ -12,8 +12,6 @@ use quick_cache::sync::Cache;
 use crate::auth::guard::FailureGuard;
 use crate::auth::jwks::{Jwks, JwksRules};
 use crate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
-use crate::auth::key::public_id;
-use crate::auth::record::{RateRule, RecordError, TokenRecord};
 use crate::auth::verification::KeyError;
 use crate::auth::{AuthRules, Principal};
 use crate::config::{
@@ -23,6 +21,8 @@ use crate::config::{
 use crate::limit::ledger::{FailurePolicy, Sync};
 use crate::quota::Algorithm;
 use crate::quota::rule::{Group, LimitRule, groups};
+use crate::record::key::public_id;
+use crate::record::token::{RateRule, RecordError, TokenRecord};
 use crate::route::table::{Matcher, RouteTable};
 use crate::store::StoredRecord;
 use crate::telemetry::metrics::{METRICS, RouteMetrics, plan_requests};

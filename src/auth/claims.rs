@@ -5,10 +5,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::cache::Memo;
-use super::key::is_hash;
-use super::members::Members;
-use super::record::{Grant, TokenRecord};
 use crate::base::clock::UnixTime;
+use crate::record::key::is_hash;
+use crate::record::members::Members;
+use crate::record::token::{Grant, TokenRecord};
 
 /// Longest `api_key`, `jti` or `kid` that a token may have, in bytes.
 pub const MAX_NAME: usize = 256;

@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(&*first.api_key, "k");
         assert_eq!(
             first.grant.as_ref().unwrap().rate,
-            Some(crate::auth::record::RateRule::Bare(5))
+            Some(crate::record::token::RateRule::Bare(5))
         );
         assert!(std::ptr::eq(&*first, &*verifier.verify_now(&token, NOW).unwrap()));
         let later = UnixTime::from_secs(1_000_060);

@@ -10,11 +10,11 @@ use log::LevelFilter;
 use url::Url;
 
 use crate::auth::jwks::JwksRules;
-use crate::auth::key::is_hash;
 use crate::auth::verification::{self, KeyError, VerificationKey};
 use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitRule;
+use crate::record::key::is_hash;
 
 mod address;
 mod compile;

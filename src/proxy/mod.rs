@@ -16,8 +16,8 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::{Admission, Rejection, Request};
 use crate::auth::Principal;
-use crate::auth::record::Name;
 use crate::policy::Policy;
+use crate::record::token::Name;
 use crate::route::path::CanonicalPath;
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};

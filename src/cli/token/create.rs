@@ -14,8 +14,6 @@ use uuid::Uuid;
 use super::fields::texts;
 use super::issue::{Issued, Kept};
 use super::records::StoreArguments;
-use crate::auth::key;
-use crate::auth::record::{Grant, TokenRecord};
 use crate::auth::verification;
 use crate::base::clock::{Clock as _, SystemClock, UnixTime};
 use crate::base::secret::Secret;
@@ -23,6 +21,8 @@ use crate::cli::{Failure, hidden};
 use crate::config::{Config, JwtIssuer, JwtKey, KeyMaterial};
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};
+use crate::record::key;
+use crate::record::token::{Grant, TokenRecord};
 use crate::route::path::CanonicalPath;
 use crate::store::StoredRecord;
 

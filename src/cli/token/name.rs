@@ -10,9 +10,9 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::auth::credential::{Credential, MAX_CREDENTIAL};
-use crate::auth::key;
 use crate::base::secret::Secret;
 use crate::cli::Failure;
+use crate::record::key;
 
 /// Which token; flattened into every subcommand about one.
 #[derive(Args, Debug)]

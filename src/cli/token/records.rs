@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use super::fields::{fields, plain, printable};
 use super::name::Name;
 use super::{Admin, unknown};
-use crate::auth::key;
 use crate::base::secret::Secret;
 use crate::cli::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
+use crate::record::key;
 use crate::store::StoredRecord;
 
 /// Where records are kept; flattened into every subcommand.

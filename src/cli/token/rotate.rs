@@ -15,11 +15,11 @@ use super::issue::{Issued, Kept};
 use super::name::NameArgument;
 use super::records::{Records, StoreArguments, storage_key};
 use super::{Admin, pretty, unknown};
-use crate::auth::key::{is_hash, public_id};
-use crate::auth::record::{Grant, TokenRecord};
 use crate::base::clock::{Clock as _, SystemClock, UnixTime};
 use crate::base::secret::Secret;
 use crate::cli::{Failure, hidden, say, tell};
+use crate::record::key::{is_hash, public_id};
+use crate::record::token::{Grant, TokenRecord};
 use crate::store::StoredRecord;
 
 /// Arguments of `tollgate token rotate`.

@@ -15,11 +15,11 @@ use super::super::{
 };
 use super::{deadline, each, limits, need};
 use crate::auth::jwks::{self, JwksRules, Source};
-use crate::auth::key;
 use crate::base::files::read_text;
 use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 use crate::quota::rule::{LimitRule, Written, rule_set};
+use crate::record::key;
 
 /// Plans by name; a plan with a fault has no limits.
 type Plans = [(String, Option<Arc<[LimitRule]>>)];

@@ -9,12 +9,12 @@ use clap::ValueEnum;
 use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
 
-use crate::auth::key;
-use crate::auth::members::Members;
-use crate::auth::record::{Grant, TokenRecord};
 use crate::base::secret::Secret;
 use crate::cli::token::fields::texts;
 use crate::cli::token::name::is_credential;
+use crate::record::key;
+use crate::record::members::Members;
+use crate::record::token::{Grant, TokenRecord};
 use crate::store::StoredRecord;
 use crate::store::redis::NewRecord;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::credential::{Credential, MAX_CREDENTIAL};
+use crate::auth::credential::{Credential, MAX_CREDENTIAL};
 use crate::base::secret::Secret;
 
 /// What keys made here start with, for secret scanners to find.
