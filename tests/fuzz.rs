@@ -19,7 +19,7 @@ use tollgate::auth::{AuthRules, Authenticator};
 use tollgate::base::clock::{Clock, ManualClock, UnixTime};
 use tollgate::quota;
 use tollgate::record::key;
-use tollgate::record::token::{RateRule, TokenRecord};
+use tollgate::record::{RateRule, TokenRecord};
 use tollgate::store::StoredRecord;
 
 /// Changed inputs a target is run with, unless `TOLLGATE_FUZZ_RUNS` says otherwise.

@@ -21,8 +21,8 @@ use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
 use crate::base::clock::{AtomicMoment, Clock, Moment};
+use crate::record::TokenRecord;
 use crate::record::key::public_id;
-use crate::record::token::TokenRecord;
 use crate::store::{StoreError, TokenStore};
 
 /// How long a token that is not known, or whose record cannot be read, is taken for that.
@@ -463,7 +463,7 @@ mod tests {
 
     use super::*;
     use crate::base::clock::{ManualClock, UnixTime};
-    use crate::record::token::RateRule;
+    use crate::record::RateRule;
     use crate::store::StoredRecord;
 
     #[derive(Default)]

@@ -10,7 +10,7 @@ use http::HeaderMap;
 
 use crate::base::clock::{Clock, UnixTime};
 use crate::record::key;
-use crate::record::token::{Grant, Name, RateRule, TokenRecord};
+use crate::record::{Grant, HeaderText, RateRule, TokenRecord};
 use crate::store::StoreError;
 
 pub mod cache;
@@ -94,12 +94,12 @@ impl Principal {
     }
 
     /// The plan.
-    pub fn plan(&self) -> Option<&Name> {
+    pub fn plan(&self) -> Option<&HeaderText> {
         self.granted(|grant| grant.plan.as_ref())
     }
 
     /// The organization.
-    pub fn organization_id(&self) -> Option<&Name> {
+    pub fn organization_id(&self) -> Option<&HeaderText> {
         self.granted(|grant| grant.organization_id.as_ref())
     }
 

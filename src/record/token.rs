@@ -1,30 +1,30 @@
-//! What a token record says, and how it is read from either of its stored shapes.
+//! What a token record says, read and checked.
 
 use std::sync::Arc;
 
-use chrono::DateTime;
 use http::HeaderValue;
 use parking_lot::Mutex;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::error::{Faults, RecordError};
+use super::field::{self, API_KEY, Field};
 use super::key::public_id;
 use super::members::Members;
+use super::stored::StoredRecord;
 use crate::base::clock::UnixTime;
 use crate::base::text::Text;
-use crate::quota::rate::MAX_QUOTA;
-use crate::quota::rule::{Group, LimitRule, Written, groups, rule_set};
-use crate::quota::{Algorithm, RateError};
+use crate::quota::Algorithm;
+use crate::quota::rule::{Group, LimitRule, groups};
 use crate::route::pattern::PathPatterns;
-use crate::store::StoredRecord;
+
+/// The largest record that is read from a store, in bytes: as long as a line that can be imported.
+const MAX_RECORD: usize = 64 << 10;
 
 /// What a limit takes, with the groups that are made of it, in bytes.
 const RULE_BYTES: usize = 448;
 
 /// What the subject of a token begins with.
 const SUBJECT: &str = "token:";
-
-/// The members that mean something besides those of a grant; others are passed over.
-const OWN_MEMBERS: [&str; 2] = ["api_key", "disabled"];
 
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +33,7 @@ pub struct TokenRecord {
     pub subject: Text,
     /// Whether the token is refused.
     pub disabled: bool,
-    /// What it may do.
+    /// What the token may do.
     pub grant: Grant,
 }
 
@@ -44,19 +44,29 @@ pub struct Grant {
     pub rate: Option<RateRule>,
     /// When the token stops being valid.
     pub expires_at: Option<UnixTime>,
-    /// The paths it may use; `None` for all.
+    /// The paths that the token may use; `None` for all.
     pub allowed_routes: Option<PathPatterns>,
-    /// The plan whose limits apply where there are no own ones.
-    pub plan: Option<Name>,
-    /// The organization the token belongs to.
-    pub organization_id: Option<Name>,
+    /// The plan whose limits apply where there are no own limits.
+    pub plan: Option<HeaderText>,
+    /// The organization that the token belongs to.
+    pub organization_id: Option<HeaderText>,
 }
 
 /// Printable ASCII, ready to be sent in a header field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name(HeaderValue);
+pub struct HeaderText(HeaderValue);
 
-impl Name {
+impl HeaderText {
+    /// Reads `text`; `None` where a header field cannot hold it.
+    pub fn read(text: &str) -> Option<Self> {
+        HeaderValue::from_str(text).ok().filter(|_| Self::can_hold(text)).map(Self)
+    }
+
+    /// Whether `text` is printable ASCII.
+    pub fn can_hold(text: &str) -> bool {
+        text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         // Printable ASCII always is text.
@@ -78,6 +88,13 @@ pub enum RateRule {
     Limits(Arc<OwnLimits>),
 }
 
+impl RateRule {
+    /// The rule that `rules` make together.
+    pub(super) fn of(rules: Arc<[LimitRule]>) -> Self {
+        Self::Limits(Arc::new(OwnLimits { rules, groups: Mutex::default() }))
+    }
+}
+
 /// Limits of a record or a claim, and the groups they make, kept from one request to the next.
 #[derive(Debug)]
 pub struct OwnLimits {
@@ -86,8 +103,9 @@ pub struct OwnLimits {
 }
 
 impl OwnLimits {
-    fn new(rules: Arc<[LimitRule]>) -> Self {
-        Self { rules, groups: Mutex::default() }
+    /// The limits, in the order in which they were written.
+    pub fn rules(&self) -> &[LimitRule] {
+        &self.rules
     }
 
     /// The groups, counted by `default` where the limits do not say how.
@@ -112,20 +130,6 @@ impl PartialEq for OwnLimits {
 
 impl Eq for OwnLimits {}
 
-/// Which field of a record is wrong, and how.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {problem}")]
-pub struct RecordError {
-    /// The field, or `record` for the whole.
-    pub field: &'static str,
-    /// What is wrong and what is allowed. Never holds a credential: records have none.
-    pub problem: String,
-}
-
-fn fault(field: &'static str, problem: impl Into<String>) -> RecordError {
-    RecordError { field, problem: problem.into() }
-}
-
 impl TokenRecord {
     /// Reads the record stored under `token:<id>`. Fields that are not known are passed over.
     ///
@@ -133,45 +137,21 @@ impl TokenRecord {
     /// [`RecordError`] names the first field that cannot be understood: a limit or an expiry that is
     /// misread must not become one that is missing.
     pub fn read(id: &Arc<str>, stored: &StoredRecord) -> Result<Self, RecordError> {
-        match stored {
+        let draft = match stored {
             StoredRecord::Json(text) => {
-                let members = Members::read(text.as_bytes(), [&OWN_MEMBERS, &Grant::MEMBERS])
-                    .map_err(|error| fault("record", error.to_string()))?;
-                Self::from_members(id, |name| members.get(name).cloned())
+                must_be_small(text.len())?;
+                let known = |name: &str| field::named(name).map(|field| field.name);
+                let members = Members::read(text.as_bytes(), known)
+                    .map_err(|error| RecordError::of_record(error.to_string()))?;
+                Draft::read(|field| members.get(field.name).cloned())
             }
-            StoredRecord::Fields(fields) => Self::from_members(id, |name| {
-                let text = fields.get(name).filter(|text| !text.is_empty())?;
-                // A hash keeps text only: arrays, numbers and booleans stand in it as JSON.
-                Some(match name {
-                    "limits" | "allowed_routes" | "rate_limit" | "disabled" | "expires_at" => {
-                        serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))
-                    }
-                    _ => Value::String(text.clone()),
-                })
-            }),
-        }
-    }
-
-    fn from_members(
-        id: &Arc<str>,
-        member: impl Fn(&str) -> Option<Value>,
-    ) -> Result<Self, RecordError> {
-        let member = |name: &str| member(name).filter(|value| !value.is_null());
-        let public = public_id(id);
-        if let Some(own) = text("api_key", member("api_key"))?
-            && *own != **id
-            && *own != *public
-        {
-            return Err(fault("api_key", "differs from the key it is stored under"));
-        }
-        let disabled = match member("disabled") {
-            None => false,
-            Some(Value::Bool(disabled)) => disabled,
-            Some(Value::Number(number)) if number.as_u64() == Some(0) => false,
-            Some(Value::Number(number)) if number.as_u64() == Some(1) => true,
-            Some(_) => return Err(fault("disabled", "must be true or false")),
+            StoredRecord::Fields(fields) => {
+                let text = |field: &Field| fields.get(field.name);
+                must_be_small(field::FIELDS.iter().filter_map(text).map(String::len).sum())?;
+                Draft::read(|field| text(field).and_then(|text| field.of_text(text)))
+            }
         };
-        Self::new(id, disabled, Grant::read(member)?)
+        draft.map_err(first)?.named(id)
     }
 
     /// The record of a token that has none: everything is left to its claims.
@@ -179,13 +159,7 @@ impl TokenRecord {
     /// # Errors
     /// [`RecordError`] when the token cannot be named in a header field.
     pub fn saying_nothing(api_key: &Arc<str>) -> Result<Self, RecordError> {
-        Self::new(api_key, false, Grant::default())
-    }
-
-    fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
-        // It is sent in a header field.
-        field_value("api_key", id)?;
-        Ok(Self { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
+        Draft::default().named(api_key)
     }
 
     /// The token's public id: printable ASCII.
@@ -194,12 +168,15 @@ impl TokenRecord {
     }
 }
 
-impl Grant {
-    /// What a grant is made of.
-    pub const MEMBERS: [&str; 6] =
-        ["rate_limit", "limits", "expires_at", "allowed_routes", "plan", "organization_id"];
+fn must_be_small(bytes: usize) -> Result<(), RecordError> {
+    match bytes > MAX_RECORD {
+        true => Err(RecordError::of_record("is larger than 64 KiB")),
+        false => Ok(()),
+    }
+}
 
-    /// How large it is, in bytes, as far as that differs from one to another.
+impl Grant {
+    /// How large the grant is, in bytes, as far as that differs from grant to grant.
     pub fn bytes(&self) -> usize {
         let Self { rate, allowed_routes, plan, organization_id, .. } = self;
         let names = [plan, organization_id].into_iter().flatten().map(|name| name.as_str().len());
@@ -211,140 +188,64 @@ impl Grant {
         names.sum::<usize>() + routes + rules
     }
 
-    /// Reads the members of a record or the claims of a JWT; `null` is as good as absent.
+    /// Reads the claims of a JWT, of which `claim` gives those that are asked for.
     ///
     /// # Errors
-    /// [`RecordError`] names the first member that cannot be understood.
-    pub fn read(member: impl Fn(&str) -> Option<Value>) -> Result<Self, RecordError> {
-        let member = |name: &str| member(name).filter(|value| !value.is_null());
-        let rate = match member("limits") {
-            Some(limits) => Some(limits_rule("limits", limits)?),
-            None => member("rate_limit").map(|value| rate_rule("rate_limit", value)).transpose()?,
-        };
-        Ok(Self {
-            rate,
-            expires_at: member("expires_at").map(|value| time("expires_at", value)).transpose()?,
-            allowed_routes: member("allowed_routes")
-                .map(|value| patterns("allowed_routes", value))
-                .transpose()?,
-            plan: name("plan", member("plan"))?,
-            organization_id: name("organization_id", member("organization_id"))?,
-        })
+    /// [`RecordError`] names the first claim that cannot be understood.
+    pub fn claimed(claim: impl Fn(&str) -> Option<Value>) -> Result<Self, RecordError> {
+        let value = |field: &Field| field.is_claim.then(|| claim(field.name)).flatten();
+        Draft::read(value).map(|draft| draft.grant).map_err(first)
     }
 }
 
-fn name(field: &'static str, value: Option<Value>) -> Result<Option<Name>, RecordError> {
-    let text = text(field, value)?;
-    text.map(|text| field_value(field, &text).map(Name)).transpose()
+/// What a record says, before the token that it is of is known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Draft {
+    /// Whether the token is refused.
+    pub disabled: bool,
+    /// What the token may do.
+    pub grant: Grant,
+    /// The id that the record repeats.
+    pub(super) api_key: Option<String>,
 }
 
-fn text(field: &'static str, value: Option<Value>) -> Result<Option<Arc<str>>, RecordError> {
-    match value {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.into())),
-        Some(_) => Err(fault(field, "must be text")),
-    }
-}
-
-fn field_value(field: &'static str, text: &str) -> Result<HeaderValue, RecordError> {
-    let visible = text.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
-    HeaderValue::from_str(text)
-        .ok()
-        .filter(|_| visible)
-        .ok_or_else(|| fault(field, "must be printable ASCII"))
-}
-
-/// Reads `N`, `"N"` or `"N/unit"`.
-fn rate_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError> {
-    let quota = match &value {
-        Value::Number(number) => number.as_u64(),
-        Value::String(text) if text.contains('/') => {
-            let rule = LimitRule::parse(text).map_err(|error| fault(field, error.to_string()))?;
-            return Ok(RateRule::Limits(Arc::new(OwnLimits::new([rule].into()))));
+impl Draft {
+    /// Reads the fields of a record, of each of which `value` gives the value in JSON's types.
+    ///
+    /// # Errors
+    /// Every fault, field by field; at least one.
+    pub fn read(value: impl Fn(&Field) -> Option<Value>) -> Result<Self, Vec<RecordError>> {
+        let (mut draft, mut found) = (Self::default(), Vec::new());
+        for field in &field::FIELDS {
+            if let Some(value) = value(field) {
+                field.read(value, &mut draft, &mut Faults::of(field.name, &mut found));
+            }
         }
-        Value::String(text) => text.parse().ok(),
-        _ => None,
-    };
-    match quota {
-        Some(quota) if (1..=MAX_QUOTA).contains(&quota) => Ok(RateRule::Bare(quota)),
-        _ => Err(fault(field, RateError::Quota(value.to_string()).to_string())),
-    }
-}
-
-fn limits_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError> {
-    let Value::Array(items) = value else {
-        return Err(fault(field, "must be an array of limits such as \"100/minute\""));
-    };
-    let rules = items.iter().map(|item| LimitRule::read(&written(item)?)).collect::<Result<_, _>>();
-    let rules = rules.and_then(|rules| rule_set(rules, false));
-    let rules = rules.map_err(|error| fault(field, error.to_string()))?;
-    Ok(RateRule::Limits(Arc::new(OwnLimits::new(rules))))
-}
-
-/// A limit as JSON has it: `"N/unit"`, or an object with a `rate`.
-fn written(item: &Value) -> Result<Written, RateError> {
-    match item {
-        Value::String(rate) => Ok(Written { rate: rate.clone(), ..Written::default() }),
-        Value::Object(members) => written_members(members),
-        other => Err(RateError::Form(other.to_string())),
-    }
-}
-
-fn written_members(members: &Map<String, Value>) -> Result<Written, RateError> {
-    let mut written = Written::default();
-    for (name, value) in members {
-        let text = || value.as_str().map(str::to_owned);
-        match name.as_str() {
-            "rate" => {
-                written.rate = text().ok_or_else(|| RateError::Form(value.to_string()))?;
-            }
-            // A burst of 0 is refused where bursts are known.
-            "burst" => written.burst = Some(value.as_u64().unwrap_or(0)),
-            "algorithm" => {
-                let text = text().ok_or_else(|| RateError::Algorithm(value.to_string()))?;
-                written.algorithm = Some(text);
-            }
-            "by" => written.by = Some(words(value)?),
-            "name" => {
-                written.name = Some(text().ok_or_else(|| RateError::Name(value.to_string()))?);
-            }
-            other => return Err(RateError::Member(other.into())),
+        match found.is_empty() {
+            true => Ok(draft),
+            false => Err(found),
         }
     }
-    Ok(written)
-}
 
-/// One word, or an array of them.
-fn words(value: &Value) -> Result<Vec<String>, RateError> {
-    let word = |value: &Value| {
-        value.as_str().map(str::to_owned).ok_or_else(|| RateError::By(value.to_string()))
-    };
-    match value {
-        Value::Array(values) => values.iter().map(word).collect(),
-        value => Ok(vec![word(value)?]),
+    /// The record, which is stored under `token:<id>`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when it repeats another id, or when a header field cannot hold `id`.
+    pub fn named(self, id: &str) -> Result<TokenRecord, RecordError> {
+        if self.api_key.is_some_and(|own| own != id && own != public_id(id)) {
+            return Err(RecordError::new(API_KEY, "differs from the key it is stored under"));
+        }
+        if !HeaderText::can_hold(id) {
+            return Err(RecordError::new(API_KEY, "is not printable; write printable ASCII text"));
+        }
+        let Self { disabled, grant, .. } = self;
+        Ok(TokenRecord { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
     }
 }
 
-/// Reads an RFC 3339 time, or whole seconds since the epoch.
-fn time(field: &'static str, value: Value) -> Result<UnixTime, RecordError> {
-    let parsed = match &value {
-        Value::Number(number) => number.as_u64().map(UnixTime::from_secs),
-        Value::String(text) => DateTime::parse_from_rfc3339(text)
-            .ok()
-            .and_then(|time| u64::try_from(time.timestamp_micros()).ok())
-            .map(UnixTime::from_micros),
-        _ => None,
-    };
-    parsed.ok_or_else(|| {
-        fault(field, "must be an RFC 3339 time such as 2030-01-31T12:00:00Z, or seconds since 1970")
-    })
-}
-
-/// Reads an array of path patterns.
-fn patterns(field: &'static str, value: Value) -> Result<PathPatterns, RecordError> {
-    serde_json::from_value(value)
-        .map(PathPatterns::new)
-        .map_err(|_| fault(field, "must be an array of paths such as [\"/api/*\"]"))
+fn first(faults: Vec<RecordError>) -> RecordError {
+    let unknown = || RecordError::of_record("cannot be read");
+    faults.into_iter().next().unwrap_or_else(unknown)
 }
 
 #[cfg(test)]
@@ -447,8 +348,82 @@ mod tests {
             (r#"{"plan":3}"#, "plan"),
             ("{\"organization_id\":\"a\\r\\nb\"}", "organization_id"),
             (r#"{"disabled":"perhaps"}"#, "disabled"),
+            (r#"{"limits":[{"rate":"5/minute","rate":"9/minute"}]}"#, "record"),
+            (r#"{"limits":["1/minute"],"rate_limit":5}"#, "limits"),
+            (r#"{"expires_at":1893456000000}"#, "expires_at"),
+            (r#"{"expires_at":1.5}"#, "expires_at"),
+            (r#"{"expires_at":""}"#, "expires_at"),
+            (r#"{"expires_at":"1969-12-31T23:59:59Z"}"#, "expires_at"),
+            (r#"{"allowed_routes":["/a b"]}"#, "allowed_routes"),
+            (r#"{"allowed_routes":["/a","/%61pi"]}"#, "allowed_routes"),
+            (r#"{"allowed_routes":["/api/*/x"]}"#, "allowed_routes"),
+            (r#"{"allowed_routes":["api/*"]}"#, "allowed_routes"),
+            (r#"{"plan":"a b"}"#, "plan"),
+            (r#"{"name":7}"#, "name"),
+            (r#"{"name":"a\nb"}"#, "name"),
+            (r#"{"disabled":1}"#, "disabled"),
         ] {
             assert_eq!(json(text).unwrap_err().field, field, "{text}");
         }
+    }
+
+    #[test]
+    fn an_error_says_where_what_and_what_is_allowed() {
+        for (text, message) in [
+            (
+                r#"{"expires_at":1893456000000}"#,
+                "expires_at: is after the year 9999, as milliseconds are where seconds are meant; write a time as RFC 3339 has it, such as 2030-01-31T12:00:00Z, or seconds since 1970",
+            ),
+            (
+                r#"{"allowed_routes":["/a","api/*"]}"#,
+                "allowed_routes[1]: does not start with `/`; write a path, a path with `*` at its end, or `*` for all",
+            ),
+            (
+                r#"{"allowed_routes":["/%61pi"]}"#,
+                "allowed_routes[0]: is not in canonical form; write `/api`",
+            ),
+            (
+                r#"{"limits":["9/day","often"]}"#,
+                "limits[1]: `often` is not a rate: write N/second, N/minute, N/hour or N/day",
+            ),
+            (
+                r#"{"organization_id":7}"#,
+                "organization_id: is a number; write printable ASCII text (quote numbers)",
+            ),
+            ("\"tg_0123456789ABCDEFGHIJKLMNOPQRSTUV10DJZz\"", "record: is not a JSON object"),
+        ] {
+            assert_eq!(json(text).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_is_absent() {
+        let nothing = json("{}").unwrap();
+        for name in ["plan", "organization_id", "name"] {
+            assert_eq!(json(&format!(r#"{{"{name}":""}}"#)), Ok(nothing.clone()), "{name}");
+        }
+        for field in &field::FIELDS {
+            let name = field.name;
+            assert_eq!(json(&format!(r#"{{"{name}":null}}"#)), Ok(nothing.clone()), "{name}");
+            assert_eq!(hash(&[(name, "")]), Ok(nothing.clone()), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_largest_time_is_the_last_that_can_be_written() {
+        assert!(json(r#"{"expires_at":253402300799}"#).is_ok());
+        assert!(json(r#"{"expires_at":"9999-12-31T23:59:59.999Z"}"#).is_ok());
+        assert!(json(r#"{"expires_at":253402300800}"#).is_err());
+        // The first day of 1978, in milliseconds, and a day before it.
+        assert!(json(r#"{"expires_at":253411200000}"#).is_err());
+    }
+
+    #[test]
+    fn a_record_is_small() {
+        let name = "x".repeat(MAX_RECORD);
+        let text = format!(r#"{{"name":"{name}"}}"#);
+        assert_eq!(json(&text).unwrap_err().to_string(), "record: is larger than 64 KiB");
+        assert!(hash(&[("name", &name)]).is_ok());
+        assert!(hash(&[("name", &name), ("plan", "a")]).is_err());
     }
 }
