@@ -115,7 +115,7 @@ fn an_outage_serves_a_thousand_known_tokens_and_calls_no_unknown_one_wrong() {
     let mut world = world();
     let gateway = &world.gateways[0];
     let key = |nth: usize| format!("imported-key-{nth}");
-    let hash = |nth: usize| tollgate::auth::key::hash(&key(nth)).unwrap();
+    let hash = |nth: usize| tollgate::record::key::hash(&key(nth)).unwrap();
     let ids: Vec<_> = (0..500).flat_map(|nth| [format!("known-{nth}").into(), hash(nth)]).collect();
     let script = "for _, id in ipairs(ARGV) do redis.call('HSET', 'token:' .. id, 'name', 'x') end";
     let words: Vec<&str> =
