@@ -15,6 +15,7 @@ pub mod cache;
 pub mod claims;
 pub mod credential;
 pub mod guard;
+pub mod issuer;
 pub mod jwks;
 pub mod jwt;
 pub mod key;

@@ -57,6 +57,14 @@ pub struct Grant {
 pub struct Name(HeaderValue);
 
 impl Name {
+    /// The text of `field`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the text is not printable ASCII.
+    pub fn new(field: &'static str, text: &str) -> Result<Self, RecordError> {
+        field_value(field, text).map(Self)
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         // Printable ASCII always is text.
@@ -76,6 +84,13 @@ pub enum RateRule {
     Bare(u64),
     /// `rate_limit: N/unit` or `limits: [...]`.
     Limits(Arc<OwnLimits>),
+}
+
+impl RateRule {
+    /// These limits, which are valid and can be decided together.
+    pub fn limits(rules: Arc<[LimitRule]>) -> Self {
+        Self::Limits(Arc::new(OwnLimits::new(rules)))
+    }
 }
 
 /// Limits of a record or a claim, and the groups they make, kept from one request to the next.
@@ -182,7 +197,11 @@ impl TokenRecord {
         Self::new(api_key, false, Grant::default())
     }
 
-    fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
+    /// The record that is stored under `token:<id>`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the token cannot be named in a header field.
+    pub fn new(id: &Arc<str>, disabled: bool, grant: Grant) -> Result<Self, RecordError> {
         // It is sent in a header field.
         field_value("api_key", id)?;
         Ok(Self { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
@@ -235,7 +254,7 @@ impl Grant {
 
 fn name(field: &'static str, value: Option<Value>) -> Result<Option<Name>, RecordError> {
     let text = text(field, value)?;
-    text.map(|text| field_value(field, &text).map(Name)).transpose()
+    text.map(|text| Name::new(field, &text)).transpose()
 }
 
 fn text(field: &'static str, value: Option<Value>) -> Result<Option<Arc<str>>, RecordError> {
@@ -260,7 +279,7 @@ fn rate_rule(field: &'static str, value: Value) -> Result<RateRule, RecordError>
         Value::Number(number) => number.as_u64(),
         Value::String(text) if text.contains('/') => {
             let rule = LimitRule::parse(text).map_err(|error| fault(field, error.to_string()))?;
-            return Ok(RateRule::Limits(Arc::new(OwnLimits::new([rule].into()))));
+            return Ok(RateRule::limits([rule].into()));
         }
         Value::String(text) => text.parse().ok(),
         _ => None,
@@ -278,7 +297,7 @@ fn limits_rule(field: &'static str, value: Value) -> Result<RateRule, RecordErro
     let rules = items.iter().map(|item| LimitRule::read(&written(item)?)).collect::<Result<_, _>>();
     let rules = rules.and_then(|rules| rule_set(rules, false));
     let rules = rules.map_err(|error| fault(field, error.to_string()))?;
-    Ok(RateRule::Limits(Arc::new(OwnLimits::new(rules))))
+    Ok(RateRule::limits(rules))
 }
 
 /// A limit as JSON has it: `"N/unit"`, or an object with a `rate`.
