@@ -1,4 +1,4 @@
-//! What requests are matched by: path prefixes, permitted routes, hosts and methods.
+//! Parts of requests that routes and records name: path prefixes, permitted routes, hosts and methods.
 
 use std::net::Ipv6Addr;
 

@@ -1,13 +1,14 @@
 //! Single values: how a text, number or boolean of the file becomes a valid value.
 //!
-//! A [`Leaf`] reads itself from the file and refuses what is wrong with a message that says what is
-//! allowed. Which key a value belongs to is not known here.
+//! A [`Leaf`] reads itself from the file and refuses a wrong value with a message that says which values are
+//! allowed. The key of a value is not known here.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
+use crate::base::clock::UnixTime;
 use crate::base::secret::Secret;
 
 /// A value that is written as one scalar.
@@ -78,7 +79,7 @@ impl<'de, T: Scalar> Deserialize<'de> for Leaf<T> {
     }
 }
 
-/// Text that says something.
+/// Text that is not empty.
 impl Scalar for String {
     fn allowed() -> String {
         "text (quote numbers)".into()
@@ -95,7 +96,7 @@ impl Scalar for String {
     }
 }
 
-/// What upstreams are told in header fields.
+/// Text that upstreams get in header fields.
 pub struct Printable(pub String);
 
 impl Scalar for Printable {
@@ -225,10 +226,10 @@ impl Scalar for Size {
     }
 }
 
-/// What plans and upstreams are called: it appears in metrics, logs and header fields.
-pub struct Name(pub String);
+/// The name of a plan or an upstream: it appears in metrics, logs and header fields.
+pub struct Identifier(pub String);
 
-impl Scalar for Name {
+impl Scalar for Identifier {
     fn allowed() -> String {
         "a name of 1 to 64 letters, digits, `_`, `-` or `.`".into()
     }
@@ -243,7 +244,12 @@ impl Scalar for Name {
 }
 
 /// A point in time as RFC 3339 writes it.
-pub struct Timestamp(pub String);
+pub struct Timestamp {
+    /// The time as it was written, to be shown.
+    pub text: String,
+    /// The time.
+    pub time: UnixTime,
+}
 
 impl Scalar for Timestamp {
     fn allowed() -> String {
@@ -252,17 +258,21 @@ impl Scalar for Timestamp {
 
     fn read(text: &str) -> Result<Self, String> {
         match chrono::DateTime::parse_from_rfc3339(text) {
-            Ok(time) if time.timestamp() < 0 => Err(instead::<Self>("is before 1970")),
-            Ok(_) => Ok(Self(text.to_owned())),
+            Ok(time) => match u64::try_from(time.timestamp_micros()) {
+                Ok(micros) => {
+                    Ok(Self { text: text.to_owned(), time: UnixTime::from_micros(micros) })
+                }
+                Err(_) => Err(instead::<Self>("is before 1970")),
+            },
             Err(_) => Err(instead::<Self>("is not a time")),
         }
     }
 }
 
-/// Where a Unix socket is made.
+/// The path of a Unix socket.
 pub struct SocketPath(pub String);
 
-/// What fits into `sockaddr_un.sun_path` with its final zero.
+/// Most bytes that fit into `sockaddr_un.sun_path` with its final zero.
 const MAX_SOCKET_PATH: usize = 107;
 
 impl Scalar for SocketPath {
@@ -305,9 +315,9 @@ mod tests {
         for text in ["0", "2TiB", "-1", "ten", ""] {
             assert!(Size::read(text).is_err(), "{text}");
         }
-        assert!(Name::read("users-v1.2_x").is_ok());
+        assert!(Identifier::read("users-v1.2_x").is_ok());
         for text in ["", "a b", "é", "a/b", &"x".repeat(65)] {
-            assert!(Name::read(text).is_err(), "{text}");
+            assert!(Identifier::read(text).is_err(), "{text}");
         }
     }
 }

@@ -646,7 +646,8 @@ mod tests {
         }
     }
 
-    const EXACT: Terms = Terms { sync: SyncMode::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
+    const EXACT: Terms =
+        Terms { sync: SyncMode::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
 
     struct World {
         ledger: Arc<Ledger>,
