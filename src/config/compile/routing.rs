@@ -258,7 +258,7 @@ fn is_framing(name: &HeaderName) -> bool {
         || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 
-/// Fields that tell an upstream the client's identity, in any spelling an upstream may take for them.
+/// Fields that tell an upstream who asks, in any spelling an upstream may take for them.
 fn is_identity(name: &HeaderName) -> bool {
     let name = name.as_str().replace(['_', '.'], "-");
     matches!(name.as_str(), "x-request-id" | "x-organization-id" | "x-plan-tier" | "x-token-id")
