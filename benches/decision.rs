@@ -24,7 +24,7 @@ use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
-use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
+use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;
 use tollgate::store::{StoreError, StoredRecord, TokenStore};
@@ -59,7 +59,7 @@ fn ledger(criterion: &mut Criterion) -> Result<(), Failure> {
     let ledger = Arc::new(Ledger::new(store, clock, 10));
     let subject: Arc<str> = "token:bench".into();
     let limits: Arc<[Limit]> = [Limit::parse("1000000000/minute")?].into();
-    let terms = Terms { sync: Sync::Leased, on_failure: FailurePolicy::Deny, gateways: 1 };
+    let terms = Terms { sync: SyncMode::Leased, on_failure: FailurePolicy::Deny, gateways: 1 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     criterion.bench_function("ledger, tokens in hand", |bencher| {
         bencher.iter_custom(|decisions| {

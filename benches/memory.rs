@@ -17,7 +17,7 @@ use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, SystemClock, UnixTime};
-use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
+use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms};
 use tollgate::quota::{Limit, Standing};
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
 
@@ -124,7 +124,7 @@ fn subjects() -> Result<(), Box<dyn Error>> {
     let clock = Arc::new(SystemClock::default());
     let ledger = Arc::new(Ledger::new(Arc::new(Generous), clock, SUBJECTS));
     let limits: Arc<[Limit]> = [Limit::parse("1000/minute")?].into();
-    let terms = Terms { sync: Sync::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
+    let terms = Terms { sync: SyncMode::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let ask = |from: usize, to: usize| {
         runtime.block_on(async {

@@ -10,15 +10,15 @@
 //! | --- | --- | --- |
 //! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
-//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
+//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked from every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
 //! | [`auth`] | credential, signature, principal; records as they are cached | [`auth::Authenticator`] |
 //! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
 //! | [`upstream`] | endpoints, whose turn it is, names to addresses | [`upstream::pool`] |
-//! | [`config`] | file and environment to valid values, or to every fault with its place | [`config::Config`] |
-//! | [`policy`] | a configuration compiled for the rooms above | [`policy::Policy`] |
+//! | [`config`] | file and environment to valid values of the rooms above, or to every fault with its location | [`config::Config`] |
+//! | [`policy`] | one immutable snapshot of a configuration, ready for requests; a file a part | [`policy::Policy`] |
 //! | [`admission`] | the order of decisions, and the permit | [`admission::Admission::admit`] |
 //! | [`proxy`] | bytes to requests, Pingora's hooks, errors to answers | [`proxy::Proxy`] |
 //! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
@@ -58,7 +58,8 @@
 //!
 //! A reload makes a new [`policy::Policy`] and swaps it in one step; requests under way keep theirs. Counters, cached
 //! records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`], and never notice.
-//! What a new policy can take from the old one unchanged, it takes: verified tokens, resolved upstreams.
+//! A new policy keeps the parts of the old one that have not changed: verified tokens, resolved upstreams. Keys that
+//! need a restart are those of [`config::StartupConfig`].
 //!
 //! Three kinds of runtimes: Pingora's workers serve requests and carry the connection to Redis (a single worker on a
 //! runtime without work stealing), one thread serves metrics, one thread does [`gateway::background`]. A task there

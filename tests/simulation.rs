@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tollgate::base::clock::{Clock, ManualClock, UnixTime};
-use tollgate::limit::ledger::{Decision, FailurePolicy, Ledger, Sync, Terms};
+use tollgate::limit::ledger::{Decision, FailurePolicy, Ledger, SyncMode, Terms};
 use tollgate::quota::{Algorithm, Limit};
 use tollgate::store::memory::MemoryQuota;
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError};
@@ -298,7 +298,7 @@ impl Run {
         let subjects = (0..random.usize(1..3)).map(|nth| subject(nth, &mut random)).collect();
         let gateways = random.usize(1..5);
         let terms = Terms {
-            sync: if random.bool() { Sync::Leased } else { Sync::Exact },
+            sync: if random.bool() { SyncMode::Leased } else { SyncMode::Exact },
             on_failure: FailurePolicy::Deny,
             gateways: gateways as u32,
         };
@@ -397,8 +397,8 @@ impl Run {
             subject.limits = subject.limits.iter().cloned().collect();
         }
         if self.random.bool() {
-            let leased = self.terms.sync == Sync::Leased;
-            self.terms.sync = if leased { Sync::Exact } else { Sync::Leased };
+            let leased = self.terms.sync == SyncMode::Leased;
+            self.terms.sync = if leased { SyncMode::Exact } else { SyncMode::Leased };
         }
     }
 

@@ -15,7 +15,7 @@ use pingora_core::services::Service as ServiceTrait;
 use pingora_core::services::listening::Service;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::StartupConfig;
 use crate::store::redis::RedisStore;
 
 /// An address that cannot be listened on.
@@ -77,7 +77,7 @@ impl Bound {
     ///
     /// # Errors
     /// [`BindError`] at the first that cannot be bound; the others are released.
-    pub fn bind(config: &Config) -> Result<Self, BindError> {
+    pub fn bind(config: &StartupConfig) -> Result<Self, BindError> {
         let addresses = config.listeners.iter().map(|listener| listener.address);
         Ok(Self {
             listeners: addresses.map(BoundSocket::bind).collect::<Result<_, _>>()?,

@@ -13,12 +13,12 @@ use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 
 use crate::admission::Admission;
-use crate::auth::cache::{CacheOutcome, CacheRules, Records, Revocations, StoreCache};
+use crate::auth::cache::{CacheOutcome, Records, Revocations, StoreCache};
 use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
-use crate::policy::{Policy, PolicyError};
+use crate::policy::Policy;
 use crate::proxy::connection::Connections;
 use crate::proxy::{Proxy, Readiness};
 use crate::store::memory::MemoryQuota;
@@ -51,9 +51,6 @@ pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration cannot be put into effect.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
     /// `redis.url` names no server.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisUrlError),
@@ -67,7 +64,7 @@ pub enum StartError {
 
 /// A gateway about to run.
 pub struct Gateway {
-    config: Config,
+    config: StartupConfig,
     policy: Arc<ArcSwap<Policy>>,
     upgrade: bool,
     bound: Bound,
@@ -81,7 +78,8 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
-        let policy = Policy::compile(&config, None)?;
+        let Config { startup: config, live } = config;
+        let policy = Policy::compile(live, None);
         make_ready(&policy)?;
         let bound = if upgrade { Bound::default() } else { Bound::bind(&config)? };
         let policy = Arc::new(ArcSwap::from_pointee(policy));
@@ -178,7 +176,7 @@ fn make_ready(policy: &Policy) -> Result<(), StartError> {
     Ok(())
 }
 
-fn server_conf(config: &Config) -> ServerConf {
+fn server_conf(config: &StartupConfig) -> ServerConf {
     let defaults = ServerConf::default();
     ServerConf {
         threads: 1,
@@ -202,7 +200,7 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError> {
+fn redis_store(config: &StartupConfig) -> Result<Option<Arc<RedisStore>>, RedisUrlError> {
     let Some(redis) = &config.redis else { return Ok(None) };
     let on_operation = Arc::new(|operation, outcome, elapsed| {
         METRICS.store_operation(operation, outcome, elapsed);
@@ -211,13 +209,9 @@ fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError
 }
 
 /// Caches of what Redis says of tokens, which hear of changes.
-fn stored(config: &Config, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> Stored {
+fn stored(config: &StartupConfig, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> Stored {
     let store = Arc::clone(redis) as Arc<dyn TokenStore>;
-    let rules = CacheRules {
-        ttl: config.auth.cache.ttl,
-        entries: config.auth.cache.entries,
-        max_stale: config.auth.cache.max_stale,
-    };
+    let rules = config.token_cache;
     let on_lookup = |outcome| {
         let lookups = &METRICS.token_cache;
         let counter = match outcome {

@@ -58,7 +58,7 @@ pub enum FailurePolicy {
 
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
+pub enum SyncMode {
     /// The store, each time.
     Exact,
     /// This process, from small shares paid for ahead.
@@ -69,7 +69,7 @@ pub enum Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// Who decides.
-    pub sync: Sync,
+    pub sync: SyncMode,
     /// What happens while the store is away.
     pub on_failure: FailurePolicy,
     /// How many processes share the limits.
@@ -99,9 +99,9 @@ struct Entry {
 
 impl Entry {
     /// Who decides here: some limits cannot be leased.
-    fn sync(&self, terms: Terms) -> Sync {
-        let leased = terms.sync == Sync::Leased && self.limits.iter().all(Limit::may_be_leased);
-        if leased { Sync::Leased } else { Sync::Exact }
+    fn sync(&self, terms: Terms) -> SyncMode {
+        let leased = terms.sync == SyncMode::Leased && self.limits.iter().all(Limit::may_be_leased);
+        if leased { SyncMode::Leased } else { SyncMode::Exact }
     }
 }
 
@@ -343,7 +343,7 @@ impl Ledger {
 
     /// Decides from what is held, or takes a seat in the next flight; lets one depart where it is due.
     fn seat(self: &Arc<Self>, entry: &Arc<Entry>, terms: Terms) -> Result<Seat, StoreError> {
-        let leased = entry.sync(terms) == Sync::Leased;
+        let leased = entry.sync(terms) == SyncMode::Leased;
         let now = self.clock.monotonic();
         let mut state = entry.state.lock();
         if leased {
@@ -470,8 +470,8 @@ impl Flight {
             };
             riders = riders.into_iter().filter_map(|rider| served(&mut state, rider)).collect();
             let ahead = match entry.sync(*terms) {
-                Sync::Leased => state.account.lease(limits, sent_at, terms.gateways),
-                Sync::Exact => 0,
+                SyncMode::Leased => state.account.lease(limits, sent_at, terms.gateways),
+                SyncMode::Exact => 0,
             };
             (riders, ahead)
         };
@@ -646,7 +646,8 @@ mod tests {
         }
     }
 
-    const EXACT: Terms = Terms { sync: Sync::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
+    const EXACT: Terms =
+        Terms { sync: SyncMode::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
 
     struct World {
         ledger: Arc<Ledger>,
@@ -949,7 +950,7 @@ mod tests {
     #[tokio::test]
     async fn leases_make_most_decisions_without_the_store() {
         let world = world(&["100000/minute"], 100_000);
-        let terms = Terms { sync: Sync::Leased, ..EXACT };
+        let terms = Terms { sync: SyncMode::Leased, ..EXACT };
         for _ in 0..10_000 {
             world.clock.advance(Duration::from_micros(100));
             let decision = world.ledger.admit("s", &world.limits, terms).await.unwrap();
@@ -971,7 +972,7 @@ mod tests {
     #[tokio::test]
     async fn near_the_limit_leased_is_exact() {
         let world = world(&["500/minute"], 100_000);
-        let terms = Terms { sync: Sync::Leased, ..EXACT };
+        let terms = Terms { sync: SyncMode::Leased, ..EXACT };
         let mut admitted = 0;
         for _ in 0..5_000 {
             world.clock.advance(Duration::from_micros(100));

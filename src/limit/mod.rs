@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod decision;
+pub mod headers;
 pub mod lease;
 pub mod ledger;
 pub mod subject;

@@ -13,9 +13,10 @@ use uuid::Builder;
 use crate::admission::Findings;
 use crate::auth::Principal;
 use crate::base::clock::UnixTime;
-use crate::config::{HeaderRules, RateHeaders};
+use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{Decision, LimitState};
 use crate::quota::Limit;
+use crate::route::headers::HeaderRules;
 
 // Names that http has no constant for; from text they would be parsed at each look.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -1,5 +1,6 @@
 //! Which route a request takes: one canonical path, matched against a table of prefixes.
 
+pub mod headers;
 pub mod path;
 pub mod pattern;
 pub mod table;
