@@ -6,7 +6,7 @@
 -- ARGV[1]       how long the mark stays, in milliseconds
 -- ARGV[6i-4]    kind of limit i, and its quota, window in milliseconds and burst, as for take.lua
 -- ARGV[6i]      what the change belongs to, in microseconds since the epoch: the mark of the grant that is
---               given back, or the end of the window in which units were spent elsewhere
+--               given back, or the end of the window in which units were spent elsewhere; 0 for the present window
 -- ARGV[6i+1]    by how much to change the count; negative gives back
 --
 -- Returns 1, or 0 when the same adjustment was made before: giving back twice would admit too many.
@@ -20,6 +20,9 @@ for i = 1, #KEYS - 1 do
   local quota, window, burst = tonumber(ARGV[6 * i - 3]), tonumber(ARGV[6 * i - 2]), tonumber(ARGV[6 * i - 1])
   local limit = new_limit(ARGV[6 * i - 4], quota, window, burst)
   local mark_us, by = tonumber(ARGV[6 * i]), tonumber(ARGV[6 * i + 1])
+  if mark_us == 0 then
+    mark_us = limit.window_end * 1000
+  end
   local counter = { key = KEYS[i + 1] }
   if not limit.count('read', counter, limit) then
     limit.count('adjust', counter, limit, by, mark_us)

@@ -1,6 +1,6 @@
 
 -- Takes units for one subject or several: each is decided by itself, at one moment. Of a subject, up to `wanted` units
--- are taken from every limit at once, or none.
+-- are taken from every limit at once, or none where a limit has less than `least` left.
 --
 -- KEYS          the counters of each subject's limits, one subject after another:
 --               quota:{<subject>}:<limit name>:<window seconds>[:<kind>]
@@ -10,7 +10,9 @@
 --   quota       units a window admits
 --   window      in milliseconds
 --   burst       units a bucket holds; otherwise the quota
---               and then for each subject `wanted`: units asked for
+--               and then for each subject
+--   wanted      units asked for
+--   least       the fewest units of use
 --
 -- Returns an array of whole numbers in MessagePack: the store's clock in microseconds, then for each subject the
 -- units granted, and for each of its limits, after the grant, the units left and the microseconds until that
@@ -21,7 +23,7 @@
 local answer = { now_us }
 
 -- Takes for the subject whose counters come after so many keys. Returns what is wrong with them.
-local function take(limits, wanted, keys_before)
+local function take(limits, wanted, least, keys_before)
   local granted = wanted
   local counters = {}
   for i = 1, #limits do
@@ -34,6 +36,9 @@ local function take(limits, wanted, keys_before)
     end
     counter.room = max(counter.room, 0)
     granted = min(granted, counter.room)
+  end
+  if granted < least then
+    granted = 0
   end
 
   answer[#answer + 1] = granted
@@ -57,8 +62,8 @@ for _, packed in ipairs(ARGV) do
     limits[i] = new_limit(run[at], run[at + 1], run[at + 2], run[at + 3])
     at = at + 4
   end
-  for subject = at, #run do
-    local failure = take(limits, run[subject], keys_before)
+  for subject = at, #run, 2 do
+    local failure = take(limits, run[subject], run[subject + 1], keys_before)
     keys_before = keys_before + #limits
     if failure and #KEYS == #limits then
       return failure

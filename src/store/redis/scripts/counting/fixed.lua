@@ -12,7 +12,8 @@ local function fixed(step, counter, limit, units, mark_us)
     if floor(mark_us / 1000) ~= limit.window_end or (units < 0 and counter.used == 0) then
       return
     end
-    counter.used = max(counter.used + units, 0)
+    -- Beyond twice the quota the count grows no further: the window refuses everything anyhow.
+    counter.used = max(min(counter.used + units, max(counter.used, 2 * limit.quota)), 0)
   end
   call('SET', counter.key, limit.start .. whole(counter.used), 'PX', limit.rest)
 end

@@ -36,9 +36,10 @@ local function sliding(step, counter, limit, units, mark_us)
   elseif step == 'adjust' then
     local mark_ms = floor(mark_us / 1000)
     if mark_ms == window_end and (units > 0 or counter.used > 0) then
-      counter.used = max(counter.used + units, 0)
+      -- Beyond twice the quota a count grows no further.
+      counter.used = max(min(counter.used + units, max(counter.used, 2 * quota)), 0)
     elseif mark_ms == window_end - window and (units > 0 or counter.before > 0) then
-      counter.before = max(counter.before + units, 0)
+      counter.before = max(min(counter.before + units, max(counter.before, 2 * quota)), 0)
     else
       return
     end
