@@ -24,7 +24,7 @@ use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
-use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms};
+use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;
 use tollgate::store::{StoreError, StoredRecord, TokenStore};
@@ -66,7 +66,8 @@ fn ledger(criterion: &mut Criterion) -> Result<(), Failure> {
             runtime.block_on(async {
                 let started = Instant::now();
                 for nth in 0..decisions {
-                    let decision = ledger.admit(black_box(&subject), &limits, terms).await;
+                    let decision =
+                        ledger.admit(black_box(&subject), &limits, Weight::ONE, terms).await;
                     assert!(decision.is_ok_and(|decision| decision.admitted));
                     if nth % DECISIONS_BETWEEN_FLIGHTS == 0 {
                         tokio::task::yield_now().await;

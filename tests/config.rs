@@ -5,9 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
 use tollgate::auth::issuer::KeyMaterial;
-use tollgate::config::{Config, Environment, Faults, KeyMaterial, load, parse};
 use tollgate::config::{Config, Environment, Faults, StaticToken, load, parse};
 
 /// 48 bytes: enough for HS256 and HS384, not for HS512.

@@ -84,7 +84,7 @@ fn as_yaml(record: &Map<String, Value>) -> Verdict {
         "t.yaml",
         &std::iter::empty::<(String, String)>().collect(),
     );
-    let token = &file.ok()?.auth.tokens[0];
+    let token = &file.ok()?.live.auth.tokens[0];
     // What commands show of it says the same.
     assert_eq!(as_json(&token.fields), Some((token.record.disabled, token.record.grant.clone())));
     Some((token.record.disabled, token.record.grant.clone()))
