@@ -19,6 +19,7 @@
 //! | [`config`] | file and environment to valid values, or to every fault with its place | [`config::Config`] |
 //! | [`policy`] | a configuration compiled for the rooms above | [`policy::Policy`] |
 //! | [`admission`] | the order of decisions, and the permit | [`admission::Admission::admit`] |
+//! | [`listener`] | listening sockets; HTTP/1 bytes read strictly | [`listener::http1`] |
 //! | [`proxy`] | bytes to requests, Pingora's hooks, errors to answers | [`proxy::Proxy`] |
 //! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
 //! | [`cli`] | one file a command | [`cli::main`] |
@@ -32,7 +33,7 @@
 //!
 //! ```text
 //! proxy::connection     one deadline for the whole head, checked byte by byte     400 408 431
-//!   proxy::head, chunks   then Pingora gets a stream that holds this one request
+//!   listener::http1       then Pingora gets a stream that holds this one request
 //! proxy::Proxy
 //!   new_ctx             the policy of the moment, pinned until the log line
 //!   request_filter      CanonicalPath::parse                                      400
@@ -70,7 +71,7 @@
 //! - **No upstream without a permit.** `upstream_peer` needs an [`admission::Permit`]; only
 //!   [`admission::Admission::admit`] makes one. A forgotten check is no open door.
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`. Pingora's retry loop begins after it.
-//! - **No second reading of a request.** [`proxy::head`] and [`proxy::chunks`] refuse whatever two servers might frame
+//! - **No second reading of a request.** [`listener::http1::head`] and [`listener::http1::chunks`] refuse whatever two servers might frame
 //!   differently, before Pingora sees it; [`route::path`] leaves one spelling, which is matched, checked and sent.
 //! - **No status code outside [`proxy::problem`].** Other rooms say [`admission::Rejection`]. The exceptions answer for
 //!   themselves: `/health`, `/ready`, the demo's echo.
@@ -94,6 +95,7 @@ pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod limit;
+pub mod listener;
 pub mod policy;
 pub mod proxy;
 pub mod quota;

@@ -18,6 +18,7 @@ use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::limit::ledger::{FailurePolicy, Ledger};
+use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::{Policy, PolicyError};
 use crate::proxy::connection::Connections;
 use crate::proxy::{Proxy, Readiness};
@@ -29,13 +30,11 @@ use crate::telemetry::metrics::METRICS;
 pub mod background;
 pub mod echo;
 pub mod learn;
-pub mod listeners;
 pub mod reload;
 pub mod shutdown;
 
 use background::Background;
 use echo::Echo;
-use listeners::{BindError, Bound, BoundSocket, Listening};
 use reload::{PendingReload, Reload};
 use shutdown::{Drain, Signals};
 

@@ -32,10 +32,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::Proxy;
-use super::chunks::ChunkedBody;
-use super::head::{Framing, Head, HeadError, HeadReader};
 use super::problem;
 use crate::admission::Rejection;
+use crate::listener::http1::chunks::ChunkedBody;
+use crate::listener::http1::head::{Framing, Head, HeadError, HeadReader};
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
 

@@ -22,10 +22,8 @@ use crate::route::path::CanonicalPath;
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
 
-pub mod chunks;
 pub mod connection;
 pub mod context;
-pub mod head;
 pub mod headers;
 pub mod problem;
 

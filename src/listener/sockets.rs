@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use log::{error, info};
@@ -17,6 +18,9 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::store::redis::RedisStore;
+
+/// How long the last log line may take to be written before the process ends.
+const LOG_FLUSH: Duration = Duration::from_millis(20);
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +161,7 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
 /// A gateway that cannot listen is no gateway; its predecessor still is one.
 fn fail(failure: &dyn std::error::Error) {
     error!("{failure}");
-    std::thread::sleep(super::SHORT);
+    std::thread::sleep(LOG_FLUSH);
     std::process::exit(69);
 }
 

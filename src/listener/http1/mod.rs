@@ -1,0 +1,4 @@
+//! HTTP/1 towards clients.
+
+pub mod chunks;
+pub mod head;
