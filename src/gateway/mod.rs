@@ -141,7 +141,7 @@ impl Gateway {
         let addresses = config.listeners.iter().map(|listener| listener.address);
         server.add_service(
             Listening::new(service, addresses, bound.listeners, "listening", drain.listeners())
-                .on_start(redis.clone()),
+                .on_start(start_redis(redis.clone())),
         );
         if let Some(address) = config.metrics {
             let mut service = pingora_prometheus::prometheus_http_service();
@@ -207,6 +207,15 @@ fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError
         METRICS.store_operation(operation, outcome, elapsed);
     });
     RedisStore::new(&redis.url, redis.timeout, on_operation).map(|store| Some(Arc::new(store)))
+}
+
+/// Keeps the connection to Redis on the runtime of the requests that use it.
+fn start_redis(redis: Option<Arc<RedisStore>>) -> impl FnOnce() + Send + Sync {
+    move || {
+        if let Some(redis) = redis {
+            redis.start();
+        }
+    }
 }
 
 /// Caches of what Redis says of tokens, which hear of changes.
