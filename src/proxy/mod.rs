@@ -19,6 +19,7 @@ use crate::auth::Principal;
 use crate::auth::record::Name;
 use crate::policy::Policy;
 use crate::route::path::CanonicalPath;
+use crate::route::reserved::{Endpoint, endpoint};
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
 
@@ -82,10 +83,9 @@ impl Proxy {
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
         }
-        if is_endpoint(path.as_str()) {
-            let path = path.as_str().to_owned();
+        if let Some(endpoint) = endpoint(path.as_str()) {
             // Boxed, lest what is rare makes every request's future large.
-            return Box::pin(self.answer_endpoint(session, ctx, &path)).await.map(|()| true);
+            return Box::pin(self.answer_endpoint(session, ctx, endpoint)).await.map(|()| true);
         }
         let asked = Request {
             now,
@@ -107,13 +107,13 @@ impl Proxy {
         &self,
         session: &mut Session,
         ctx: &RequestContext,
-        path: &str,
+        endpoint: Endpoint,
     ) -> Result<(), Rejection> {
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             return Err(Rejection::MethodNotAllowed("GET, HEAD".into()));
         }
-        let status = match path {
-            "/ready" | "/health/ready" => {
+        let status = match endpoint {
+            Endpoint::Ready => {
                 if self.readiness.draining.load(Ordering::Relaxed) {
                     return Err(Rejection::Draining);
                 }
@@ -122,7 +122,7 @@ impl Proxy {
                 }
                 "ready"
             }
-            _ => "alive",
+            Endpoint::Alive => "alive",
         };
         let body = format!("{{\"status\":\"{status}\"}}\n");
         let answer = async {
@@ -135,11 +135,6 @@ impl Proxy {
         // Who cannot be written to has left.
         answer.await.or(Ok(()))
     }
-}
-
-/// The gateway's own paths, which no route may have.
-fn is_endpoint(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready" | "/ready")
 }
 
 #[async_trait]
