@@ -18,10 +18,10 @@ use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::limit::ledger::{FailurePolicy, Ledger};
+use crate::listener::accept::Connections;
 use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::{Policy, PolicyError};
-use crate::proxy::connection::Connections;
-use crate::proxy::{Proxy, Readiness};
+use crate::proxy::{Proxy, Readiness, problem};
 use crate::store::memory::MemoryQuota;
 use crate::store::redis::{RecordChange, RedisStore, RedisUrlError};
 use crate::store::{QuotaStore, TokenStore};
@@ -134,8 +134,11 @@ impl Gateway {
         server.bootstrap();
 
         let drain = Drain::new(readiness, Arc::clone(&ledger), &config);
-        let connections =
-            Connections::new(http_proxy(&server.configuration, proxy), Arc::clone(&policy));
+        let connections = Connections::new(
+            http_proxy(&server.configuration, proxy),
+            Arc::clone(&policy),
+            problem::closing_response,
+        );
         let mut service = Service::new("gateway".into(), connections);
         service.threads = Some(config.server.threads);
         let addresses = config.listeners.iter().map(|listener| listener.address);

@@ -17,18 +17,18 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use crate::admission::{Admission, Rejection, Request};
 use crate::auth::Principal;
 use crate::auth::record::Name;
+use crate::listener::connection::peer_ip;
+use crate::listener::http1;
 use crate::policy::Policy;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Endpoint, endpoint};
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
 
-pub mod connection;
 pub mod context;
 pub mod headers;
 pub mod problem;
 
-use connection::peer_ip;
 use context::RequestContext;
 use headers::Seen;
 
@@ -361,7 +361,7 @@ impl ProxyHttp for Proxy {
             log_failure(session, e, ctx);
         }
         if answered && session.get_keepalive().is_some() && session.is_body_done() {
-            connection::keep_after_failure(session);
+            http1::answered_whole(&session.downstream_session);
         }
         FailToProxy { error_code, can_reuse_downstream: answered }
     }

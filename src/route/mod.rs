@@ -1,6 +1,7 @@
 //! Which route a request takes: one canonical path, matched against a table of prefixes.
 
 pub mod fields;
+pub mod host;
 pub mod path;
 pub mod pattern;
 pub mod reserved;
