@@ -10,7 +10,7 @@ use super::{DemoArguments, Failure};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::config::{self, Config, Environment};
 use crate::gateway::Gateway;
-use crate::gateway::listeners::BoundSocket;
+use crate::listener::sockets::BoundSocket;
 
 /// Requests a minute that the demo's token may make.
 const LIMIT: u64 = 20;

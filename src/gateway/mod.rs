@@ -18,9 +18,10 @@ use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
 use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
+use crate::listener::accept::Connections;
+use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::Policy;
-use crate::proxy::connection::Connections;
-use crate::proxy::{Proxy, Readiness};
+use crate::proxy::{Proxy, Readiness, problem};
 use crate::store::memory::MemoryQuota;
 use crate::store::redis::{RecordChange, RedisStore, RedisUrlError};
 use crate::store::{QuotaStore, TokenStore};
@@ -29,13 +30,11 @@ use crate::telemetry::metrics::METRICS;
 pub mod background;
 pub mod echo;
 pub mod learn;
-pub mod listeners;
 pub mod reload;
 pub mod shutdown;
 
 use background::Background;
 use echo::Echo;
-use listeners::{BindError, Bound, BoundSocket, Listening};
 use reload::{PendingReload, Reload};
 use shutdown::{Drain, Signals};
 
@@ -133,14 +132,17 @@ impl Gateway {
         server.bootstrap();
 
         let drain = Drain::new(readiness, Arc::clone(&ledger), &config);
-        let connections =
-            Connections::new(http_proxy(&server.configuration, proxy), Arc::clone(&policy));
+        let connections = Connections::new(
+            http_proxy(&server.configuration, proxy),
+            Arc::clone(&policy),
+            problem::closing_response,
+        );
         let mut service = Service::new("gateway".into(), connections);
         service.threads = Some(config.server.threads);
         let addresses = config.listeners.iter().map(|listener| listener.address);
         server.add_service(
             Listening::new(service, addresses, bound.listeners, "listening", drain.listeners())
-                .on_start(redis.clone()),
+                .on_start(start_redis(redis.clone())),
         );
         if let Some(address) = config.metrics {
             let mut service = pingora_prometheus::prometheus_http_service();
@@ -206,6 +208,15 @@ fn redis_store(config: &StartupConfig) -> Result<Option<Arc<RedisStore>>, RedisU
         METRICS.store_operation(operation, outcome, elapsed);
     });
     RedisStore::new(&redis.url, redis.timeout, on_operation).map(|store| Some(Arc::new(store)))
+}
+
+/// Keeps the connection to Redis on the runtime of the requests that use it.
+fn start_redis(redis: Option<Arc<RedisStore>>) -> impl FnOnce() + Send + Sync {
+    move || {
+        if let Some(redis) = redis {
+            redis.start();
+        }
+    }
 }
 
 /// Caches of what Redis says of tokens, which hear of changes.

@@ -13,6 +13,7 @@ use super::super::key_path::KeyPath;
 use super::super::words::RouteAuth;
 use super::{deadline, each, limits, need, or, unknown};
 use crate::quota::Algorithm;
+use crate::route::fields;
 use crate::route::headers::HeaderRules;
 use crate::route::table::Matcher;
 use crate::upstream::pool::{EndpointRules, Timeouts, UpstreamRules};
@@ -235,53 +236,11 @@ fn field(text: &str, towards: Towards, at: &KeyPath, report: &mut Report) -> Opt
         report.fault(at, "is not the name of a header field; write letters, digits and `-`");
         return None;
     };
-    if is_framing(&name) {
+    if fields::belongs_to_connection(name.as_str()) {
         report
             .fault(at, "belongs to the connection, not to the message; write another header field");
-    } else if towards == Towards::Upstream && is_identity(&name) {
+    } else if towards == Towards::Upstream && fields::claim(name.as_str()).is_some() {
         report.fault(at, "is a field the gateway writes itself; write another header field");
     }
     Some(name)
-}
-
-/// Fields of message framing and of one connection (RFC 9110 section 7.6.1).
-fn is_framing(name: &HeaderName) -> bool {
-    [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::CONNECTION,
-        header::UPGRADE,
-        header::TE,
-        header::TRAILER,
-    ]
-    .contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
-}
-
-/// Fields that tell an upstream who asks, in any spelling an upstream may take for them.
-fn is_identity(name: &HeaderName) -> bool {
-    let name = name.as_str().replace(['_', '.'], "-");
-    matches!(name.as_str(), "x-request-id" | "x-organization-id" | "x-plan-tier" | "x-token-id")
-        || name.starts_with("x-forwarded-")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_that_rules_may_not_touch() {
-        let name = |text: &str| HeaderName::from_bytes(text.as_bytes()).unwrap();
-        for text in ["Connection", "content-length", "Keep-Alive", "TE", "upgrade"] {
-            assert!(is_framing(&name(text)), "{text}");
-        }
-        for text in
-            ["X-Request-ID", "x_token_id", "X-Forwarded_For", "x.plan.tier", "X-Forwarded-Port"]
-        {
-            assert!(is_identity(&name(text)), "{text}");
-        }
-        for text in ["host", "authorization", "x-forwarded", "x-api-version"] {
-            assert!(!is_identity(&name(text)) && !is_framing(&name(text)), "{text}");
-        }
-    }
 }
