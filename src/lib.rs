@@ -43,17 +43,17 @@
 //!     admission           RouteTable::find                                        404 405
 //!                         Authenticator::authenticate (no await when cached)      400 401 429 503
 //!                         Principal::may                                          403
-//!                         how many are under way                                  429
+//!                         how many are in flight                                  429
 //!                         Ledger::admit for each subject: in memory, or a flight  429 503
 //!                         the announced body size                                 413
 //!                       => Permit
-//!   upstream_peer       the permit's route, the next endpoint                     503
+//!   upstream_peer       proxy::forwarding: the permit's route, the next endpoint  503
 //!   upstream_request_filter   canonical path, identity, forwarding, header rules
 //!   request_body_filter       bytes counted as they pass                          413
 //!     fail_to_connect, error_while_proxy   another endpoint, when that is safe
 //!   response_filter     rate fields, request id, header rules
 //!   fail_to_proxy       a Rejection to problem+json                               502 504
-//!   logging             metrics and one line
+//!   logging             proxy::outcome, made once: metrics and one line
 //! ```
 //!
 //! # What outlives what
@@ -71,14 +71,16 @@
 //!
 //! Most are about what is absent.
 //!
-//! - **No upstream without a permit.** `upstream_peer` needs an [`admission::Permit`]; only
-//!   [`admission::Admission::admit`] makes one. A forgotten check is no open door.
+//! - **No upstream without a permit.** A request is forwarded by [`proxy::forwarding::Forwarding`], which is made of an
+//!   [`admission::Permit`]; only [`admission::Admission::admit`] makes one. A forgotten check is no open door.
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`. Pingora's retry loop begins after it.
 //! - **No second reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and
 //!   [`listener::rules`] refuse whatever two servers might frame or route differently, before Pingora sees it;
 //!   [`route::path`] leaves one spelling, which is matched, checked and sent.
-//! - **No status code outside [`proxy::problem`].** Other rooms say [`admission::Rejection`]. The exceptions answer for
-//!   themselves: `/health`, `/ready`, the demo's echo.
+//! - **No status code outside [`admission::Rejection`].** It maps the errors of every room to an answer and to a reason;
+//!   [`proxy::problem`] writes the answer, and the log alone has the reason. The exceptions answer for themselves:
+//!   `/health`, `/ready`, the demo's echo.
+//! - **One account of what became of a request**, [`proxy::outcome::RequestOutcome`]. Whatever tells of requests reads it.
 //! - **No store failure that looks like a client's mistake.** A [`store::StoreError`] becomes 503 or the failure policy,
 //!   never 401, 403 or 429.
 //! - **No Pingora in the rooms that decide.** Only [`gateway`], [`listener`], [`proxy`] and [`upstream`] name it, and [`telemetry`] its

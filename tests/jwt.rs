@@ -12,6 +12,7 @@ use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use support::token::unsigned;
 use support::{ALGORITHMS, Signer};
+use tollgate::auth::claims::ClaimError;
 use tollgate::auth::jwt::{Issuer, JwtError, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::base::clock::{ManualClock, UnixTime};
@@ -75,7 +76,7 @@ fn every_algorithm_verifies_its_own_tokens_from_pem_and_jwk_and_no_others() {
         }
         // Another key of the same kind.
         let stranger = verifier(vec![key(&Signer::new(signer.algorithm), None)]);
-        assert_eq!(verify(&stranger, &token), Err(JwtError::Invalid));
+        assert_eq!(verify(&stranger, &token), Err(JwtError::Signature));
     }
 }
 
@@ -114,20 +115,22 @@ fn signatures_have_one_form_and_one_length() {
         let (message, signature) = token.rsplit_once('.').unwrap();
         let bytes = URL_SAFE_NO_PAD.decode(signature).unwrap();
         let with = |bytes: &[u8]| format!("{message}.{}", URL_SAFE_NO_PAD.encode(bytes));
-        for (what, forged) in [
-            ("none", format!("{message}.")),
-            ("half", with(&bytes[..bytes.len() / 2])),
-            ("one byte less", with(&bytes[..bytes.len() - 1])),
-            ("one byte more", with(&[&bytes[..], &[0]].concat())),
-            ("a zero before", with(&[&[0], &bytes[..]].concat())),
-            ("twice", with(&[&bytes[..], &bytes].concat())),
-            ("zeros", with(&vec![0; bytes.len()])),
-            ("too long", with(&vec![1; 2_000])),
-            ("padded", format!("{token}=")),
-            ("in the other alphabet", format!("{message}.{}/+", &signature[..signature.len() - 2])),
-            ("a space behind", format!("{token} ")),
+        use JwtError::{Malformed, Signature};
+        let foreign = format!("{message}.{}/+", &signature[..signature.len() - 2]);
+        for (what, forged, why) in [
+            ("none", format!("{message}."), Malformed),
+            ("half", with(&bytes[..bytes.len() / 2]), Signature),
+            ("one byte less", with(&bytes[..bytes.len() - 1]), Signature),
+            ("one byte more", with(&[&bytes[..], &[0]].concat()), Signature),
+            ("a zero before", with(&[&[0], &bytes[..]].concat()), Signature),
+            ("twice", with(&[&bytes[..], &bytes].concat()), Signature),
+            ("zeros", with(&vec![0; bytes.len()]), Signature),
+            ("too long", with(&vec![1; 2_000]), Malformed),
+            ("padded", format!("{token}="), Malformed),
+            ("in the other alphabet", foreign, Malformed),
+            ("a space behind", format!("{token} "), Malformed),
         ] {
-            assert_eq!(verify(&verifier, &forged), Err(JwtError::Invalid), "{name}: {what}");
+            assert_eq!(verify(&verifier, &forged), Err(why), "{name}: {what}");
         }
     }
 }
@@ -143,7 +146,7 @@ fn rfc_8725_3_1_algorithms_are_the_keys() {
         let hmac = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret.as_bytes());
         let tag = aws_lc_rs::hmac::sign(&hmac, message.as_bytes());
         let token = format!("{message}.{}", URL_SAFE_NO_PAD.encode(tag));
-        assert_eq!(verify(&verifier, &token), Err(JwtError::Invalid));
+        assert_eq!(verify(&verifier, &token), Err(JwtError::Algorithm));
     }
     for alg in
         ["none", "None", "NONE", "nOnE", "", "rs256", "RS256 ", "HS1", "RS1", "ES256K", "dir"]
@@ -152,11 +155,12 @@ fn rfc_8725_3_1_algorithms_are_the_keys() {
         for token in
             [rsa.token_with(&header, &claims()), format!("{}.", unsigned(&header, &claims()))]
         {
-            assert_eq!(verify(&verifier, &token), Err(JwtError::Invalid), "{alg:?}");
+            assert_eq!(verify(&verifier, &token), Err(JwtError::Algorithm), "{alg:?}");
         }
     }
     for header in [json!({}), json!({ "alg": null }), json!({ "alg": ["RS256"] }), json!([])] {
-        assert_eq!(verify(&verifier, &rsa.token_with(&header, &claims())), Err(JwtError::Invalid));
+        let token = rsa.token_with(&header, &claims());
+        assert_eq!(verify(&verifier, &token), Err(JwtError::Malformed));
     }
 }
 
@@ -198,7 +202,11 @@ fn rfc_8725_3_3_every_part_is_validated() {
         ("a number without end", raw(r#"{"api_key":"k","exp":1e999}"#)),
         ("NaN", raw(r#"{"api_key":"k","exp":NaN}"#)),
     ] {
-        assert_eq!(verify(&verifier, &token), Err(JwtError::Invalid), "{what}");
+        let why = match what {
+            "five parts" => JwtError::Malformed,
+            _ => JwtError::Claim(ClaimError::Form),
+        };
+        assert_eq!(verify(&verifier, &token), Err(why), "{what}");
     }
     let message = [
         encoded(r#"{"alg":"HS256"}"#),
@@ -206,7 +214,7 @@ fn rfc_8725_3_3_every_part_is_validated() {
     ]
     .join(".");
     let token = format!("{message}.{}", URL_SAFE_NO_PAD.encode(signer.sign(message.as_bytes())));
-    assert_eq!(verify(&verifier, &token), Err(JwtError::Invalid), "not UTF-8");
+    assert_eq!(verify(&verifier, &token), Err(JwtError::Claim(ClaimError::Form)), "not UTF-8");
 }
 
 /// Section 3.4 (inputs of curve operations): points off the curve and of other curves are no keys.
@@ -316,22 +324,24 @@ fn rfc_8725_3_10_received_claims_are_not_trusted() {
     let (signer, stranger) = (Signer::new("ES256"), Signer::new("ES256"));
     let verifier = verifier(vec![key(&signer, Some("a"))]);
     let own = stranger.jwk(Some("a"));
-    for header in [
-        json!({ "alg": "ES256", "kid": "a", "jwk": own }),
-        json!({ "alg": "ES256", "kid": "a", "jku": "https://127.0.0.1:1/", "x5u": "https://127.0.0.1:1/" }),
-        json!({ "alg": "ES256", "jwk": own }),
-        json!({ "alg": "ES256", "kid": "../../dev/null" }),
-        json!({ "alg": "ES256", "kid": "a' OR '1'='1" }),
-        json!({ "alg": "ES256", "kid": "a".repeat(10_000) }),
-        json!({ "alg": "ES256", "kid": ["a"] }),
+    use JwtError::{Malformed, Signature, UnknownKid};
+    let address = "https://127.0.0.1:1/";
+    for (header, why) in [
+        (json!({ "alg": "ES256", "kid": "a", "jwk": own }), Signature),
+        (json!({ "alg": "ES256", "kid": "a", "jku": address, "x5u": address }), Signature),
+        (json!({ "alg": "ES256", "jwk": own }), Signature),
+        (json!({ "alg": "ES256", "kid": "../../dev/null" }), UnknownKid),
+        (json!({ "alg": "ES256", "kid": "a' OR '1'='1" }), UnknownKid),
+        (json!({ "alg": "ES256", "kid": "a".repeat(10_000) }), UnknownKid),
+        (json!({ "alg": "ES256", "kid": ["a"] }), Malformed),
     ] {
         let token = stranger.token_with(&header, &claims());
-        assert_eq!(verify(&verifier, &token), Err(JwtError::Invalid), "{header}");
+        assert_eq!(verify(&verifier, &token), Err(why), "{header}");
     }
     let known = signer.token(Some("a"), &claims());
     assert_eq!(verify(&verifier, &known), Ok(()));
     for kid in ["A", "a ", "b", ""] {
-        assert_eq!(verify(&verifier, &signer.token(Some(kid), &claims())), Err(JwtError::Invalid));
+        assert_eq!(verify(&verifier, &signer.token(Some(kid), &claims())), Err(UnknownKid));
     }
 }
 
@@ -363,36 +373,37 @@ fn rfc_8725_3_11_other_kinds_of_tokens_are_refused() {
 fn times_are_numbers_in_range() {
     let signer = Signer::new("HS256");
     let verifier = verifier(vec![key(&signer, None)]);
-    use JwtError::{Expired, Invalid};
+    use JwtError::{Claim, Expired, NotYetValid};
+    let wrong = |name| Err(Claim(ClaimError::Wrong(name)));
     for (name, value, expected) in [
         ("exp", json!(1_000_060), Ok(())),
         ("exp", json!(1_000_000.5), Ok(())),
         ("exp", json!(1e6 + 1.0), Ok(())),
         ("exp", json!(1_000_000), Err(Expired)),
         ("exp", json!(0), Err(Expired)),
-        ("exp", json!(-1), Err(Invalid)),
-        ("exp", json!(-0.5), Err(Invalid)),
-        ("exp", json!("1000060"), Err(Invalid)),
-        ("exp", json!(true), Err(Invalid)),
-        ("exp", json!([1_000_060]), Err(Invalid)),
-        ("exp", json!({ "$numberLong": 1_000_060 }), Err(Invalid)),
-        ("exp", Value::Null, Err(Invalid)),
-        ("exp", json!(u64::MAX), Err(Invalid)),
-        ("exp", json!(1e300), Err(Invalid)),
+        ("exp", json!(-1), wrong("exp")),
+        ("exp", json!(-0.5), wrong("exp")),
+        ("exp", json!("1000060"), wrong("exp")),
+        ("exp", json!(true), wrong("exp")),
+        ("exp", json!([1_000_060]), wrong("exp")),
+        ("exp", json!({ "$numberLong": 1_000_060 }), wrong("exp")),
+        ("exp", Value::Null, wrong("exp")),
+        ("exp", json!(u64::MAX), wrong("exp")),
+        ("exp", json!(1e300), wrong("exp")),
         ("nbf", json!(1_000_000), Ok(())),
-        ("nbf", json!(1_000_001), Err(Invalid)),
-        ("nbf", json!("0"), Err(Invalid)),
-        ("nbf", json!(-1), Err(Invalid)),
-        ("nbf", Value::Null, Err(Invalid)),
+        ("nbf", json!(1_000_001), Err(NotYetValid)),
+        ("nbf", json!("0"), wrong("nbf")),
+        ("nbf", json!(-1), wrong("nbf")),
+        ("nbf", Value::Null, wrong("nbf")),
         ("jti", json!(7), Ok(())),
-        ("api_key", json!(""), Err(Invalid)),
-        ("api_key", json!("k".repeat(257)), Err(Invalid)),
-        ("api_key", json!("a".repeat(64)), Err(Invalid)),
+        ("api_key", json!(""), wrong("api_key")),
+        ("api_key", json!("k".repeat(257)), wrong("api_key")),
+        ("api_key", json!("a".repeat(64)), wrong("api_key")),
         ("api_key", json!("A".repeat(64)), Ok(())),
-        ("rate_limit", json!(0), Err(Invalid)),
-        ("limits", json!(["1/fortnight"]), Err(Invalid)),
-        ("plan", json!("a\nb"), Err(Invalid)),
-        ("organization_id", json!(7), Err(Invalid)),
+        ("rate_limit", json!(0), wrong("rate_limit")),
+        ("limits", json!(["1/fortnight"]), wrong("limits")),
+        ("plan", json!("a\nb"), wrong("plan")),
+        ("organization_id", json!(7), wrong("organization_id")),
     ] {
         let mut body = claims();
         body[name] = value;
@@ -400,5 +411,6 @@ fn times_are_numbers_in_range() {
     }
     let mut body = claims();
     body.as_object_mut().unwrap().remove("exp");
-    assert_eq!(verify(&verifier, &signer.token(None, &body)), Err(Invalid));
+    let missing = Err(Claim(ClaimError::Missing("exp")));
+    assert_eq!(verify(&verifier, &signer.token(None, &body)), missing);
 }

@@ -1,10 +1,10 @@
 //! What the store says of tokens, records and revocations, kept for a while.
 //!
-//! Bounded; one load a token at a time; unknown tokens are remembered briefly and apart, so that neither
-//! guessing nor a burst turns into a burst at the store or drives out what is known. Who asks often never
-//! waits: answers in use are renewed before their time is over. The store says what has changed: a record is
-//! forgotten then, and when a change may have been missed, every record is asked for again. While the
-//! store is away, records that were good stay usable for a bounded time, and nothing else does.
+//! The cache is bounded, and loads a token once at a time. Unknown tokens are remembered briefly and apart, so
+//! that neither guesses nor a burst turn into a burst at the store or drive out known records. A token in use
+//! never waits: its answer is renewed before the answer's time is over. The store tells which records change:
+//! such a record is forgotten, and when a change may have been missed, every record is asked for again. While
+//! the store is away, good records stay usable for a bounded time, and nothing else does.
 
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
@@ -21,20 +21,20 @@ use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
 use crate::base::clock::{AtomicMoment, Clock, Moment};
-use crate::record::TokenRecord;
 use crate::record::key::public_id;
+use crate::record::{RecordError, TokenRecord};
 use crate::store::{StoreError, TokenStore};
 
-/// How long a token that is not known, or whose record cannot be read, is taken for that.
+/// How long a token stays unknown, or its record unreadable, without another question to the store.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
 
 /// Most unknown tokens that are remembered.
 const UNKNOWN_ENTRIES: usize = 10_000;
 
-/// The part of its lifetime after which what is in use is asked about again.
+/// The part of its lifetime after which an answer in use is renewed.
 const REFRESH_AT: f64 = 0.8;
 
-/// How long nothing is asked ahead of need after that failed.
+/// How long no answer is renewed ahead of need after a renewal failed.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the cache did for one look-up, for metrics.
@@ -74,27 +74,33 @@ pub trait Source: Send + Sync + 'static {
     /// How large the answer is, in bytes, as far as that differs from one to another.
     fn bytes(value: &Self::Value) -> usize;
 
-    /// Whether the answer is about something the store knows. Others anybody can make up: they are kept
-    /// apart and briefly, and do not stand in while the store is away.
+    /// Whether the answer is about something the store knows. Any client can make up unknown ids: their
+    /// answers are kept apart and briefly, and do not stand in while the store is away.
     fn is_known(value: &Self::Value) -> bool;
 }
 
-/// The records of tokens; `None` when there is none that can be used.
+/// Why a token has no record that can be used.
+#[derive(Clone, Debug)]
+pub enum NoRecord {
+    /// The store has none.
+    Unknown,
+    /// The store has one that cannot be read.
+    Unreadable(Arc<RecordError>),
+}
+
+/// The records of tokens.
 pub struct Records(pub Arc<dyn TokenStore>);
 
 #[async_trait]
 impl Source for Records {
-    type Value = Option<Arc<TokenRecord>>;
+    type Value = Result<Arc<TokenRecord>, NoRecord>;
 
     async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError> {
-        let stored = self.0.record(id).await?;
-        Ok(stored.and_then(|stored| match TokenRecord::read(id, &stored) {
-            Ok(record) => Some(Arc::new(record)),
-            Err(error) => {
-                let id = public_id(id);
-                warn!("token refused: the record of {id} cannot be read: {error}");
-                None
-            }
+        let Some(stored) = self.0.record(id).await? else { return Ok(Err(NoRecord::Unknown)) };
+        Ok(TokenRecord::read(id, &stored).map(Arc::new).map_err(|error| {
+            let id = public_id(id);
+            warn!("token refused: the record of {id} cannot be read: {error}");
+            NoRecord::Unreadable(Arc::new(error))
         }))
     }
 
@@ -103,7 +109,7 @@ impl Source for Records {
     }
 
     fn is_known(record: &Self::Value) -> bool {
-        record.is_some()
+        record.is_ok()
     }
 }
 
@@ -122,7 +128,7 @@ impl Source for Revocations {
         0
     }
 
-    /// Only who has a token that was verified gets here.
+    /// Only verified tokens are asked about.
     fn is_known(_: &bool) -> bool {
         true
     }
@@ -336,7 +342,7 @@ impl<S: Source> StoreCache<S> {
         Some(entry)
     }
 
-    /// Asks about `id`, which is in use, before its time is over: nobody waits for the answer.
+    /// Asks about `id`, which is in use, before the answer's time is over: no request waits for it.
     fn refresh(self: &Arc<Self>, id: &Arc<str>) {
         let now = self.clock.monotonic();
         if now < self.patient_until.load() || self.loads.lock().contains_key(id) {
@@ -373,7 +379,7 @@ impl<S: Source> StoreCache<S> {
         }
     }
 
-    /// Loads once for all who ask meanwhile. If the one who loads goes away, the next one does it.
+    /// Loads once for all requests that ask meanwhile. If the request that loads goes away, the next one loads.
     async fn load(&self, id: &Arc<str>) -> Result<Entry<S::Value>, StoreError> {
         let load = Arc::clone(self.loads.lock().entry(Arc::clone(id)).or_default());
         let _forget = ForgetLoad { loads: &self.loads, id, load: &load };
@@ -410,17 +416,17 @@ impl RecordCache {
         self: &Arc<Self>,
         id: &Arc<str>,
         memo: Option<&Memo>,
-    ) -> Option<Option<Arc<TokenRecord>>> {
+    ) -> Option<Result<Arc<TokenRecord>, NoRecord>> {
         let Some(memo) = memo else { return self.find(id).map(|entry| entry.value) };
         if let Some(record) = self.noted(memo) {
             (self.on_lookup)(CacheOutcome::Hit);
-            return Some(Some(record));
+            return Some(Ok(record));
         }
         let counter = self.heard.counter_of(id);
         let changes = self.heard.changes[usize::from(counter)].load(Ordering::Acquire);
         let Entry { value, loaded_at, .. } = self.find(id)?;
-        if let Some(record) = &value {
-            // Who renews it in time has to look it up.
+        if let Ok(record) = &value {
+            // The renewal in time needs a look-up in the cache.
             let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
             let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME);
             let noted = Noted { record: Arc::downgrade(record), until, counter, changes };
@@ -510,12 +516,12 @@ mod tests {
         store.answers(Ok(Some("{}")));
         let id: Arc<str> = "k".into();
         for _ in 0..3 {
-            assert!(cache.get(&id).await.unwrap().is_some());
+            assert!(cache.get(&id).await.unwrap().is_ok());
         }
         assert_eq!(store.asked.load(Ordering::SeqCst), 1);
         clock.advance(Duration::from_secs(10));
         store.answers(Ok(None));
-        assert!(cache.get(&id).await.unwrap().is_none());
+        assert!(cache.get(&id).await.unwrap().is_err());
         assert_eq!(store.asked.load(Ordering::SeqCst), 2);
     }
 
@@ -526,8 +532,8 @@ mod tests {
         for answer in [None, Some("[]"), Some(r#"{"rate_limit":0}"#)] {
             store.answers(Ok(answer));
             let before = store.asked.load(Ordering::SeqCst);
-            assert!(cache.get(&id).await.unwrap().is_none());
-            assert!(cache.get(&id).await.unwrap().is_none());
+            assert!(cache.get(&id).await.unwrap().is_err());
+            assert!(cache.get(&id).await.unwrap().is_err());
             assert_eq!(store.asked.load(Ordering::SeqCst), before + 1);
             clock.advance(NEGATIVE_TTL);
         }
@@ -540,7 +546,7 @@ mod tests {
         let tasks: Vec<_> = (0..50)
             .map(|_| {
                 let cache = Arc::clone(&cache);
-                tokio::spawn(async move { cache.get(&"k".into()).await.unwrap().is_some() })
+                tokio::spawn(async move { cache.get(&"k".into()).await.unwrap().is_ok() })
             })
             .collect();
         for task in tasks {
@@ -556,18 +562,18 @@ mod tests {
         let (known, unknown, gone): (Arc<str>, Arc<str>, Arc<str>) =
             ("k".into(), "u".into(), "g".into());
         store.answers(Ok(Some("{}")));
-        cache.get(&known).await.unwrap();
+        cache.get(&known).await.unwrap().unwrap();
         store.answers(Ok(None));
-        cache.get(&gone).await.unwrap();
+        cache.get(&gone).await.unwrap().unwrap_err();
         clock.advance(Duration::from_secs(10));
         store.answers(Err(StoreError::Open));
-        assert!(cache.get(&known).await.unwrap().is_some());
+        assert!(cache.get(&known).await.unwrap().is_ok());
         assert!(cache.get(&unknown).await.is_err());
         assert!(cache.get(&gone).await.is_err(), "unknown before the outage is unknown no longer");
         clock.advance(Duration::from_secs(5));
         assert!(cache.get(&known).await.is_err());
         store.answers(Ok(Some("{}")));
-        assert!(cache.get(&known).await.unwrap().is_some());
+        assert!(cache.get(&known).await.unwrap().is_ok());
     }
 
     #[tokio::test]
@@ -575,18 +581,18 @@ mod tests {
         let (store, _, cache) = cache();
         store.answers(Ok(Some("{}")));
         let id: Arc<str> = "k".into();
-        assert!(cache.get(&id).await.unwrap().is_some());
+        assert!(cache.get(&id).await.unwrap().is_ok());
         store.answers(Ok(None));
-        assert!(cache.get(&id).await.unwrap().is_some(), "nothing was heard");
+        assert!(cache.get(&id).await.unwrap().is_ok(), "nothing was heard");
         cache.forget("k");
-        assert!(cache.get(&id).await.unwrap().is_none());
+        assert!(cache.get(&id).await.unwrap().is_err());
 
         for missed in [false, true] {
             store.answers(Ok(Some("{}")));
             cache.forget("k");
             let reading = tokio::spawn({
                 let (cache, id) = (Arc::clone(&cache), Arc::clone(&id));
-                async move { cache.get(&id).await.unwrap().is_some() }
+                async move { cache.get(&id).await.unwrap().is_ok() }
             });
             tokio::task::yield_now().await;
             // The answer is on its way.
@@ -597,7 +603,7 @@ mod tests {
             }
             assert!(reading.await.unwrap());
             store.answers(Ok(None));
-            assert!(cache.get(&id).await.unwrap().is_none(), "what was read then is not kept");
+            assert!(cache.get(&id).await.unwrap().is_err(), "what was read then is not kept");
         }
     }
 
@@ -613,14 +619,14 @@ mod tests {
         };
         for _ in 0..2 {
             assert!(cache.noted(&memo).is_none());
-            assert!(recall().await.is_some());
+            assert!(recall().await.is_ok());
         }
         let held = recall().await;
         cache.known.remove(&id);
-        assert!(recall().await.is_some());
+        assert!(recall().await.is_ok());
         assert_eq!(asked(), 1);
         drop(held);
-        recall().await;
+        assert!(recall().await.is_ok());
         assert_eq!(asked(), 2, "the record is gone");
 
         let forgotten: [fn(&RecordCache, &ManualClock); 3] = [
@@ -631,7 +637,7 @@ mod tests {
         for forget in forgotten {
             // Loaded first, then found.
             for _ in 0..2 {
-                recall().await;
+                assert!(recall().await.is_ok());
             }
             assert!(cache.noted(&memo).is_some());
             forget(&cache, &clock);
@@ -652,7 +658,7 @@ mod tests {
         cache.forget(&changed);
         let mut second = Box::pin(cache.get(&later));
         assert!(second.as_mut().now_or_never().is_none());
-        assert!(first.await.unwrap().is_some() && second.await.unwrap().is_some());
+        assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok());
         assert!(cache.find(&under_way).is_none());
         assert!(cache.find(&later).is_some());
     }
@@ -701,16 +707,16 @@ mod tests {
         let (store, clock, cache) = cache();
         store.answers(Ok(Some("{}")));
         let id: Arc<str> = "k".into();
-        cache.get(&id).await.unwrap();
+        cache.get(&id).await.unwrap().unwrap();
         store.answers(Err(StoreError::Open));
         clock.advance(Duration::from_secs(1));
         cache.doubt();
         clock.advance(Duration::from_secs(4));
-        assert!(cache.get(&id).await.unwrap().is_some());
+        assert!(cache.get(&id).await.unwrap().is_ok());
         for _ in 0..5 * MAX_ERAS {
             cache.doubt();
         }
-        assert!(cache.get(&id).await.unwrap().is_some(), "however often it is doubted");
+        assert!(cache.get(&id).await.unwrap().is_ok(), "however often it is doubted");
         clock.advance(Duration::from_secs(1));
         assert!(cache.get(&id).await.is_err(), "five seconds since the first doubt");
         for _ in 0..5 * MAX_ERAS {
@@ -719,7 +725,7 @@ mod tests {
         assert!(cache.get(&id).await.is_err());
         assert!(cache.heard.ends.lock().len() <= MAX_ERAS);
         store.answers(Ok(None));
-        assert!(cache.get(&id).await.unwrap().is_none());
+        assert!(cache.get(&id).await.unwrap().is_err());
     }
 
     #[tokio::test]
@@ -727,17 +733,17 @@ mod tests {
         let (store, clock, cache) = cache();
         store.answers(Ok(Some("{}")));
         let id: Arc<str> = "k".into();
-        cache.get(&id).await.unwrap();
+        cache.get(&id).await.unwrap().unwrap();
         let asked = || store.asked.load(Ordering::SeqCst);
         let get_now = || cache.get(&id).now_or_never().expect("nobody waits").unwrap();
         clock.advance(Duration::from_secs(8));
-        get_now();
+        get_now().unwrap();
         tokio::task::yield_now().await;
         assert_eq!(asked(), 1, "it is young");
         clock.advance(Duration::from_millis(500));
         store.answers(Err(StoreError::Open));
         for _ in 0..5 {
-            get_now();
+            get_now().unwrap();
             while cache.loads.lock().contains_key(&id) || asked() == 1 {
                 tokio::task::yield_now().await;
             }
@@ -761,16 +767,16 @@ mod tests {
         store.answers(Ok(Some("{}")));
         let known: Vec<Arc<str>> = (0..50).map(|nth| format!("known-{nth}").into()).collect();
         for id in &known {
-            cache.get(id).await.unwrap();
+            cache.get(id).await.unwrap().unwrap();
         }
         store.answers(Ok(None));
         for nth in 0..5_000 {
-            assert!(cache.get(&format!("guess-{nth}").into()).await.unwrap().is_none());
+            assert!(cache.get(&format!("guess-{nth}").into()).await.unwrap().is_err());
         }
         assert!(cache.unknown.len() <= 100 && cache.loads.lock().is_empty());
         let asked = store.asked.load(Ordering::SeqCst);
         for id in &known {
-            assert!(cache.get(id).await.unwrap().is_some());
+            assert!(cache.get(id).await.unwrap().is_ok());
         }
         assert_eq!(store.asked.load(Ordering::SeqCst), asked);
     }
@@ -782,7 +788,7 @@ mod tests {
         let record = serde_json::json!({ "allowed_routes": routes }).to_string();
         store.answers(Ok(Some(&record)));
         for nth in 0..200 {
-            cache.get(&format!("large-{nth}").into()).await.unwrap();
+            cache.get(&format!("large-{nth}").into()).await.unwrap().unwrap();
         }
         assert!(
             cache.known.len() <= 3,

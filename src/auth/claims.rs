@@ -26,10 +26,19 @@ fn known(name: &str) -> Option<&'static str> {
 /// The claims of a token, which may not be verified yet.
 pub struct Claims(Members);
 
-/// A claim that is missing or not what it has to be.
+/// Why the claims of a token cannot be used. Names a claim and never its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a claim is missing or wrong")]
-pub struct ClaimError;
+pub enum ClaimError {
+    /// The claims are no JSON object, or hold a claim twice.
+    #[error("the claims are not a JSON object that holds each claim once")]
+    Form,
+    /// A claim that is required is missing.
+    #[error("the claim {0} is missing")]
+    Missing(&'static str),
+    /// A claim has the wrong type or is out of range.
+    #[error("the claim {0} has the wrong type or is out of range")]
+    Wrong(&'static str),
+}
 
 /// The claims of a token whose signature is right.
 #[derive(Debug)]
@@ -65,7 +74,7 @@ impl Claims {
     /// # Errors
     /// [`ClaimError`] when it is no object, or holds a claim twice.
     pub fn read(json: &[u8]) -> Result<Self, ClaimError> {
-        Members::read(json, known).map(Self).map_err(|_| ClaimError)
+        Members::read(json, known).map(Self).map_err(|_| ClaimError::Form)
     }
 
     /// The claim as text, if it is that.
@@ -91,20 +100,22 @@ impl Claims {
         require_record: bool,
         verified_by: (u32, u32),
     ) -> Result<VerifiedClaims, ClaimError> {
-        let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError)?;
-        // The records of opaque keys are theirs alone; an id that is not printable can have no record, and would
+        let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError::Missing("api_key"))?;
+        // The records of opaque keys are theirs alone. An id that is not printable can have no record, and would
         // break the lines of a log.
         if is_hash(&api_key) || !HeaderText::can_hold(&api_key) {
-            return Err(ClaimError);
+            return Err(ClaimError::Wrong("api_key"));
         }
-        let exp = numeric_date(self.0.get("exp").ok_or(ClaimError)?)?;
-        let nbf = self.0.get("nbf").map(numeric_date).transpose()?.unwrap_or_default();
-        let grant = Grant::claimed(|name| self.0.get(name).cloned()).map_err(|_| ClaimError)?;
+        let exp = self.numeric_date("exp")?.ok_or(ClaimError::Missing("exp"))?;
+        let nbf = self.numeric_date("nbf")?.unwrap_or_default();
+        let grant = Grant::claimed(|name| self.0.get(name).cloned())
+            .map_err(|error| ClaimError::Wrong(error.field))?;
         let grant = (grant != Grant::default()).then(|| Box::new(grant));
         let stateless = match require_record {
             true => None,
             false => {
-                let record = TokenRecord::saying_nothing(&api_key).map_err(|_| ClaimError)?;
+                let record = TokenRecord::saying_nothing(&api_key)
+                    .map_err(|error| ClaimError::Wrong(error.field))?;
                 Some(Box::new(Stateless { record: Arc::new(record), jti: self.name("jti")? }))
             }
         };
@@ -113,25 +124,27 @@ impl Claims {
     }
 
     /// A claim that names something: text of a bounded length.
-    fn name(&self, name: &str) -> Result<Option<Arc<str>>, ClaimError> {
+    fn name(&self, name: &'static str) -> Result<Option<Arc<str>>, ClaimError> {
         match self.0.get(name) {
             None => Ok(None),
             Some(Value::String(text)) if (1..=MAX_NAME).contains(&text.len()) => {
                 Ok(Some(text.as_str().into()))
             }
-            Some(_) => Err(ClaimError),
+            Some(_) => Err(ClaimError::Wrong(name)),
         }
     }
-}
 
-/// Seconds since the epoch, fractions allowed (RFC 7519 section 2). Anything but a number is refused.
-fn numeric_date(value: &Value) -> Result<UnixTime, ClaimError> {
-    /// The year 9999; what lies beyond is a mistake or an attack.
-    const LATEST: f64 = 253_402_300_799.0;
-    match value.as_f64() {
-        Some(seconds) if (0.0..=LATEST).contains(&seconds) => {
-            Ok(UnixTime::from_micros((seconds * 1e6) as u64))
+    /// A claim in seconds since the epoch, fractions allowed (RFC 7519 section 2). Anything but a number is
+    /// refused.
+    fn numeric_date(&self, name: &'static str) -> Result<Option<UnixTime>, ClaimError> {
+        /// The year 9999. A later time is a mistake or an attack.
+        const LATEST: f64 = 253_402_300_799.0;
+        let Some(value) = self.0.get(name) else { return Ok(None) };
+        match value.as_f64() {
+            Some(seconds) if (0.0..=LATEST).contains(&seconds) => {
+                Ok(Some(UnixTime::from_micros((seconds * 1e6) as u64)))
+            }
+            _ => Err(ClaimError::Wrong(name)),
         }
-        _ => Err(ClaimError),
     }
 }

@@ -1,11 +1,11 @@
-//! The credential a request carries: `Authorization: Bearer X` (RFC 6750 section 2.1) or `X-API-Key: X`.
+//! The credential of a request: `Authorization: Bearer X` (RFC 6750 section 2.1) or `X-API-Key: X`.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use memchr::memchr_iter;
 
 use crate::record::key::MAX_KEY;
 
-// From text it would be parsed at each look.
+// A name given as text would be parsed at each look-up.
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Longest credential that is looked at, in bytes.
@@ -45,7 +45,7 @@ impl<'a> Credential<'a> {
     /// authorization schemes are no credential here.
     ///
     /// # Errors
-    /// [`CredentialError`] when there are several different ones, or the one is too long.
+    /// [`CredentialError`] when there are several different credentials, or the credential is too long.
     pub fn sent(headers: &'a HeaderMap) -> Result<Option<&'a [u8]>, CredentialError> {
         let credential = |(name, value): (&HeaderName, &'a HeaderValue)| match name {
             _ if name == header::AUTHORIZATION => bearer(value),
@@ -71,7 +71,7 @@ impl<'a> Credential<'a> {
     /// # Errors
     /// [`CredentialError::Malformed`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, CredentialError> {
-        // Looked at to the end instead of to the first fault: that is many bytes at a time.
+        // A loop that does not stop at the first fault reads many bytes at a time.
         let visible =
             bytes.iter().fold(true, |visible, byte| visible & (0x21..=0x7e).contains(byte));
         if bytes.is_empty() || bytes.len() > MAX_CREDENTIAL || !visible {

@@ -1,7 +1,7 @@
-//! Slows whoever guesses credentials: an address that sends too many invalid ones is told to wait.
+//! Slows clients that guess credentials: an address that sends too many invalid credentials is told to wait.
 //!
-//! Only what would be refused anyway is answered differently. A valid credential passes whatever else
-//! comes from its address, so that nobody can lock his neighbours out.
+//! Only a request that is refused anyway gets another answer. A valid credential passes whatever else comes
+//! from its address, so that no client can lock its neighbours out.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl FailureGuard {
         self.allowed
     }
 
-    /// Notes an invalid credential from `client`; how long it should wait if there were too many.
+    /// Notes an invalid credential from `client`. If there were too many: how long the client should wait.
     pub fn failed(&self, client: IpAddr) -> Option<Duration> {
         let client = Network::of(client);
         let count = self.rate.observe(&client, 1);

@@ -11,7 +11,7 @@ use quick_cache::sync::Cache;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::claims::{Claims, MAX_NAME, VerifiedClaims};
+use super::claims::{ClaimError, Claims, MAX_NAME, VerifiedClaims};
 use super::jwks::Jwks;
 use super::verification::{Algorithm, VerificationKey};
 use super::verified::VerifiedToken;
@@ -25,30 +25,60 @@ const CACHE_ENTRIES: usize = 100_000;
 /// Longest signature, in bytes: that of an RSA key of 8192 bits.
 const MAX_SIGNATURE: usize = 1024;
 
-/// Why a token is refused. The caller is told no more than this.
+/// Why a token is refused: for the operator. The client is told less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
-    /// Form, key, signature or a claim is wrong, or the token is not valid yet.
-    #[error("the token is not valid")]
-    Invalid,
+    /// A part is missing, is not base64url, or does not hold what it has to hold.
+    #[error("the token is not three parts of base64url, two of them JSON objects")]
+    Malformed,
+    /// The header has `crit`: no extension is understood here (RFC 7515 section 4.1.11).
+    #[error("the token's header has crit")]
+    Critical,
+    /// The header's `typ` is not one of an access token.
+    #[error("the token's typ is not one of an access token")]
+    Type,
+    /// The header's `alg` is unknown, or no key of the issuer is for it.
+    #[error("no key is for the token's alg")]
+    Algorithm,
+    /// No issuer is configured for the token's `iss`.
+    #[error("no issuer is configured for the token's iss")]
+    Issuer,
+    /// No key of the issuer has the token's `kid`.
+    #[error("no key has the token's kid")]
+    UnknownKid,
+    /// Several keys of the issuer fit, and the token has no `kid` that chooses among them.
+    #[error("the token has no kid and several keys fit")]
+    MissingKid,
+    /// The signature is not one of the key's.
+    #[error("the token's signature is wrong")]
+    Signature,
+    /// The token's `aud` does not name the gateway's audience.
+    #[error("the token's aud does not name the audience")]
+    Audience,
+    /// A claim is missing or wrong.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The signature is right and `nbf` has not come.
+    #[error("the token's nbf has not come")]
+    NotYetValid,
     /// The signature is right and `exp` has passed.
-    #[error("the token has expired")]
+    #[error("the token's exp has passed")]
     Expired,
     /// The token names a key that is not known, and the issuer's keys cannot be fetched.
-    #[error("the issuer's keys are unavailable")]
+    #[error("the issuer's keys cannot be fetched")]
     KeysUnavailable,
 }
 
-/// Who makes tokens, and with which keys.
+/// An issuer of tokens, and the keys it signs them with.
 #[derive(Debug, Default)]
 pub struct Issuer {
-    /// The `iss` of its tokens. Without one it is for every token that no other issuer is for.
+    /// The `iss` of the issuer's tokens. An issuer without a name is for every token that no other issuer is for.
     pub name: Option<String>,
-    /// The `aud` its tokens must name.
+    /// The `aud` that the issuer's tokens must name.
     pub audience: Option<String>,
-    /// Its keys, as far as they are fixed.
+    /// The keys that the configuration holds.
     pub keys: Vec<VerificationKey>,
-    /// Its keys, as far as it publishes them.
+    /// The keys that the issuer publishes.
     pub jwks: Option<Arc<Jwks>>,
 }
 
@@ -71,11 +101,11 @@ impl Weighter<VerifiedToken, VerifiedToken> for ByteWeight {
     }
 }
 
-/// Verifies tokens, and remembers those it has verified, by their whole text.
+/// Verifies tokens, and remembers the tokens it has verified, by their whole text.
 pub struct JwtVerifier {
     issuers: Vec<Issuer>,
     rules: JwtRules,
-    /// Each under itself: the cache finds by the key and hands out the value.
+    /// Each token is stored under itself: the cache finds by the key and hands out the value.
     verified: Cache<VerifiedToken, VerifiedToken, ByteWeight>,
 }
 
@@ -97,20 +127,20 @@ impl JwtVerifier {
         self.issuers.iter().filter_map(|issuer| issuer.jwks.as_ref())
     }
 
-    /// `token` with what it claims, if it is valid; it is remembered then.
+    /// `token` with its claims, if it is valid. A valid token is remembered.
     ///
     /// # Errors
     /// [`JwtError`]; expiry is only reported of a token whose signature is right.
     pub async fn verify(&self, token: &str, clock: &dyn Clock) -> Result<VerifiedToken, JwtError> {
         let verified = VerifiedToken::new(self.verify_signature(token).await?, token);
-        // Only now, for keys may have been waited for.
+        // Only now, because the fetch of keys may have taken time.
         self.check_time(&verified, clock.now())?;
         self.verified.insert(verified.clone(), verified.clone());
         Ok(verified)
     }
 
-    /// A token that was verified before, by keys that are still the issuer's, or why it does not hold any
-    /// more at `now`. `None` when it has to be verified. Any bytes may be asked about.
+    /// A token that was verified before, by keys that are still the issuer's, or why the token no longer holds
+    /// at `now`. `None` when the token has to be verified. `token` may be any bytes.
     pub fn remembered(
         &self,
         token: &[u8],
@@ -127,38 +157,37 @@ impl JwtVerifier {
             return Err(JwtError::Expired);
         }
         if claims.nbf > now + self.rules.leeway {
-            return Err(JwtError::Invalid);
+            return Err(JwtError::NotYetValid);
         }
         Ok(())
     }
 
     async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, JwtError> {
-        let token = Token::read(token).ok_or(JwtError::Invalid)?;
-        let (nth, issuer) = self.issuer(token.claims.text("iss")).ok_or(JwtError::Invalid)?;
+        let token = Token::read(token)?;
+        let (nth, issuer) = self.issuer(token.claims.text("iss")).ok_or(JwtError::Issuer)?;
         let generation = match (issuer.check(&token), &issuer.jwks) {
             (Checked::Right(generation), _) => generation,
-            (Checked::Wrong, _) | (Checked::NoKey, None) => return Err(JwtError::Invalid),
-            (Checked::NoKey, Some(jwks)) => {
+            (Checked::Wrong(why), _) | (Checked::NoKey(why), None) => return Err(why),
+            (Checked::NoKey(_), Some(jwks)) => {
                 let fetched = jwks.refetch().await;
                 match issuer.check(&token) {
                     Checked::Right(generation) => generation,
-                    Checked::NoKey if !fetched || jwks.is_in_doubt() => {
+                    Checked::NoKey(_) if !fetched || jwks.is_in_doubt() => {
                         return Err(JwtError::KeysUnavailable);
                     }
-                    Checked::NoKey | Checked::Wrong => return Err(JwtError::Invalid),
+                    Checked::NoKey(why) | Checked::Wrong(why) => return Err(why),
                 }
             }
         };
         if let Some(audience) = &issuer.audience
             && !token.claims.names_audience(audience)
         {
-            return Err(JwtError::Invalid);
+            return Err(JwtError::Audience);
         }
-        let claims = token.claims.verified(self.rules.require_record, (nth, generation));
-        claims.map_err(|_| JwtError::Invalid)
+        Ok(token.claims.verified(self.rules.require_record, (nth, generation))?)
     }
 
-    /// Whose keys a token must be verified with: another issuer's are not good enough (RFC 8725
+    /// The issuer whose keys a token must be verified with. A key of another issuer does not do (RFC 8725
     /// section 3.8).
     fn issuer(&self, iss: Option<&str>) -> Option<(u32, &Issuer)> {
         let find = |name: Option<&str>| {
@@ -168,14 +197,14 @@ impl JwtVerifier {
     }
 }
 
-/// What keys say about a token.
+/// What an issuer's keys say about a token.
 enum Checked {
-    /// The signature is right; by which set of keys.
+    /// The signature is right, by the set of keys of this generation.
     Right(u32),
-    /// The signature is not of the key that it has to be of.
-    Wrong,
-    /// It is of none of the keys that are known.
-    NoKey,
+    /// The token names a known key, and does not verify with that key.
+    Wrong(JwtError),
+    /// The token verifies with no known key. The issuer may have another one by now.
+    NoKey(JwtError),
 }
 
 impl Issuer {
@@ -202,11 +231,18 @@ impl Issuer {
                 keys.next().filter(|_| keys.next().is_none())
             }),
         };
-        match key {
-            Some(key) if key.verify(token.message, &token.signature) => Checked::Right(generation),
-            _ if is_known => Checked::Wrong,
-            _ => Checked::NoKey,
-        }
+        let why = match key {
+            Some(key) if key.verify(token.message, &token.signature) => {
+                return Checked::Right(generation);
+            }
+            Some(_) => JwtError::Signature,
+            None if kid.is_some() && !is_known => JwtError::UnknownKid,
+            None if keys().any(|key| key.algorithm() == token.algorithm) && !is_known => {
+                JwtError::MissingKid
+            }
+            None => JwtError::Algorithm,
+        };
+        if is_known { Checked::Wrong(why) } else { Checked::NoKey(why) }
     }
 }
 
@@ -219,8 +255,8 @@ struct Token<'a> {
     signature: Vec<u8>,
 }
 
-/// The JOSE header (RFC 7515 section 4), as far as it is looked at: keys and addresses of keys that a
-/// token brings along are not.
+/// The members of the JOSE header (RFC 7515 section 4) that are read. Keys and addresses of keys that a token
+/// brings along are passed over.
 #[derive(Deserialize)]
 struct Header {
     alg: String,
@@ -230,29 +266,28 @@ struct Header {
 }
 
 impl<'a> Token<'a> {
-    fn read(token: &'a str) -> Option<Self> {
-        let (message, signature) = token.rsplit_once('.')?;
-        let (header, claims) = message.split_once('.')?;
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
-        let header: Header = serde_json::from_slice(&decode(header)?).ok()?;
-        // An extension that must be understood and is not: RFC 7515 section 4.1.11.
-        let usable = header.crit.is_none()
-            && header.kid.as_ref().is_none_or(|kid| kid.len() <= MAX_NAME)
-            && header.typ.as_deref().is_none_or(is_access_token);
-        if !usable {
-            return None;
+    fn read(token: &'a str) -> Result<Self, JwtError> {
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| JwtError::Malformed);
+        let (message, signature) = token.rsplit_once('.').ok_or(JwtError::Malformed)?;
+        let (header, claims) = message.split_once('.').ok_or(JwtError::Malformed)?;
+        let header: Header =
+            serde_json::from_slice(&decode(header)?).map_err(|_| JwtError::Malformed)?;
+        if header.crit.is_some() {
+            return Err(JwtError::Critical);
         }
-        let algorithm = Algorithm::named(&header.alg)?;
-        let claims = Claims::read(&decode(claims)?).ok()?;
-        let signature =
-            decode(signature).filter(|bytes| (1..=MAX_SIGNATURE).contains(&bytes.len()));
-        Some(Self {
-            message: message.as_bytes(),
-            algorithm,
-            kid: header.kid,
-            claims,
-            signature: signature?,
-        })
+        if header.kid.as_ref().is_some_and(|kid| kid.len() > MAX_NAME) {
+            return Err(JwtError::UnknownKid);
+        }
+        if !header.typ.as_deref().is_none_or(is_access_token) {
+            return Err(JwtError::Type);
+        }
+        let algorithm = Algorithm::named(&header.alg).ok_or(JwtError::Algorithm)?;
+        let claims = Claims::read(&decode(claims)?)?;
+        let signature = decode(signature)?;
+        if !(1..=MAX_SIGNATURE).contains(&signature.len()) {
+            return Err(JwtError::Malformed);
+        }
+        Ok(Self { message: message.as_bytes(), algorithm, kid: header.kid, claims, signature })
     }
 }
 
@@ -329,27 +364,33 @@ mod tests {
 
     #[test]
     fn claims_are_checked_strictly() {
-        use JwtError::*;
+        use ClaimError::{Missing, Wrong};
+        use JwtError::{Claim, Expired, NotYetValid};
+        let missing = |name| Err(Claim(Missing(name)));
+        let wrong = |name| Err(Claim(Wrong(name)));
         for (claims, expected) in [
             (json!({"api_key": "k", "exp": 1_000_001}), Ok(())),
             (json!({"api_key": "k", "exp": 1_000_000.5}), Ok(())),
             (json!({"api_key": "k", "exp": 1_000_000}), Err(Expired)),
             (json!({"api_key": "k", "exp": 1}), Err(Expired)),
-            (json!({"api_key": "k"}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": "1000060"}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": -1}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": 1e300}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": null}), Err(Invalid)),
-            (json!({"exp": 1_000_060}), Err(Invalid)),
-            (json!({"api_key": "", "exp": 1_000_060}), Err(Invalid)),
-            (json!({"api_key": "k".repeat(257), "exp": 1_000_060}), Err(Invalid)),
-            (json!({"api_key": 7, "exp": 1_000_060}), Err(Invalid)),
+            (json!({"api_key": "k"}), missing("exp")),
+            (json!({"api_key": "k", "exp": "1000060"}), wrong("exp")),
+            (json!({"api_key": "k", "exp": -1}), wrong("exp")),
+            (json!({"api_key": "k", "exp": 1e300}), wrong("exp")),
+            (json!({"api_key": "k", "exp": null}), wrong("exp")),
+            (json!({"exp": 1_000_060}), missing("api_key")),
+            (json!({"api_key": "", "exp": 1_000_060}), wrong("api_key")),
+            (json!({"api_key": "k".repeat(257), "exp": 1_000_060}), wrong("api_key")),
+            (json!({"api_key": 7, "exp": 1_000_060}), wrong("api_key")),
             (json!({"api_key": "k", "exp": 1_000_060, "nbf": 1_000_000}), Ok(())),
-            (json!({"api_key": "k", "exp": 1_000_060, "nbf": 1_000_001}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": 1_000_060, "nbf": "1"}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": 1_000_060, "rate_limit": 0}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": 1_000_060, "allowed_routes": "*"}), Err(Invalid)),
-            (json!({"api_key": "k", "exp": 1_000_060, "expires_at": "soon"}), Err(Invalid)),
+            (json!({"api_key": "k", "exp": 1_000_060, "nbf": 1_000_001}), Err(NotYetValid)),
+            (json!({"api_key": "k", "exp": 1_000_060, "nbf": "1"}), wrong("nbf")),
+            (json!({"api_key": "k", "exp": 1_000_060, "rate_limit": 0}), wrong("rate_limit")),
+            (
+                json!({"api_key": "k", "exp": 1_000_060, "allowed_routes": "*"}),
+                wrong("allowed_routes"),
+            ),
+            (json!({"api_key": "k", "exp": 1_000_060, "expires_at": "soon"}), wrong("expires_at")),
         ] {
             let result = verifier().verify_now(&hs256(claims.clone()), NOW).map(|_| ());
             assert_eq!(result, expected, "{claims}");
@@ -360,17 +401,17 @@ mod tests {
     fn the_key_fixes_the_algorithm() {
         let claims = json!({"api_key": "k", "exp": 1_000_060});
         let refused = [
-            sign(&Header::new(Algorithm::HS512), &claims, SECRET),
-            sign(&Header::new(Algorithm::HS256), &claims, b"another secret"),
-            unsigned(json!({"alg": "none"}), claims.clone(), ""),
-            unsigned(json!({"alg": "HS256"}), claims.clone(), ""),
-            unsigned(json!({"alg": "RS256"}), claims.clone(), "AAAA"),
-            unsigned(json!({"typ": "JWT"}), claims.clone(), "AAAA"),
-            "a.b.c".to_owned(),
-            "..".to_owned(),
+            (sign(&Header::new(Algorithm::HS512), &claims, SECRET), JwtError::Algorithm),
+            (sign(&Header::new(Algorithm::HS256), &claims, b"another secret"), JwtError::Signature),
+            (unsigned(json!({"alg": "none"}), claims.clone(), ""), JwtError::Algorithm),
+            (unsigned(json!({"alg": "HS256"}), claims.clone(), ""), JwtError::Malformed),
+            (unsigned(json!({"alg": "RS256"}), claims.clone(), "AAAA"), JwtError::Algorithm),
+            (unsigned(json!({"typ": "JWT"}), claims.clone(), "AAAA"), JwtError::Malformed),
+            ("a.b.c".to_owned(), JwtError::Malformed),
+            ("..".to_owned(), JwtError::Malformed),
         ];
-        for token in &refused {
-            assert_eq!(verifier().verify_now(token, NOW).err(), Some(JwtError::Invalid), "{token}");
+        for (token, why) in refused {
+            assert_eq!(verifier().verify_now(&token, NOW).err(), Some(why), "{token}");
         }
         for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
             let keys = vec![key(algorithm, None, SECRET)];
@@ -383,7 +424,7 @@ mod tests {
     fn a_critical_extension_is_refused() {
         let header = Header { crit: Some(vec!["b64".into()]), ..Header::new(Algorithm::HS256) };
         let token = sign(&header, &json!({"api_key": "k", "exp": 1_000_060}), SECRET);
-        assert_eq!(verifier().verify_now(&token, NOW).err(), Some(JwtError::Invalid));
+        assert_eq!(verifier().verify_now(&token, NOW).err(), Some(JwtError::Critical));
     }
 
     #[test]
@@ -400,9 +441,13 @@ mod tests {
         ]);
         assert!(two.verify_now(&token(Some("a"), SECRET), NOW).is_ok());
         assert!(two.verify_now(&token(Some("b"), other), NOW).is_ok());
-        assert!(two.verify_now(&token(Some("b"), SECRET), NOW).is_err());
-        assert!(two.verify_now(&token(Some("c"), SECRET), NOW).is_err());
-        assert!(two.verify_now(&token(None, SECRET), NOW).is_err());
+        for (kid, why) in [
+            (Some("b"), JwtError::Signature),
+            (Some("c"), JwtError::UnknownKid),
+            (None, JwtError::MissingKid),
+        ] {
+            assert_eq!(two.verify_now(&token(kid, SECRET), NOW).err(), Some(why), "{kid:?}");
+        }
         let one = of(vec![key(Algorithm::HS256, Some("a"), SECRET)]);
         assert!(one.verify_now(&token(None, SECRET), NOW).is_ok());
         assert!(one.verify_now(&token(Some("c"), SECRET), NOW).is_err());
@@ -461,6 +506,7 @@ mod tests {
         )
         .unwrap();
         let token = format!("{message}.{signature}");
-        assert_eq!(verifier().verify_now(&token, NOW).err(), Some(JwtError::Invalid));
+        let twice = JwtError::Claim(ClaimError::Form);
+        assert_eq!(verifier().verify_now(&token, NOW).err(), Some(twice));
     }
 }

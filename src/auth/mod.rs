@@ -1,6 +1,7 @@
-//! Who a request is from: credential, signature, record, principal.
+//! Whose token a request has: credential, signature, record, principal.
 //!
-//! This room knows neither Pingora nor the configuration. On doubt about identity it refuses.
+//! This room knows neither Pingora nor the configuration, nor what a client is told. On doubt about identity it
+//! refuses, and says why.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use futures_util::future::join;
 use http::HeaderMap;
 
 use crate::base::clock::{Clock, UnixTime};
-use crate::record::key;
-use crate::record::{Grant, HeaderText, RateRule, TokenRecord};
+use crate::record::key::{self, KeyError};
+use crate::record::{Grant, HeaderText, RateRule, RecordError, TokenRecord};
 use crate::store::StoreError;
 
 pub mod cache;
@@ -23,7 +24,7 @@ pub mod jwt;
 pub mod verification;
 pub mod verified;
 
-use cache::{RecordCache, RevocationCache};
+use cache::{NoRecord, RecordCache, RevocationCache};
 use claims::Stateless;
 use credential::{Credential, CredentialError};
 use jwt::{JwtError, JwtVerifier};
@@ -32,49 +33,48 @@ use verified::VerifiedToken;
 /// Why a request has no principal.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// The request carries no credential.
-    #[error("no credential")]
+    /// The request has no credential.
+    #[error("the request has no credential")]
     Missing,
-    /// The request carries credentials that contradict each other.
-    #[error("two different credentials")]
-    Ambiguous,
-    /// The credential is malformed, unverifiable, not yet valid, or unknown.
-    #[error("the credential is not valid")]
-    Invalid,
-    /// The credential or its record has expired.
-    #[error("the credential has expired")]
-    Expired,
-    /// The record says that the token is disabled.
-    #[error("the token is revoked")]
+    /// The request's credential fields cannot be used.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    /// The JWT does not hold.
+    #[error(transparent)]
+    Jwt(#[from] JwtError),
+    /// The opaque key is mistyped.
+    #[error("the key {0}")]
+    Key(#[from] KeyError),
+    /// The token has no record, and needs one.
+    #[error("the token has no record")]
+    NoRecord,
+    /// The token's record cannot be read.
+    #[error("the token's record cannot be read: {0}")]
+    UnreadableRecord(Arc<RecordError>),
+    /// The token's record says that the token is disabled.
+    #[error("the token's record is disabled")]
+    Disabled,
+    /// The token needs no record, and is on the list of revoked tokens.
+    #[error("the token is on the list of revoked tokens")]
     Revoked,
-    /// Nothing is known about the token because the store did not answer.
+    /// The `expires_at` of the record, or else of the claims, has passed.
+    #[error("the token's expires_at has passed")]
+    Expired,
+    /// The store did not answer, so nothing is known about the token.
     #[error("the token store is unavailable: {0}")]
-    StoreUnavailable(StoreError),
-    /// Nothing is known about the token because its issuer's keys could not be fetched.
-    #[error("the issuer's keys are unavailable")]
-    KeysUnavailable,
+    Store(#[from] StoreError),
 }
 
-impl From<CredentialError> for AuthError {
-    fn from(error: CredentialError) -> Self {
+impl From<NoRecord> for AuthError {
+    fn from(error: NoRecord) -> Self {
         match error {
-            CredentialError::Ambiguous => Self::Ambiguous,
-            CredentialError::Malformed => Self::Invalid,
+            NoRecord::Unknown => Self::NoRecord,
+            NoRecord::Unreadable(error) => Self::UnreadableRecord(error),
         }
     }
 }
 
-impl From<JwtError> for AuthError {
-    fn from(error: JwtError) -> Self {
-        match error {
-            JwtError::Invalid => Self::Invalid,
-            JwtError::Expired => Self::Expired,
-            JwtError::KeysUnavailable => Self::KeysUnavailable,
-        }
-    }
-}
-
-/// A verified token with its record: what the rest of the gateway knows of the caller.
+/// A verified token with its record: what the rest of the gateway knows of the client.
 #[derive(Clone, Debug)]
 pub struct Principal {
     record: Arc<TokenRecord>,
@@ -116,14 +116,14 @@ impl Principal {
         self.granted(|grant| grant.expires_at.as_ref()).copied()
     }
 
-    /// What the record says, or else the claims.
+    /// The member of the record, or else of the claims.
     fn granted<'a, T>(&'a self, member: impl Fn(&'a Grant) -> Option<&'a T>) -> Option<&'a T> {
         let claimed = || self.claims.as_ref()?.grant.as_deref();
         member(&self.record.grant).or_else(|| member(claimed()?))
     }
 }
 
-/// A credential that holds, before its record is known.
+/// A credential that holds and whose record is not known yet.
 enum Verified {
     Jwt(VerifiedToken),
     /// An opaque key, by its id.
@@ -146,19 +146,19 @@ pub struct Authenticator {
 
 /// What the store says of tokens.
 pub struct Stored {
-    /// Their records.
+    /// The records of tokens.
     pub records: Arc<RecordCache>,
-    /// Those that are revoked of tokens without records.
+    /// Which tokens without records are revoked.
     pub revocations: Arc<RevocationCache>,
 }
 
 impl Authenticator {
-    /// Asks `store` about what the rules do not hold; `None` when there is no such store.
+    /// Asks `store` for records that the rules do not hold; `None` when there is no store of records.
     pub fn new(store: Option<Stored>) -> Self {
         Self { store }
     }
 
-    /// The principal of a request with these `headers`, which came at `now` by this clock.
+    /// The principal of a request with these `headers`, which arrived at `now` by this clock.
     ///
     /// # Errors
     /// [`AuthError`]: anything but a verified, known, unexpired, enabled token.
@@ -175,14 +175,12 @@ impl Authenticator {
             Some(claims) => Verified::Jwt(claims?),
             None => match Credential::parse(sent)? {
                 Credential::Jwt(token) => {
-                    // Boxed, lest what is rare makes every request's future large.
+                    // Boxed, because a rare path must not make every request's future large.
                     let claims = Box::pin(rules.jwt.verify(token, clock)).await?;
                     now = clock.now();
                     Verified::Jwt(claims)
                 }
-                Credential::Opaque(key) => {
-                    Verified::Key(key::hash(key).map_err(|_| AuthError::Invalid)?)
-                }
+                Credential::Opaque(key) => Verified::Key(key::hash(key)?),
             },
         };
         let (id, claims) = match &verified {
@@ -197,17 +195,17 @@ impl Authenticator {
         let record = match (rules.records.get(id), stateless, &self.store) {
             (Some(record), ..) => Arc::clone(record),
             (None, Some(stateless), _) => Arc::clone(&stateless.record),
-            (None, None, None) => return Err(AuthError::Invalid),
+            (None, None, None) => return Err(AuthError::NoRecord),
             (None, None, Some(store)) => {
                 let record = match store.records.recall(id, claims.map(|claims| &claims.memo)) {
                     Some(record) => record,
                     None => {
                         let record = Box::pin(store.records.fetch(id)).await;
                         now = clock.now();
-                        record.map_err(AuthError::StoreUnavailable)?
+                        record?
                     }
                 };
-                record.ok_or(AuthError::Invalid)?
+                record?
             }
         };
         let claims = match verified {
@@ -215,7 +213,7 @@ impl Authenticator {
             Verified::Key(_) => None,
         };
         if record.disabled {
-            return Err(AuthError::Revoked);
+            return Err(AuthError::Disabled);
         }
         let principal = Principal { record, claims };
         match principal.expires_at() {
@@ -238,9 +236,9 @@ impl Authenticator {
             }
         };
         match join(of_token, store.revocations.get(api_key)).await {
-            // What one of them knows counts although the other knows nothing.
+            // One answer that the token is revoked counts, although the other question has no answer.
             (Ok(true), _) | (_, Ok(true)) => Err(AuthError::Revoked),
-            (Err(error), _) | (_, Err(error)) => Err(AuthError::StoreUnavailable(error)),
+            (Err(error), _) | (_, Err(error)) => Err(AuthError::Store(error)),
             (Ok(false), Ok(false)) => Ok(()),
         }
     }

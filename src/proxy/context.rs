@@ -2,25 +2,27 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::HeaderValue;
 
-use super::headers::Seen;
-use crate::admission::{Findings, Permit, Rejection};
+use super::forwarding::Forwarding;
+use super::headers::{Seen, new_request_id};
+use super::outcome::End;
+use crate::admission::{Findings, Rejection};
+use crate::base::clock::{Clock, SystemClock};
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
-use crate::upstream::pool::Turn;
 
 /// The context of one request.
 pub struct RequestContext {
-    /// When its header was complete.
+    /// When the request's header was complete.
     pub started: Instant,
     /// Which fields the request has.
     pub seen: Seen,
     /// `X-Request-ID`, once the header has been looked at.
     pub request_id: Option<HeaderValue>,
-    /// The policy it is judged by, from beginning to end.
+    /// The policy that decides about the request, from beginning to end.
     pub policy: Arc<Policy>,
     /// The client, as far as it can be believed.
     pub client_ip: Option<IpAddr>,
@@ -28,27 +30,19 @@ pub struct RequestContext {
     pub trusted_peer: bool,
     /// The canonical path, where it differs from what was sent.
     pub canonical_path: Option<String>,
-    /// What was found out on the way.
+    /// What admission found out.
     pub findings: Findings,
-    /// Proof that it may pass.
-    pub permit: Option<Permit>,
-    /// Its place in the upstream's rotation.
-    pub turn: Turn,
-    /// When the present attempt began.
-    pub attempt_started: Option<Instant>,
-    /// Time to the header of the upstream's answer.
-    pub upstream_duration: Option<Duration>,
-    /// Body bytes seen so far.
-    pub body_seen: u64,
+    /// The permit and the attempts, once the request may pass.
+    pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
-    /// The code of an answer of the gateway's own.
-    pub code: Option<&'static str>,
-    _in_flight: InFlight,
+    /// How the request ended, as far as it has.
+    pub end: End,
+    _served: Served,
 }
 
 impl RequestContext {
-    /// The context of a request that is judged by `policy`.
+    /// The context of a request that is decided about by `policy`.
     pub fn new(policy: Arc<Policy>) -> Self {
         METRICS.in_flight.inc();
         Self {
@@ -60,23 +54,24 @@ impl RequestContext {
             trusted_peer: false,
             canonical_path: None,
             findings: Findings::default(),
-            permit: None,
-            turn: Turn::default(),
-            attempt_started: None,
-            upstream_duration: None,
-            body_seen: 0,
+            forwarding: None,
             rejection: None,
-            code: None,
-            _in_flight: InFlight,
+            end: End::Answered,
+            _served: Served,
         }
     }
 }
 
 /// A request that is being served, in the gauge.
-struct InFlight;
+struct Served;
 
-impl Drop for InFlight {
+impl Drop for Served {
     fn drop(&mut self) {
         METRICS.in_flight.dec();
     }
+}
+
+/// An id for a request whose `X-Request-ID` was not looked at.
+pub fn some_request_id() -> HeaderValue {
+    new_request_id(SystemClock::default().now())
 }

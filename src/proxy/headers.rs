@@ -454,7 +454,8 @@ pub fn set_rate_fields(
     wanted: RateHeaders,
 ) -> Result<()> {
     let known = || {
-        findings.decisions.iter().flat_map(|decision| {
+        findings.decisions.iter().flat_map(|decided| {
+            let decision = &decided.decision;
             let states = decision.limits.iter().zip(&decision.states);
             states.enumerate().map(move |(at, (limit, state))| (decision, at, limit, state))
         })
@@ -483,9 +484,9 @@ pub fn set_rate_fields(
 
 /// The limits about which something is known.
 fn policy(findings: &Findings) -> Result<HeaderValue> {
-    let sets = findings.policies.iter().zip(&findings.decisions);
-    let mut known = sets.filter(|(_, decision)| !decision.states.is_empty()).map(|set| set.0);
-    // Nearly always there is one policy, whose bytes are shared.
+    let known = findings.decisions.iter().filter(|decided| !decided.decision.states.is_empty());
+    let mut known = known.map(|decided| &decided.policy);
+    // Nearly always there is one, which is shared.
     let first = known.next().cloned().unwrap_or_default();
     let all = known.fold(first, |all, policy| [&all[..], b", ", policy].concat().into());
     HeaderValue::from_maybe_shared(all)

@@ -1,6 +1,5 @@
-//! Pingora's hooks, a short method a phase. Decisions are made in `admission`; this passes them on.
+//! Pingora's hooks, a short method a phase. Decisions are made in `admission`; the hooks pass them on.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,34 +8,33 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
+use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
-use crate::admission::{Admission, Rejection, Request};
-use crate::auth::Principal;
+use crate::admission::{Admission, Permit, Rejection, Request};
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
-use crate::policy::Policy;
-use crate::record::HeaderText;
+use crate::policy::{Policy, Route};
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Endpoint, endpoint};
-use crate::telemetry::access_log::AccessLine;
-use crate::telemetry::metrics::{METRICS, RouteMetrics};
+use crate::telemetry::metrics::RouteMetrics;
+use crate::upstream::attempt::{AttemptEnd, Failure};
 
 pub mod context;
+pub mod forwarding;
 pub mod headers;
+pub mod outcome;
 pub mod problem;
 
-use context::RequestContext;
+use context::{RequestContext, some_request_id};
+use forwarding::Forwarding;
 use headers::Seen;
+use outcome::{End, RequestOutcome, answer_of, rejection_of};
 
-/// What `logging` reports when the client was gone before an answer: no status of RFC 9110, but the
-/// one that proxies are known to use.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
-
-/// Whether this process should be sent requests.
+/// Whether a load balancer should send requests to this process.
 pub struct Readiness {
     /// Set when the shutdown begins.
     pub draining: AtomicBool,
@@ -54,7 +52,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy that judges by the current policy.
+    /// A proxy that decides by the current policy.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
@@ -63,12 +61,12 @@ impl Proxy {
         Self { policy, admission, readiness, unrouted: RouteMetrics::new("-") }
     }
 
-    /// Looks at a request and decides. `Ok(true)`: it was one for the gateway itself, and is answered.
-    async fn judge(
+    /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
+    async fn decide(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
-    ) -> Result<bool, Rejection> {
+    ) -> Result<Option<Permit>, Rejection> {
         let peer = peer_ip(session.client_addr());
         let request = session.req_header();
         let now = self.admission.now();
@@ -84,8 +82,8 @@ impl Proxy {
             ctx.canonical_path = Some(path.as_str().to_owned());
         }
         if let Some(endpoint) = endpoint(path.as_str()) {
-            // Boxed, lest what is rare makes every request's future large.
-            return Box::pin(self.answer_endpoint(session, ctx, endpoint)).await.map(|()| true);
+            // Boxed, because a rare path must not make every request's future large.
+            return Box::pin(self.answer_endpoint(session, ctx, endpoint)).await.map(|()| None);
         }
         let asked = Request {
             now,
@@ -98,9 +96,7 @@ impl Proxy {
                 false => None,
             },
         };
-        let permit = self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await?;
-        ctx.permit = Some(permit);
-        Ok(false)
+        self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
     }
 
     async fn answer_endpoint(
@@ -118,7 +114,7 @@ impl Proxy {
                     return Err(Rejection::Draining);
                 }
                 if !(self.readiness.store_serves)(&ctx.policy) {
-                    return Err(Rejection::StoreUnavailable);
+                    return Err(Rejection::NotReady);
                 }
                 "ready"
             }
@@ -132,7 +128,7 @@ impl Proxy {
             response.insert_header("Cache-Control", "no-store")?;
             problem::send(session, response, body.into()).await
         };
-        // Who cannot be written to has left.
+        // A write error means that the client has gone.
         answer.await.or(Ok(()))
     }
 }
@@ -167,14 +163,15 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
-        match self.judge(session, ctx).await {
-            Ok(true) => Ok(true),
-            Ok(false) => {
-                // It may pass, so its body may come (RFC 9110 section 10.1.1).
+        match self.decide(session, ctx).await {
+            Ok(None) => Ok(true),
+            Ok(Some(permit)) => {
+                ctx.forwarding = Some(Forwarding::new(permit));
+                // The request may pass, so its body may come (RFC 9110 section 10.1.1).
                 if ctx.seen.expect
                     && session.req_header_mut().remove_header(&header::EXPECT).is_some()
                 {
-                    // An answer before the body's end closes the connection, but this is none.
+                    // Pingora closes the connection after an answer before the body's end. 100 is not the answer.
                     let keepalive = session.get_keepalive();
                     session.write_continue_response().await?;
                     session.set_keepalive(keepalive);
@@ -182,7 +179,7 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Err(rejection) => {
-                Box::pin(problem::respond(session, ctx, &rejection)).await?;
+                Box::pin(problem::respond(session, ctx, rejection)).await?;
                 Ok(true)
             }
         }
@@ -193,15 +190,7 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
-        // Without a permit there is nowhere to go: a forgotten check cannot become an open door.
-        let Some(permit) = &ctx.permit else {
-            ctx.rejection = Some(Rejection::Internal);
-            return Error::e_explain(ErrorType::InternalError, "no permit");
-        };
-        ctx.attempt_started = Some(Instant::now());
-        // Each attempt sends the body from its beginning.
-        ctx.body_seen = 0;
-        match permit.route().upstream.pick(&mut ctx.turn) {
+        match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
             Some(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora removes such fields one by one. There are none.
@@ -211,10 +200,23 @@ impl ProxyHttp for Proxy {
                 Ok(peer)
             }
             None => {
-                ctx.rejection = Some(Rejection::UpstreamUnavailable);
+                ctx.rejection = Some(Failure::NoAddress.into());
                 Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint has an address")
             }
         }
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        Forwarding::of(&mut ctx.forwarding)?.connected(reused);
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -223,10 +225,8 @@ impl ProxyHttp for Proxy {
         upstream_request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        let (Some(permit), Some(request_id)) = (&ctx.permit, &ctx.request_id) else {
-            ctx.rejection = Some(Rejection::Internal);
-            return Error::e_explain(ErrorType::InternalError, "no permit");
-        };
+        let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
+        let request_id = ctx.request_id.get_or_insert_with(some_request_id);
         let route = permit.route();
         rewrite_target(upstream_request, ctx.canonical_path.as_deref(), route)?;
         let origin = headers::Origin {
@@ -251,8 +251,9 @@ impl ProxyHttp for Proxy {
         if session.was_upgraded() {
             return Ok(());
         }
-        ctx.body_seen += body.as_ref().map_or(0, |body| body.len() as u64);
-        if ctx.body_seen > ctx.policy.max_body {
+        let forwarding = Forwarding::of(&mut ctx.forwarding)?;
+        forwarding.body_seen += body.as_ref().map_or(0, |body| body.len() as u64);
+        if forwarding.body_seen > ctx.policy.max_body {
             ctx.rejection = Some(Rejection::BodyTooLarge(ctx.policy.max_body));
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body too large").into_down());
         }
@@ -269,14 +270,8 @@ impl ProxyHttp for Proxy {
         if switching && !session.is_upgrade_req() {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "unasked-for 101").into_up());
         }
-        if !upstream_response.status.is_informational()
-            && let Some(started) = ctx.attempt_started
-        {
-            let duration = started.elapsed();
-            ctx.upstream_duration = Some(duration);
-            if let Some(permit) = &ctx.permit {
-                permit.route().upstream.seconds.observe(duration.as_secs_f64());
-            }
+        if !upstream_response.status.is_informational() {
+            Forwarding::of(&mut ctx.forwarding)?.answer_began();
         }
         headers::clean_response(upstream_response)
     }
@@ -287,7 +282,7 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        let Some(permit) = &ctx.permit else { return Ok(()) };
+        let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
         let version = session.req_header().version;
         // To HTTP/1.0 a body of unknown length ends with the connection; keep-alive is not promised.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
@@ -310,6 +305,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut e: Box<Error>,
     ) -> Box<Error> {
+        end_attempt(ctx, &e);
         // No upstream has seen anything of the request: any method may be tried elsewhere.
         e.set_retry(may_retry(ctx));
         e
@@ -323,12 +319,13 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<Error> {
+        end_attempt(ctx, &e);
         let mut e = e.more_context(format!("peer: {}", peer._address));
         // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
         let repeatable = session.req_header().method.is_idempotent()
             && !session.retry_buffer_truncated()
             && may_retry(ctx);
-        // Broken off before an answer began, on a new connection as well as on a kept one.
+        // The endpoint broke off before its answer began: on a new connection, too, that may pass elsewhere.
         let broken_off = matches!(
             e.etype(),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
@@ -349,55 +346,44 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
         let rejection = ctx.rejection.take().or_else(|| rejection_of(e));
-        let (error_code, answered) = match &rejection {
+        let (error_code, answered) = match rejection {
             Some(rejection) if answer_of(session).is_none() => {
-                let answered = problem::respond(session, ctx, rejection).await.is_ok();
-                (rejection.status_and_code().0.as_u16(), answered)
+                let status = rejection.status_and_code().0.as_u16();
+                (status, problem::respond(session, ctx, rejection).await.is_ok())
             }
-            // The client has left, or half of an answer is out: closing is all that can be said.
-            _ => (0, false),
+            // The header of an answer is out: the client can only be told by closing the connection.
+            Some(rejection) => {
+                ctx.end = End::BrokenOff(rejection);
+                (0, false)
+            }
+            // The client has gone. If it went while a refusal was written, the refusal stays the end.
+            None => {
+                if matches!(ctx.end, End::Answered) {
+                    ctx.end = End::ClientGone;
+                }
+                (0, false)
+            }
         };
-        if *e.esource() != ErrorSource::Downstream {
-            log_failure(session, e, ctx);
-        }
         if answered && session.get_keepalive().is_some() && session.is_body_done() {
             http1::answered_whole(&session.downstream_session);
         }
         FailToProxy { error_code, can_reuse_downstream: answered }
     }
 
-    async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Self::CTX) {
-        let written = answer_of(session).map(|response| response.status.as_u16());
-        let status = written.unwrap_or(CLIENT_CLOSED_REQUEST);
-        let request = session.req_header();
-        let (method, duration) = (request.method.as_str(), ctx.started.elapsed());
-        let route = ctx.findings.route.as_deref();
-        route.map_or(&self.unrouted, |route| &route.metrics).observe(method, status, duration);
-        count_decisions(ctx);
-        if !ctx.policy.access_log {
-            return;
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Self::CTX) {
+        let now = Instant::now();
+        if let Some(forwarding) = &mut ctx.forwarding {
+            forwarding.end_attempt(e.map_or(AttemptEnd::Answered, AttemptEnd::of), now);
         }
-        let principal = ctx.findings.principal.as_ref();
-        let client_ip = ctx.client_ip.map(|ip: IpAddr| ip.to_string());
-        AccessLine {
-            request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("-"),
-            method,
-            path: ctx.canonical_path.as_deref().unwrap_or(request.uri.path()),
-            route: route.map(|route| &*route.label),
-            status,
-            duration,
-            upstream: route
-                .filter(|_| ctx.attempt_started.is_some())
-                .map(|route| route.upstream.rules().name.as_str()),
-            upstream_duration: ctx.upstream_duration,
-            bytes: session.body_bytes_sent() as u64,
-            client_ip: client_ip.as_deref(),
-            token_id: principal.map(|principal| principal.record().id()),
-            organization_id: principal.and_then(Principal::organization_id).map(HeaderText::as_str),
-            plan: principal.and_then(Principal::plan).map(HeaderText::as_str),
-            code: ctx.code,
+        let duration = now.saturating_duration_since(ctx.started);
+        let outcome = RequestOutcome::new(session, ctx, duration);
+        outcome.count(&self.unrouted);
+        if let Some(e) = e {
+            outcome.log_failure(e);
         }
-        .write();
+        if ctx.policy.access_log {
+            outcome.log();
+        }
     }
 
     /// What Pingora's own log lines say of a request: no query, which may hold a credential.
@@ -407,95 +393,28 @@ impl ProxyHttp for Proxy {
         format!("{} {path}", request.method)
     }
 
-    /// `fail_to_proxy` has logged what there is to log.
+    /// `logging` writes what there is to say.
     fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
         true
     }
 }
 
-/// The header of the answer, once it is written. An informational one only precedes it (RFC 9110
-/// section 15.2), unless it switches protocols.
-fn answer_of(session: &Session) -> Option<&ResponseHeader> {
-    session.response_written().filter(|response| {
-        !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS
-    })
+/// Ends the present attempt with the error `e`.
+fn end_attempt(ctx: &mut RequestContext, e: &Error) {
+    if let Some(forwarding) = &mut ctx.forwarding {
+        forwarding.end_attempt(AttemptEnd::of(e), Instant::now());
+    }
 }
 
 fn may_retry(ctx: &RequestContext) -> bool {
-    let retries = ctx.permit.as_ref().map_or(0, |permit| permit.route().upstream.rules().retries);
-    ctx.turn.attempts() <= retries
-}
-
-/// What an error of Pingora's comes to, `None` when the client is gone.
-fn rejection_of(e: &Error) -> Option<Rejection> {
-    use ErrorType::{
-        ConnectTimedout, ConnectionClosed, ReadError, ReadTimedout, TLSHandshakeTimedout,
-        WriteError, WriteTimedout,
-    };
-    match (e.esource(), e.etype()) {
-        (
-            ErrorSource::Upstream,
-            ConnectTimedout | ReadTimedout | WriteTimedout | TLSHandshakeTimedout,
-        ) => Some(Rejection::UpstreamTimeout),
-        (ErrorSource::Upstream, _) => Some(Rejection::UpstreamUnreachable),
-        (ErrorSource::Downstream, ReadTimedout) => Some(Rejection::RequestTimeout),
-        (ErrorSource::Downstream, ReadError) if is_broken_body(e) => {
-            Some(Rejection::BadRequest("the chunked body is malformed".into()))
-        }
-        (ErrorSource::Downstream, WriteError | WriteTimedout | ReadError | ConnectionClosed) => {
-            None
-        }
-        (ErrorSource::Downstream, _) => {
-            Some(Rejection::BadRequest("the request is malformed".into()))
-        }
-        (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Rejection::Internal),
-    }
-}
-
-/// Whether the client's stream refused what the client sent.
-fn is_broken_body(e: &Error) -> bool {
-    e.root_cause()
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
-}
-
-fn log_failure(session: &Session, e: &Error, ctx: &RequestContext) {
-    log::warn!(
-        request_id = ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
-        method = session.req_header().method.as_str(),
-        route = ctx.findings.route.as_ref().map(|route| &*route.label),
-        attempts = ctx.turn.attempts();
-        "request failed: {}",
-        without_bytes(e)
-    );
-}
-
-/// The error without the bytes of a message that could not be parsed, which Pingora quotes: they may
-/// hold a credential.
-fn without_bytes(e: &Error) -> String {
-    let mut text = e.to_string();
-    if let Some(quoted) = text.find(" buf: ") {
-        text.truncate(quoted);
-        text.push_str(&format!(" {}", e.root_cause()));
-    }
-    text
-}
-
-fn count_decisions(ctx: &RequestContext) {
-    // Where one has refused, what the others admitted was put back.
-    let refused = ctx.findings.decisions.iter().any(|decision| !decision.admitted);
-    for decision in ctx.findings.decisions.iter().filter(|decision| decision.admitted != refused) {
-        let limit = decision.tightest().and_then(|at| decision.limits.get(at));
-        let name = limit.map_or("unknown", |limit| &*limit.name);
-        METRICS.limit_decision(name, decision.admitted);
-    }
+    ctx.forwarding.as_ref().is_some_and(Forwarding::may_retry)
 }
 
 /// Writes the canonical path, without the route's prefix where that is wanted; the query stays as it is.
 fn rewrite_target(
     request: &mut RequestHeader,
     canonical: Option<&str>,
-    route: &crate::policy::Route,
+    route: &Route,
 ) -> Result<()> {
     if canonical.is_none() && !route.strip_prefix {
         return Ok(());

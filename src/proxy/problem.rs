@@ -1,4 +1,5 @@
-//! The gateway's own answers: the only place where an error becomes HTTP (RFC 9457).
+//! The gateway's own answers: the only place where a [`Rejection`] is written as HTTP (RFC 9457). It tells
+//! nothing of a rejection's cause.
 
 use std::time::Duration;
 
@@ -11,52 +12,23 @@ use pingora_proxy::Session;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::context::RequestContext;
-use super::headers::{content_length, new_request_id, set_rate_fields, whole_seconds};
+use super::context::{RequestContext, some_request_id};
+use super::headers::{content_length, set_rate_fields, whole_seconds};
+use super::outcome::End;
 use crate::admission::Rejection;
-use crate::base::clock::{Clock, SystemClock};
 use crate::limit::ledger::Decision;
 use crate::telemetry::metrics::METRICS;
 
 /// A body up to this size is read to its end, so that the connection stays usable.
 const DRAIN_BYTES: usize = 64 * 1024;
 
-/// Of a larger body so much is read after the answer, lest a reset overtake it.
+/// Of a larger body so much is read after the answer, so that a reset does not overtake the answer.
 const LINGER_BYTES: usize = 1024 * 1024;
 
-/// How long either may take.
+/// How long reading the rest of a body may take.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 impl Rejection {
-    /// The status of the answer (RFC 9110 section 15) and its code, which programs rely on.
-    pub fn status_and_code(&self) -> (StatusCode, &'static str) {
-        match self {
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
-            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
-            Self::HeaderTooLarge => {
-                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "header_too_large")
-            }
-            Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
-            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::MissingToken => (StatusCode::UNAUTHORIZED, "missing_token"),
-            Self::InvalidToken => (StatusCode::UNAUTHORIZED, "invalid_token"),
-            Self::ExpiredToken => (StatusCode::UNAUTHORIZED, "expired_token"),
-            Self::RevokedToken => (StatusCode::UNAUTHORIZED, "revoked_token"),
-            Self::RouteNotPermitted => (StatusCode::FORBIDDEN, "route_not_permitted"),
-            Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
-            Self::TooManyInFlight => (StatusCode::TOO_MANY_REQUESTS, "too_many_in_flight"),
-            Self::TooManyFailures(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
-            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            Self::StoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
-            Self::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
-            Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
-            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
-            Self::UpstreamUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
-            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-        }
-    }
-
     fn decision(&self) -> Option<&Decision> {
         match self {
             Self::RateLimited(decision) => Some(decision),
@@ -85,7 +57,7 @@ impl Rejection {
     fn challenge(&self) -> Option<&'static str> {
         match self {
             Self::MissingToken => Some(r#"Bearer realm="tollgate""#),
-            Self::InvalidToken | Self::ExpiredToken | Self::RevokedToken => {
+            Self::InvalidToken(_) | Self::ExpiredToken(_) | Self::RevokedToken(_) => {
                 Some(r#"Bearer realm="tollgate", error="invalid_token""#)
             }
             Self::RouteNotPermitted => {
@@ -101,10 +73,11 @@ impl Rejection {
                 let state = decision.states.get(decision.tightest()?)?;
                 Some(whole_seconds(state.reset_after).max(1))
             }
-            Self::TooManyFailures(wait) => Some(whole_seconds(*wait).max(1)),
-            // Spread, so that not everyone comes back in the same second.
-            Self::TooManyInFlight
-            | Self::StoreUnavailable
+            Self::TooManyFailures { wait, .. } => Some(whole_seconds(*wait).max(1)),
+            // Spread, so that not every client comes back in the same second.
+            Self::TooManyInFlight(_)
+            | Self::StoreUnavailable(_)
+            | Self::NotReady
             | Self::KeysUnavailable
             | Self::UpstreamUnavailable
             | Self::Draining => Some(fastrand::u64(1..=3)),
@@ -113,7 +86,7 @@ impl Rejection {
     }
 }
 
-/// A problem document (RFC 9457 section 3), its members in the order people read them.
+/// A problem document (RFC 9457 section 3), its members in the order that people read them.
 #[derive(Serialize)]
 struct Problem<'a> {
     r#type: &'static str,
@@ -205,11 +178,6 @@ fn response_header(
     Ok(response)
 }
 
-/// The id of a request whose own was not looked at.
-fn some_request_id() -> HeaderValue {
-    new_request_id(SystemClock::default().now())
-}
-
 /// Answers with `rejection`. The connection stays usable when the request's body is small enough to
 /// read to its end; when it is not, the answer says that the connection ends.
 ///
@@ -218,14 +186,12 @@ fn some_request_id() -> HeaderValue {
 pub async fn respond(
     session: &mut Session,
     ctx: &mut RequestContext,
-    rejection: &Rejection,
+    rejection: Rejection,
 ) -> Result<()> {
-    let (_, code) = rejection.status_and_code();
-    ctx.code = Some(code);
-    METRICS.rejections.with_label_values(&[code]).inc();
-    let request_id = ctx.request_id.get_or_insert_with(some_request_id).clone();
-    let body = problem(rejection, &request_id);
-    let mut response = response_header(rejection, &request_id, body.len())?;
+    let request_id = ctx.request_id.get_or_insert_with(some_request_id);
+    let body = problem(&rejection, request_id);
+    let mut response = response_header(&rejection, request_id, body.len())?;
+    ctx.end = End::Refused(rejection);
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
     response = parts.into();
@@ -237,7 +203,7 @@ pub async fn respond(
 /// # Errors
 /// When the client cannot be written to.
 pub async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) -> Result<()> {
-    // A body that is announced to be larger is not worth waiting for before the answer.
+    // The answer does not wait for a body that is announced to be larger.
     let announced = content_length(&session.req_header().headers);
     let small = announced.is_none_or(|length| length <= DRAIN_BYTES as u64);
     let drained = session.is_body_done() || (small && drain(session, DRAIN_BYTES).await);
@@ -260,7 +226,7 @@ async fn drain(session: &mut Session, bound: usize) -> bool {
     if session.is_body_done() {
         return true;
     }
-    // Who waits for leave to send a body (RFC 9110 section 10.1.1) sends none when refused.
+    // A client that waits for leave to send a body (RFC 9110 section 10.1.1) sends none when refused.
     if session.req_header().headers.contains_key(header::EXPECT) {
         return false;
     }
@@ -278,7 +244,8 @@ async fn drain(session: &mut Session, bound: usize) -> bool {
     all.await.unwrap_or(false)
 }
 
-/// The bytes of a whole answer, after which the connection ends: for requests that never were any.
+/// The bytes of a whole answer, after which the connection ends: for a message that never became a request,
+/// and so has no outcome.
 pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
     let (status, code) = rejection.status_and_code();
     METRICS.rejections.with_label_values(&[code]).inc();

@@ -17,7 +17,7 @@ pub struct AccessLine<'a> {
     pub path: &'a str,
     /// The route's label.
     pub route: Option<&'a str>,
-    /// The status answered; 0 when the client went away before.
+    /// The status answered; 499 when the client was gone before.
     pub status: u16,
     /// From the end of the header to the end of the answer.
     pub duration: Duration,
@@ -37,6 +37,10 @@ pub struct AccessLine<'a> {
     pub plan: Option<&'a str>,
     /// The code of an answer of the gateway's own.
     pub code: Option<&'a str>,
+    /// The cause of that answer, or why an answer ended early: a word of a fixed set.
+    pub reason: Option<&'a str>,
+    /// The text of the cause, where it says more than the reason; of a bounded length.
+    pub error: Option<&'a str>,
 }
 
 impl AccessLine<'_> {
@@ -57,7 +61,9 @@ impl AccessLine<'_> {
             token_id = self.token_id,
             organization_id = self.organization_id,
             plan = self.plan,
-            code = self.code;
+            code = self.code,
+            reason = self.reason,
+            error = self.error;
             "request"
         );
     }

@@ -185,7 +185,7 @@ fn access_line(
     let (method, path, status) = (text("method"), text("path"), text("status"));
     let path = path.escape_debug();
     write!(out, "{before}{method}{reset} {path} {status} {} ms", text("duration_ms"))?;
-    for key in ["code", "token_id", "upstream"] {
+    for key in ["code", "reason", "token_id", "upstream"] {
         let value = text(key);
         if !value.is_empty() {
             write!(out, " {key}={}", value.escape_debug())?;

@@ -1,4 +1,5 @@
-//! Where requests go: upstreams, their endpoints, and the choice between them.
+//! Where requests go: upstreams, their endpoints, the choice between them, and how each attempt ended.
 
+pub mod attempt;
 pub mod pool;
 pub mod resolve;

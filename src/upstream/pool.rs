@@ -1,4 +1,6 @@
 //! An upstream: endpoints in weighted rotation, each with peers built ahead.
+//!
+//! It must not know requests: it chooses an endpoint for an attempt, and is told how the attempt ended.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,14 +12,15 @@ use arc_swap::ArcSwap;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_prometheus::prometheus::Histogram;
 
+use super::attempt::Attempt;
 use crate::telemetry::metrics;
 
-/// What an upstream is made of.
+/// The rules of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamRules {
-    /// Its name.
+    /// The upstream's name.
     pub name: String,
-    /// Its servers; at least one.
+    /// The servers of the upstream; at least one.
     pub endpoints: Vec<EndpointRules>,
     /// How many other attempts a request may take.
     pub retries: usize,
@@ -71,8 +74,8 @@ pub struct Upstream {
     /// Indexes of endpoints, each as often as its weight asks, spread evenly.
     rotation: Vec<usize>,
     next: AtomicUsize,
-    /// Time to the header of an answer.
-    pub seconds: Histogram,
+    /// Time from the choice of an endpoint to the header of its answer.
+    seconds: Histogram,
 }
 
 /// One server and the peers its name stands for.
@@ -89,7 +92,7 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Where one request stands in the rotation; kept over its attempts.
+/// Where a request stands in the rotation; kept over its attempts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turn {
     start: Option<usize>,
@@ -121,7 +124,7 @@ impl Upstream {
         }
     }
 
-    /// What it is made of.
+    /// The rules it was made by.
     pub fn rules(&self) -> &UpstreamRules {
         &self.rules
     }
@@ -136,9 +139,9 @@ impl Upstream {
         &self.endpoints
     }
 
-    /// A peer for the next attempt of a request: another endpoint than before, where there is one.
-    /// `None` when no endpoint has an address.
-    pub fn pick(&self, turn: &mut Turn) -> Option<Box<HttpPeer>> {
+    /// The endpoint for the next attempt of a request, by its index, and a peer of it: another endpoint
+    /// than before, where there is another. `None` when no endpoint has an address.
+    pub fn pick(&self, turn: &mut Turn) -> Option<(usize, Box<HttpPeer>)> {
         let start = *turn.start.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
         let first = self.rotation[start % self.rotation.len()];
         let attempt = turn.attempts;
@@ -148,8 +151,15 @@ impl Upstream {
             let at = (first + attempt + step) % self.endpoints.len();
             let peers = self.endpoints[at].peers.load();
             let peer = || Box::new(peers[start / self.rotation.len() % peers.len()].clone());
-            (!peers.is_empty()).then(peer)
+            (!peers.is_empty()).then(|| (at, peer()))
         })
+    }
+
+    /// Takes note of an attempt that has ended.
+    pub fn attempt_ended(&self, attempt: &Attempt) {
+        if let Some(first_byte) = attempt.first_byte {
+            self.seconds.observe(first_byte.as_secs_f64());
+        }
     }
 }
 
@@ -193,7 +203,7 @@ impl Endpoint {
 }
 
 /// Indexes of `weights`, each as often as its weight, spread as evenly as may be: at every step the
-/// one that is furthest behind its share comes next.
+/// endpoint that is furthest behind its share comes next.
 fn rotation(weights: &[u32]) -> Vec<usize> {
     let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
     let mut credit = vec![0i64; weights.len()];
@@ -234,8 +244,12 @@ mod tests {
         }))
     }
 
-    fn port(peer: Option<Box<HttpPeer>>) -> Option<u16> {
-        peer.and_then(|peer| peer._address.as_inet().map(SocketAddr::port))
+    /// The port of the peer, which tells the index of its endpoint.
+    fn port(picked: Option<(usize, Box<HttpPeer>)>) -> Option<u16> {
+        let (at, peer) = picked?;
+        let port = peer._address.as_inet().map(SocketAddr::port);
+        assert_eq!(port, Some(1_000 + at as u16));
+        port
     }
 
     #[test]

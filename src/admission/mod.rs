@@ -1,0 +1,201 @@
+//! Whether a request may pass: the order of decisions, and the permit that proves they were made.
+//! It must not know Pingora, nor how an answer is written.
+
+use std::cell::LazyCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, header};
+use memchr::memchr;
+
+use crate::auth::{AuthError, Authenticator, Principal};
+use crate::base::clock::{Clock, UnixTime};
+use crate::limit::ledger::Ledger;
+use crate::policy::{Policy, Route};
+use crate::route::path::CanonicalPath;
+use crate::route::table::Found;
+
+mod counting;
+mod reject;
+mod slots;
+
+pub use counting::{Decided, Decisions};
+pub use reject::{BadRequest, Rejection, Scope};
+use slots::{Bound, InFlight, Slots};
+
+/// What a request asks for.
+pub struct Request<'a> {
+    /// When it came.
+    pub now: UnixTime,
+    /// The path.
+    pub path: &'a CanonicalPath<'a>,
+    /// The method.
+    pub method: &'a str,
+    /// The header fields.
+    pub headers: &'a HeaderMap,
+    /// The client's address, as far as it can be believed.
+    pub client: Option<IpAddr>,
+    /// The announced length of the body, where there is one.
+    pub content_length: Option<u64>,
+}
+
+/// What was found out about a request, kept whether it passes or not: for fields and logs.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The route it takes.
+    pub route: Option<Arc<Route>>,
+    /// Whose token it has.
+    pub principal: Option<Principal>,
+    /// What the limits said, subject by subject; the last one may have refused.
+    pub decisions: Decisions,
+}
+
+/// Proof that a request passed every check. Only [`Admission::admit`] makes one.
+pub struct Permit {
+    route: Arc<Route>,
+    principal: Option<Principal>,
+    /// The request's slots among those in flight, given up with the permit.
+    _slots: Slots,
+}
+
+impl Permit {
+    /// The route to take.
+    pub fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// Whose token the request has; `None` on a route that needs no token.
+    pub fn principal(&self) -> Option<&Principal> {
+        self.principal.as_ref()
+    }
+}
+
+/// Decides about requests.
+pub struct Admission {
+    authenticator: Authenticator,
+    ledger: Arc<Ledger>,
+    clock: Arc<dyn Clock>,
+    gateways: Box<dyn Fn() -> u32 + Send + Sync>,
+    in_flight: InFlight,
+}
+
+impl Admission {
+    /// Decides with these; `gateways` tells how many processes share the limits.
+    pub fn new(
+        authenticator: Authenticator,
+        ledger: Arc<Ledger>,
+        clock: Arc<dyn Clock>,
+        gateways: impl Fn() -> u32 + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            authenticator,
+            ledger,
+            clock,
+            gateways: Box::new(gateways),
+            in_flight: InFlight::new(),
+        }
+    }
+
+    /// The present, by the clock that decisions are made by.
+    pub fn now(&self) -> UnixTime {
+        self.clock.now()
+    }
+
+    /// Decides in this order: route, credential, permitted route, requests in flight, limits, body size.
+    /// What is found out on the way is left in `findings`.
+    ///
+    /// # Errors
+    /// The first [`Rejection`].
+    pub async fn admit(
+        &self,
+        policy: &Policy,
+        request: &Request<'_>,
+        findings: &mut Findings,
+    ) -> Result<Permit, Rejection> {
+        let route = find_route(policy, request)?;
+        findings.route = Some(Arc::clone(&route));
+        let principal = match route.auth_required {
+            true => Some(self.identify(policy, request, findings).await?),
+            false => None,
+        };
+        let slots = self.take_slots(policy, &route, principal.as_ref())?;
+        let decisions = &mut findings.decisions;
+        self.count(policy, &route, principal.as_ref(), request.client, decisions).await?;
+        if request.content_length.is_some_and(|length| length > policy.max_body) {
+            return Err(Rejection::BodyTooLarge(policy.max_body));
+        }
+        Ok(Permit { route, principal, _slots: slots })
+    }
+
+    async fn identify(
+        &self,
+        policy: &Policy,
+        request: &Request<'_>,
+        findings: &mut Findings,
+    ) -> Result<Principal, Rejection> {
+        let principal = self.authenticator.authenticate(
+            &policy.auth,
+            request.headers,
+            request.now,
+            &*self.clock,
+        );
+        let principal = principal.await.map_err(|error| count_failure(policy, request, error))?;
+        policy.count_by_plan(&principal);
+        findings.principal = Some(principal.clone());
+        match principal.may(request.path.as_str()) {
+            true => Ok(principal),
+            false => Err(Rejection::RouteNotPermitted),
+        }
+    }
+
+    fn take_slots(
+        &self,
+        policy: &Policy,
+        route: &Route,
+        principal: Option<&Principal>,
+    ) -> Result<Slots, Rejection> {
+        let of_token = principal.map(|principal| Bound {
+            scope: Scope::Token,
+            name: &principal.record().subject,
+            most: policy.max_in_flight,
+        });
+        let of_route = Bound { scope: Scope::Route, name: &route.key, most: route.max_in_flight };
+        let slots = self.in_flight.take(of_token.into_iter().chain([of_route]));
+        slots.map_err(Rejection::TooManyInFlight)
+    }
+}
+
+/// Notes an invalid credential under its client's address: too many of them have an answer of their own. A
+/// known token that has expired or is revoked is no guess.
+fn count_failure(policy: &Policy, request: &Request<'_>, error: AuthError) -> Rejection {
+    match (Rejection::from(error), &policy.failures, request.client) {
+        (Rejection::InvalidToken(cause), Some(guard), Some(client)) => match guard.failed(client) {
+            Some(wait) => Rejection::TooManyFailures { wait, cause },
+            None => Rejection::InvalidToken(cause),
+        },
+        (rejection, ..) => rejection,
+    }
+}
+
+fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {
+    let host = LazyCell::new(|| host_of(request.headers));
+    match policy.routes.find(|| *host, request.path.as_str(), request.method) {
+        // A request that TRACE would echo holds a credential (RFC 9110 section 9.3.8).
+        Found::Route(_) if request.method == "TRACE" => {
+            Err(Rejection::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()))
+        }
+        Found::Route(route) => Ok(Arc::clone(route)),
+        Found::OtherMethods(methods) => Err(Rejection::MethodNotAllowed(methods.join(", "))),
+        Found::Nothing => Err(Rejection::NoRoute),
+    }
+}
+
+/// The host of a request, without port.
+fn host_of(headers: &HeaderMap) -> Option<&str> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    let without_port = match host.strip_prefix('[') {
+        Some(_) => host.find(']').map_or(host, |end| &host[..=end]),
+        None => memchr(b':', host.as_bytes()).map_or(host, |end| &host[..end]),
+    };
+    Some(without_port)
+}

@@ -1,0 +1,225 @@
+//! What became of a request: one value, made once at its end. Metrics, the access log and the line about a
+//! failure read this value and nothing else.
+//!
+//! The value stands above everything it tells of, and its readers stand above it or beside it: `telemetry`,
+//! which any room may use, gets plain views ([`AccessLine`], handles of metrics) and knows no request. It
+//! borrows what the request's context holds; a reader that keeps something copies that.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+use pingora_core::{Error, ErrorSource, ErrorType};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::context::RequestContext;
+use super::forwarding::Forwarding;
+use crate::admission::{BadRequest, Findings, Rejection};
+use crate::auth::Principal;
+use crate::record::HeaderText;
+use crate::telemetry::access_log::AccessLine;
+use crate::telemetry::metrics::{METRICS, RouteMetrics};
+use crate::upstream::attempt::{Attempt, Failure};
+
+/// The status of a request whose client was gone before an answer: no status of RFC 9110, but the one that
+/// proxies are known to use.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// The reason of a request whose client was gone before the answer's end.
+const CLIENT_GONE: &str = "client_gone";
+
+/// What became of a request.
+pub struct RequestOutcome<'a> {
+    /// `X-Request-ID`, once the request has one.
+    pub request_id: Option<&'a HeaderValue>,
+    /// The method, as sent.
+    pub method: &'a str,
+    /// The path, canonical where there is a canonical form; without query.
+    pub path: &'a str,
+    /// The client, as far as it can be believed.
+    pub client: Option<IpAddr>,
+    /// The route, the principal and the decisions about limits, as far as they were found out.
+    pub findings: &'a Findings,
+    /// The attempts to have the request answered by an upstream, the last one last.
+    pub attempts: &'a [Attempt],
+    /// The status of the answer.
+    pub status: u16,
+    /// Bytes of the answer's body.
+    pub bytes: u64,
+    /// From the end of the request's header to the end of the answer.
+    pub duration: Duration,
+    /// How the request ended.
+    pub end: &'a End,
+}
+
+/// How a request ended.
+#[derive(Debug, Default)]
+pub enum End {
+    /// The upstream's answer, or one of the gateway's own that is no refusal, was sent to its end.
+    #[default]
+    Answered,
+    /// The gateway answered with an error.
+    Refused(Rejection),
+    /// The answer ended early: an error came when its header was out.
+    BrokenOff(Rejection),
+    /// The client was gone before the answer's end.
+    ClientGone,
+}
+
+impl<'a> RequestOutcome<'a> {
+    /// What became of the request of `session` and `ctx`, which took so long.
+    pub fn new(session: &'a Session, ctx: &'a RequestContext, duration: Duration) -> Self {
+        let request = session.req_header();
+        let answered = answer_of(session).map(|response| response.status.as_u16());
+        Self {
+            request_id: ctx.request_id.as_ref(),
+            method: request.method.as_str(),
+            path: ctx.canonical_path.as_deref().unwrap_or(request.uri.path()),
+            client: ctx.client_ip,
+            findings: &ctx.findings,
+            attempts: ctx.forwarding.as_ref().map_or(&[], Forwarding::attempts),
+            status: answered.unwrap_or(CLIENT_CLOSED_REQUEST),
+            bytes: session.body_bytes_sent() as u64,
+            duration,
+            end: &ctx.end,
+        }
+    }
+
+    /// Counts the request; under `unrouted` where no route has it.
+    pub fn count(&self, unrouted: &RouteMetrics) {
+        let metrics = self.findings.route.as_deref().map_or(unrouted, |route| &route.metrics);
+        metrics.observe(self.method, self.status, self.duration);
+        if let End::Refused(rejection) = self.end {
+            METRICS.rejections.with_label_values(&[rejection.status_and_code().1]).inc();
+        }
+        self.count_decisions();
+    }
+
+    fn count_decisions(&self) {
+        let decisions = || self.findings.decisions.iter().map(|decided| &decided.decision);
+        // Where one has refused, what the others admitted was put back.
+        let refused = decisions().any(|decision| !decision.admitted);
+        for decision in decisions().filter(|decision| decision.admitted != refused) {
+            let limit = decision.tightest().and_then(|at| decision.limits.get(at));
+            let name = limit.map_or("unknown", |limit| &*limit.name);
+            METRICS.limit_decision(name, decision.admitted);
+        }
+    }
+
+    /// Writes the request's line of the access log.
+    pub fn log(&self) {
+        let route = self.findings.route.as_deref();
+        let principal = self.findings.principal.as_ref();
+        let client_ip = self.client.map(|ip| ip.to_string());
+        let error = self.rejection().and_then(Rejection::error);
+        AccessLine {
+            request_id: self.id().unwrap_or("-"),
+            method: self.method,
+            path: self.path,
+            route: route.map(|route| &*route.label),
+            status: self.status,
+            duration: self.duration,
+            upstream: route
+                .filter(|_| !self.attempts.is_empty())
+                .map(|route| route.upstream.rules().name.as_str()),
+            upstream_duration: self.attempts.iter().rev().find_map(|attempt| attempt.first_byte),
+            bytes: self.bytes,
+            client_ip: client_ip.as_deref(),
+            token_id: principal.map(|principal| principal.record().id()),
+            organization_id: principal.and_then(Principal::organization_id).map(HeaderText::as_str),
+            plan: principal.and_then(Principal::plan).map(HeaderText::as_str),
+            code: self.code(),
+            reason: self.reason(),
+            error: error.as_deref(),
+        }
+        .write();
+    }
+
+    /// Writes a line about a failure that is not the client's: Pingora's own text says most about it.
+    pub fn log_failure(&self, e: &Error) {
+        if *e.esource() == ErrorSource::Downstream {
+            return;
+        }
+        log::warn!(
+            request_id = self.id(),
+            method = self.method,
+            route = self.findings.route.as_ref().map(|route| &*route.label),
+            attempts = self.attempts.len();
+            "request failed: {}",
+            without_bytes(e)
+        );
+    }
+
+    /// The request's id, as text.
+    fn id(&self) -> Option<&'a str> {
+        self.request_id.and_then(|id| id.to_str().ok())
+    }
+
+    /// The code of an answer of the gateway's own.
+    fn code(&self) -> Option<&'static str> {
+        match self.end {
+            End::Refused(rejection) => Some(rejection.status_and_code().1),
+            End::Answered | End::BrokenOff(_) | End::ClientGone => None,
+        }
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        match self.end {
+            End::ClientGone => Some(CLIENT_GONE),
+            End::Answered | End::Refused(_) | End::BrokenOff(_) => {
+                self.rejection().and_then(Rejection::reason)
+            }
+        }
+    }
+
+    fn rejection(&self) -> Option<&'a Rejection> {
+        match self.end {
+            End::Refused(rejection) | End::BrokenOff(rejection) => Some(rejection),
+            End::Answered | End::ClientGone => None,
+        }
+    }
+}
+
+/// The header of the answer, once it is written. An informational one only precedes it (RFC 9110
+/// section 15.2), unless it switches protocols.
+pub fn answer_of(session: &Session) -> Option<&ResponseHeader> {
+    session.response_written().filter(|response| {
+        !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS
+    })
+}
+
+/// What an error of Pingora's comes to, `None` when the client is gone.
+pub fn rejection_of(e: &Error) -> Option<Rejection> {
+    use ErrorType::{ConnectionClosed, ReadError, ReadTimedout, WriteError, WriteTimedout};
+    match (e.esource(), e.etype()) {
+        (ErrorSource::Upstream, _) => Some(Failure::of(e).into()),
+        (ErrorSource::Downstream, ReadTimedout) => Some(Rejection::RequestTimeout),
+        (ErrorSource::Downstream, ReadError) if is_broken_body(e) => {
+            Some(Rejection::BadRequest(BadRequest::Chunks))
+        }
+        (ErrorSource::Downstream, WriteError | WriteTimedout | ReadError | ConnectionClosed) => {
+            None
+        }
+        (ErrorSource::Downstream, _) => Some(Rejection::BadRequest(BadRequest::Message)),
+        (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Rejection::Internal),
+    }
+}
+
+/// Whether the client's stream refused what the client sent.
+fn is_broken_body(e: &Error) -> bool {
+    e.root_cause()
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
+}
+
+/// The error without the bytes of a message that could not be parsed, which Pingora quotes: they may
+/// hold a credential.
+fn without_bytes(e: &Error) -> String {
+    let mut text = e.to_string();
+    if let Some(quoted) = text.find(" buf: ") {
+        text.truncate(quoted);
+        text.push_str(&format!(" {}", e.root_cause()));
+    }
+    text
+}

@@ -1,0 +1,144 @@
+//! One attempt to have a request answered by an endpoint: how far it came, and why it failed.
+//!
+//! The proxy records attempts, the upstream is told of each when it ends, and the request's outcome keeps
+//! them all. This file knows nothing of requests, statuses or answers.
+
+use std::time::{Duration, Instant};
+
+use pingora_core::{Error, ErrorSource, ErrorType};
+
+/// One attempt. Times are counted from [`started`](Self::started).
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// The endpoint's place in the upstream's list; `None` when no endpoint had an address.
+    pub endpoint: Option<usize>,
+    /// When the endpoint was chosen.
+    pub started: Instant,
+    /// When there was a connection. A kept connection is there at once.
+    pub connected: Option<Duration>,
+    /// When the header of the answer arrived; an informational one does not count.
+    pub first_byte: Option<Duration>,
+    /// When and how the attempt ended; `None` while it goes on.
+    pub end: Option<(Duration, AttemptEnd)>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptEnd {
+    /// The endpoint's answer arrived to its end.
+    Answered,
+    /// The endpoint failed.
+    Failed(Failure),
+    /// The client or the gateway gave the attempt up. This says nothing about the endpoint.
+    Abandoned,
+}
+
+/// What an endpoint failed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No endpoint has an address.
+    NoAddress,
+    /// The connection was refused.
+    ConnectRefused,
+    /// The connection, the TLS handshake included, took too long to establish.
+    ConnectTimeout,
+    /// The connection could not be established for another reason.
+    ConnectFailed,
+    /// The TLS handshake failed, or the certificate did not hold.
+    TlsFailed,
+    /// The endpoint sent nothing for too long.
+    ReadTimeout,
+    /// Reading failed, as when the endpoint resets the connection.
+    ReadFailed,
+    /// The endpoint took nothing for too long.
+    WriteTimeout,
+    /// Writing failed.
+    WriteFailed,
+    /// The endpoint closed the connection before its answer was complete.
+    Closed,
+    /// The answer is not HTTP, or not an answer to this request.
+    MalformedAnswer,
+    /// Anything else.
+    Other,
+}
+
+impl Attempt {
+    /// An attempt at `endpoint` that has just started.
+    pub fn new(endpoint: Option<usize>, started: Instant) -> Self {
+        Self { endpoint, started, connected: None, first_byte: None, end: None }
+    }
+}
+
+impl AttemptEnd {
+    /// How an attempt ended that ended with Pingora's error `e`.
+    pub fn of(e: &Error) -> Self {
+        match e.esource() {
+            ErrorSource::Upstream => Self::Failed(Failure::of(e)),
+            ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset => Self::Abandoned,
+        }
+    }
+}
+
+impl Failure {
+    /// What Pingora's error `e`, whose source is the upstream, says that the endpoint failed at.
+    pub fn of(e: &Error) -> Self {
+        match e.etype() {
+            ErrorType::ConnectRefused => Self::ConnectRefused,
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::ConnectTimeout,
+            ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::ConnectProxyFailure
+            | ErrorType::BindError
+            | ErrorType::SocketError => Self::ConnectFailed,
+            ErrorType::TLSHandshakeFailure
+            | ErrorType::HandshakeError
+            | ErrorType::InvalidCert
+            | ErrorType::TLSWantX509Lookup => Self::TlsFailed,
+            ErrorType::ReadTimedout => Self::ReadTimeout,
+            ErrorType::ReadError => Self::ReadFailed,
+            ErrorType::WriteTimedout => Self::WriteTimeout,
+            ErrorType::WriteError => Self::WriteFailed,
+            ErrorType::ConnectionClosed => Self::Closed,
+            ErrorType::InvalidHTTPHeader
+            | ErrorType::H1Error
+            | ErrorType::H2Error
+            | ErrorType::H2Downgrade
+            | ErrorType::InvalidH2 => Self::MalformedAnswer,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether a deadline passed.
+    pub fn is_timeout(self) -> bool {
+        matches!(self, Self::ConnectTimeout | Self::ReadTimeout | Self::WriteTimeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_comes_from_the_upstream_is_its_failure() {
+        for (etype, failure, timeout) in [
+            (ErrorType::ConnectRefused, Failure::ConnectRefused, false),
+            (ErrorType::ConnectTimedout, Failure::ConnectTimeout, true),
+            (ErrorType::ConnectNoRoute, Failure::ConnectFailed, false),
+            (ErrorType::InvalidCert, Failure::TlsFailed, false),
+            (ErrorType::TLSHandshakeTimedout, Failure::ConnectTimeout, true),
+            (ErrorType::ReadTimedout, Failure::ReadTimeout, true),
+            (ErrorType::WriteTimedout, Failure::WriteTimeout, true),
+            (ErrorType::ConnectionClosed, Failure::Closed, false),
+            (ErrorType::InvalidHTTPHeader, Failure::MalformedAnswer, false),
+            (ErrorType::InternalError, Failure::Other, false),
+        ] {
+            let error = || Error::new(etype.clone());
+            let upstream = AttemptEnd::of(&error().into_up());
+            assert_eq!(upstream, AttemptEnd::Failed(failure), "{etype:?}");
+            assert_eq!(failure.is_timeout(), timeout, "{etype:?}");
+            for other in [error().into_down(), error().into_in()] {
+                assert_eq!(AttemptEnd::of(&other), AttemptEnd::Abandoned, "{etype:?}");
+            }
+        }
+    }
+}
