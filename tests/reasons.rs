@@ -103,7 +103,9 @@ fn every_refused_token_has_its_reason_in_the_log_and_nowhere_else() {
     assert_eq!(gateway.call("GET", "/", &[("X-API-Key", &good)], b"").status(), 200);
 
     let (head, signature) = good.rsplit_once('.').unwrap();
-    let backwards = format!("{head}.{}", signature.chars().rev().collect::<String>());
+    // The last character of a signature has bits that must be 0; the first one has none.
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    let altered = format!("{head}.{first}{}", &signature[1..]);
     let another = with_claims("another", json!({}));
     let swapped = format!("{}.{signature}", another.rsplit_once('.').unwrap().0);
     let none = format!("{}.", unsigned(&json!({ "alg": "none" }), &claims("good", json!({}))));
@@ -135,7 +137,7 @@ fn every_refused_token_has_its_reason_in_the_log_and_nowhere_else() {
             "missing_kid",
             "several keys",
         ),
-        ("backwards", backwards, "signature", "signature"),
+        ("altered", altered, "signature", "signature"),
         ("swapped", swapped, "signature", "signature"),
         ("other-key", main(json!({ "kid": "other" })), "signature", "signature"),
         ("audience", with_claims("good", json!({ "aud": ["else"] })), "audience", "aud"),
@@ -245,22 +247,22 @@ routes:
     ));
     let (alice, other) = (bearer("alice"), token("other"));
     let credential = ("Authorization", alice.as_str());
-    for (id, method, target, fields, body, reason) in [
-        ("path", "GET", "/%2e%2e", vec![], &b""[..], "path"),
-        ("two", "GET", "/", vec![credential, ("X-API-Key", &other)], b"", "two_credentials"),
-        (
-            "chunks",
-            "POST",
-            "/",
-            vec![credential, ("Transfer-Encoding", "chunked")],
-            b"4\r\nbodyXX\r\n",
-            "chunks",
-        ),
+    for (id, target, fields, reason) in [
+        ("path", "/%2e%2e", vec![], "path"),
+        ("two", "/", vec![credential, ("X-API-Key", &other)], "two_credentials"),
     ] {
         let fields = [&fields[..], &[("X-Request-ID", id)]].concat();
-        assert_eq!(gateway.call(method, target, &fields, body).code(), "bad_request", "{id}");
+        assert_eq!(gateway.call("GET", target, &fields, b"").code(), "bad_request", "{id}");
         assert_eq!(logged(&gateway, id), expected(400, "bad_request", reason), "{id}");
     }
+
+    // Chunks that come with the head are checked with the head, which has no line in the log.
+    let fields = [credential, ("Transfer-Encoding", "chunked"), ("X-Request-ID", "chunks")];
+    let mut client = gateway.connect();
+    client.send(request("POST", "/chunked", &fields, b"4\r\nbody\r\n"));
+    origin.one("/chunked");
+    assert_eq!(client.send("XX\r\n").read().code(), "bad_request");
+    assert_eq!(logged(&gateway, "chunks"), expected(400, "bad_request", "chunks"));
 
     for (path, id, reason) in
         [("/slow", "of-token", "token"), ("/narrow/slow", "of-route", "route")]
@@ -380,6 +382,7 @@ async fn an_upstream_that_fails_has_its_reason() {
     let (full, _waiting, _listener) = full();
     // Bytes that are there and unread make the kernel reset the connection.
     let resets = raw(|mut stream| drop(stream.read_exact(&mut [0])));
+    let plain = raw(|mut stream| drop(stream.write_all(b"220 this is no TLS\r\n")));
     let mute = raw(|stream| {
         std::thread::sleep(Duration::from_secs(10));
         drop(stream);
@@ -389,7 +392,7 @@ async fn an_upstream_that_fails_has_its_reason() {
         ("nobody", format!("http://{NOBODY}")),
         ("full", format!("http://{full}")),
         ("nowhere", "http://255.255.255.255:80".into()),
-        ("plain", origin.url().replace("http:", "https:")),
+        ("plain", format!("https://{plain}")),
         ("shy", format!("https://{mute}")),
         ("resets", format!("http://{resets}")),
         ("mute", format!("http://{mute}")),
@@ -417,7 +420,7 @@ async fn an_upstream_that_fails_has_its_reason() {
         ("/full", b"", 504, "connect_timeout"),
         ("/nowhere", b"", 502, "connect_failed"),
         ("/plain", b"", 502, "tls_failed"),
-        ("/shy", b"", 504, "tls_timeout"),
+        ("/shy", b"", 504, "connect_timeout"),
         ("/resets", b"", 502, "read_failed"),
         ("/mute", &large, 504, "write_timeout"),
     ] {

@@ -35,7 +35,7 @@ pub enum Rejection {
     /// No route has this path.
     #[error("no route serves this path")]
     NoRoute,
-    /// A route has this path, but not this method; the methods it has.
+    /// A route has this path, but not this method. Holds the methods that routes have for the path.
     #[error("this path is not served with this method")]
     MethodNotAllowed(String),
     /// The request has no credential.
@@ -53,10 +53,10 @@ pub enum Rejection {
     /// The token may not use this path.
     #[error("the token does not permit this path")]
     RouteNotPermitted,
-    /// A limit is used up; the decision says which and until when.
+    /// A limit is used up. The decision says which limit, and until when.
     #[error("the limit is used up")]
     RateLimited(Box<Decision>),
-    /// The body is larger than so many bytes.
+    /// The body is larger than this number of bytes.
     #[error("the request body is larger than {0} bytes")]
     BodyTooLarge(u64),
     /// Too many requests of the token, or of the route, are in flight.
@@ -313,7 +313,6 @@ fn failure_reason(failure: Failure) -> &'static str {
         Failure::ConnectTimeout => "connect_timeout",
         Failure::ConnectFailed => "connect_failed",
         Failure::TlsFailed => "tls_failed",
-        Failure::TlsTimeout => "tls_timeout",
         Failure::ReadTimeout => "read_timeout",
         Failure::ReadFailed => "read_failed",
         Failure::WriteTimeout => "write_timeout",

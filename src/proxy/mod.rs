@@ -35,7 +35,7 @@ use forwarding::Forwarding;
 use headers::Seen;
 use outcome::{End, RequestOutcome, answer_of, rejection_of};
 
-/// Whether this process should be sent requests.
+/// Whether a load balancer should send requests to this process.
 pub struct Readiness {
     /// Set when the shutdown begins.
     pub draining: AtomicBool,
@@ -62,7 +62,7 @@ impl Proxy {
         Self { policy, admission, readiness, unrouted: RouteMetrics::new("-") }
     }
 
-    /// Looks at a request and decides. `None`: the request was for the gateway itself, and is answered.
+    /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
     async fn decide(
         &self,
         session: &mut Session,
@@ -178,7 +178,7 @@ impl ProxyHttp for Proxy {
                 if ctx.seen.expect
                     && session.req_header_mut().remove_header(&header::EXPECT).is_some()
                 {
-                    // An answer before the body's end closes the connection, but this is none.
+                    // Pingora closes the connection after an answer before the body's end. 100 is not the answer.
                     let keepalive = session.get_keepalive();
                     session.write_continue_response().await?;
                     session.set_keepalive(keepalive);
@@ -332,7 +332,7 @@ impl ProxyHttp for Proxy {
         let repeatable = session.req_header().method.is_idempotent()
             && !session.retry_buffer_truncated()
             && may_retry(ctx);
-        // Broken off before an answer began, on a new connection as well as on a kept one.
+        // The endpoint broke off before its answer began: on a new connection, too, that may pass elsewhere.
         let broken_off = matches!(
             e.etype(),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
@@ -358,12 +358,12 @@ impl ProxyHttp for Proxy {
                 let status = rejection.status_and_code().0.as_u16();
                 (status, problem::respond(session, ctx, rejection).await.is_ok())
             }
-            // Half of an answer is out: closing the connection is all that can be said.
+            // The header of an answer is out: the client can only be told by closing the connection.
             Some(rejection) => {
                 ctx.end = End::BrokenOff(rejection);
                 (0, false)
             }
-            // The client has gone; perhaps while a refusal was being written, which is the end then.
+            // The client has gone. If it went while a refusal was written, the refusal stays the end.
             None => {
                 if matches!(ctx.end, End::Answered) {
                     ctx.end = End::ClientGone;

@@ -22,10 +22,10 @@ use crate::telemetry::metrics::METRICS;
 /// A body up to this size is read to its end, so that the connection stays usable.
 const DRAIN_BYTES: usize = 64 * 1024;
 
-/// Of a larger body so much is read after the answer, lest a reset overtake it.
+/// Of a larger body so much is read after the answer, so that a reset does not overtake the answer.
 const LINGER_BYTES: usize = 1024 * 1024;
 
-/// How long either may take.
+/// How long reading the rest of a body may take.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 impl Rejection {

@@ -40,14 +40,12 @@ pub enum Failure {
     NoAddress,
     /// The connection was refused.
     ConnectRefused,
-    /// The connection took too long to establish.
+    /// The connection, the TLS handshake included, took too long to establish.
     ConnectTimeout,
     /// The connection could not be established for another reason.
     ConnectFailed,
     /// The TLS handshake failed, or the certificate did not hold.
     TlsFailed,
-    /// The TLS handshake took too long.
-    TlsTimeout,
     /// The endpoint sent nothing for too long.
     ReadTimeout,
     /// Reading failed, as when the endpoint resets the connection.
@@ -86,7 +84,7 @@ impl Failure {
     pub fn of(e: &Error) -> Self {
         match e.etype() {
             ErrorType::ConnectRefused => Self::ConnectRefused,
-            ErrorType::ConnectTimedout => Self::ConnectTimeout,
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::ConnectTimeout,
             ErrorType::ConnectNoRoute
             | ErrorType::ConnectError
             | ErrorType::ConnectProxyFailure
@@ -96,7 +94,6 @@ impl Failure {
             | ErrorType::HandshakeError
             | ErrorType::InvalidCert
             | ErrorType::TLSWantX509Lookup => Self::TlsFailed,
-            ErrorType::TLSHandshakeTimedout => Self::TlsTimeout,
             ErrorType::ReadTimedout => Self::ReadTimeout,
             ErrorType::ReadError => Self::ReadFailed,
             ErrorType::WriteTimedout => Self::WriteTimeout,
@@ -113,10 +110,7 @@ impl Failure {
 
     /// Whether a deadline passed.
     pub fn is_timeout(self) -> bool {
-        matches!(
-            self,
-            Self::ConnectTimeout | Self::TlsTimeout | Self::ReadTimeout | Self::WriteTimeout
-        )
+        matches!(self, Self::ConnectTimeout | Self::ReadTimeout | Self::WriteTimeout)
     }
 }
 
@@ -131,7 +125,7 @@ mod tests {
             (ErrorType::ConnectTimedout, Failure::ConnectTimeout, true),
             (ErrorType::ConnectNoRoute, Failure::ConnectFailed, false),
             (ErrorType::InvalidCert, Failure::TlsFailed, false),
-            (ErrorType::TLSHandshakeTimedout, Failure::TlsTimeout, true),
+            (ErrorType::TLSHandshakeTimedout, Failure::ConnectTimeout, true),
             (ErrorType::ReadTimedout, Failure::ReadTimeout, true),
             (ErrorType::WriteTimedout, Failure::WriteTimeout, true),
             (ErrorType::ConnectionClosed, Failure::Closed, false),
