@@ -103,7 +103,9 @@ fn every_refused_token_has_its_reason_in_the_log_and_nowhere_else() {
     assert_eq!(gateway.call("GET", "/", &[("X-API-Key", &good)], b"").status(), 200);
 
     let (head, signature) = good.rsplit_once('.').unwrap();
-    let backwards = format!("{head}.{}", signature.chars().rev().collect::<String>());
+    // The last character of a signature has bits that must be 0; the first one has none.
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    let altered = format!("{head}.{first}{}", &signature[1..]);
     let another = with_claims("another", json!({}));
     let swapped = format!("{}.{signature}", another.rsplit_once('.').unwrap().0);
     let none = format!("{}.", unsigned(&json!({ "alg": "none" }), &claims("good", json!({}))));
@@ -135,7 +137,7 @@ fn every_refused_token_has_its_reason_in_the_log_and_nowhere_else() {
             "missing_kid",
             "several keys",
         ),
-        ("backwards", backwards, "signature", "signature"),
+        ("altered", altered, "signature", "signature"),
         ("swapped", swapped, "signature", "signature"),
         ("other-key", main(json!({ "kid": "other" })), "signature", "signature"),
         ("audience", with_claims("good", json!({ "aud": ["else"] })), "audience", "aud"),
