@@ -145,3 +145,73 @@ impl Unreported {
         unreported && now < self.until
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Moment = Moment::NEVER;
+
+    fn limits() -> [Limit; 2] {
+        ["8/second", "100/minute"].map(|text| Limit::parse(text).unwrap())
+    }
+
+    fn change(report: Option<(u64, Adjustment)>) -> (u64, [i64; 2]) {
+        let (id, adjustment) = report.unwrap();
+        (id, [0, 1].map(|at| adjustment.changes[at].1))
+    }
+
+    #[test]
+    fn a_debt_that_grows_while_it_is_reported_is_reported_again() {
+        let (limits, mut unreported) = (limits(), Unreported::default());
+        unreported.owe(&limits, 5, NOW);
+        let (id, five) = change(unreported.report(&limits));
+        unreported.owe(&limits, 3, NOW);
+        assert_eq!((id, five), change(unreported.report(&limits)), "the same until it is known");
+        unreported.reported(id + 1);
+        assert_eq!((id, [5, 5]), change(unreported.report(&limits)), "another report's answer");
+        unreported.reported(id);
+        assert!(unreported.owes());
+        let (next, three) = change(unreported.report(&limits));
+        assert_eq!(three, [3, 3]);
+        assert_ne!(next, id);
+        unreported.reported(next);
+        assert!(!unreported.owes() && unreported.report(&limits).is_none());
+    }
+
+    #[test]
+    fn a_debt_counts_for_no_more_than_fills_a_limit() {
+        let (limits, mut unreported) = (limits(), Unreported::default());
+        unreported.owe(&limits, u64::MAX, NOW);
+        unreported.owe(&limits, u64::MAX, NOW);
+        let (id, changes) = change(unreported.report(&limits));
+        assert_eq!(changes, [8, 100]);
+        unreported.reported(id);
+        assert!(!unreported.owes());
+    }
+
+    #[test]
+    fn requests_and_debts_are_reported_apart() {
+        let (limits, mut unreported) = (limits(), Unreported::default());
+        let store_now = UnixTime::from_secs(1_000_000_020);
+        let two = Weight::new(2).unwrap();
+        let now = Moment::default();
+        unreported.owe(&limits, 3, now);
+        let (charge, standings) = unreported.spend(&limits, &[8, 50], two, store_now, now);
+        assert_eq!(charge.units(), 2);
+        assert_eq!(standings.iter().map(|s| s.left).collect::<Vec<_>>(), [3, 45]);
+        let four = Weight::new(4).unwrap();
+        let (charge, _) = unreported.spend(&limits, &[8, 50], four, store_now, now);
+        assert_eq!(charge, Charge::None, "all of a weight or nothing");
+        let (id, changes) = change(unreported.report(&limits));
+        assert_eq!(changes, [2, 2]);
+        unreported.reported(id);
+        let (id, adjustment) = unreported.report(&limits).unwrap();
+        let mark = Adjustment::PRESENT;
+        assert_eq!(adjustment.changes[..], [(mark, 3), (mark, 3)]);
+        assert!(unreported.is_open(now));
+        assert!(!unreported.is_open(now + Duration::from_secs(61)), "its windows are over");
+        unreported.reported(id);
+        assert!(!unreported.is_open(now));
+    }
+}

@@ -1,6 +1,6 @@
 //! What a store keeps of one limit of one subject, and how it counts.
 //!
-//! The scripts in `store/redis/scripts` compute the same, step by step: every number here is one that
+//! The files in `store/redis/scripts/counting` compute the same, step by step: every number here is one that
 //! Lua's doubles hold exactly, or a double that both compute by the same operations in the same order.
 //!
 //! What is admitted, whatever the order of calls, where nothing is adjusted upwards:
