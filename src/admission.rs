@@ -12,12 +12,12 @@ use memchr::memchr;
 use pingora_limits::inflight::{Guard, Inflight};
 use smallvec::SmallVec;
 
-use crate::auth::record::Name;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
 use crate::limit::ledger::{Decision, Ledger, Terms};
 use crate::limit::subject::Subject;
 use crate::policy::{Policy, Route};
+use crate::record::HeaderText;
 use crate::route::path::{CanonicalPath, PathError};
 use crate::route::table::Found;
 use crate::store::StoreError;
@@ -297,7 +297,7 @@ impl Admission {
         let record = principal.map(Principal::record);
         let subject = Subject {
             token: record.map(|record| &*record.subject),
-            organization: principal.and_then(Principal::organization_id).map(Name::as_str),
+            organization: principal.and_then(Principal::organization_id).map(HeaderText::as_str),
             client: request.client,
             route: &route.key,
         };

@@ -10,10 +10,11 @@
 //! | --- | --- | --- |
 //! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
+//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
+//! | [`record`] | the one schema of a token record: its fields, read and checked from every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
-//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
-//! | [`auth`] | credential, signature, record, principal | [`auth::Authenticator`] |
+//! | [`auth`] | credential, signature, principal; records as they are cached | [`auth::Authenticator`] |
 //! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
 //! | [`upstream`] | endpoints, whose turn it is, names to addresses | [`upstream::pool`] |
 //! | [`config`] | file and environment to valid values, or to every fault with its place | [`config::Config`] |
@@ -97,6 +98,7 @@ pub mod limit;
 pub mod policy;
 pub mod proxy;
 pub mod quota;
+pub mod record;
 pub mod route;
 pub mod store;
 pub mod telemetry;

@@ -12,8 +12,6 @@ use quick_cache::sync::Cache;
 use crate::auth::guard::FailureGuard;
 use crate::auth::jwks::{Jwks, JwksRules};
 use crate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
-use crate::auth::key::public_id;
-use crate::auth::record::{RateRule, RecordError, TokenRecord};
 use crate::auth::verification::KeyError;
 use crate::auth::{AuthRules, Principal};
 use crate::config::{
@@ -23,8 +21,8 @@ use crate::config::{
 use crate::limit::ledger::{FailurePolicy, Sync};
 use crate::quota::Algorithm;
 use crate::quota::rule::{Group, LimitRule, groups};
+use crate::record::{RateRule, TokenRecord};
 use crate::route::table::{Matcher, RouteTable};
-use crate::store::StoredRecord;
 use crate::telemetry::metrics::{METRICS, RouteMetrics, plan_requests};
 use crate::upstream::pool::{EndpointRules, Timeouts, Upstream, UpstreamRules};
 
@@ -110,14 +108,6 @@ pub struct Route {
 /// A configuration that parses and cannot be put into effect.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// A record of `auth.tokens` cannot be read.
-    #[error("auth.tokens: token {id}: {error}")]
-    Token {
-        /// The token's public id.
-        id: String,
-        /// Which field is wrong, and how.
-        error: RecordError,
-    },
     /// A key cannot verify.
     #[error("auth.jwt: a key {0}")]
     Key(#[from] KeyError),
@@ -157,7 +147,7 @@ impl Policy {
         Ok(Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
             routes: routes(config, &upstreams)?,
-            auth: AuthRules { jwt, records: static_records(config)? },
+            auth: AuthRules { jwt, records: static_records(config) },
             failures: failure_guard(config, previous),
             on_store_failure: match config.limits.on_store_failure {
                 OnStoreFailure::Local => FailurePolicy::Local,
@@ -273,15 +263,9 @@ fn routes(
     Ok(RouteTable::new(routes))
 }
 
-fn static_records(config: &Config) -> Result<HashMap<Arc<str>, Arc<TokenRecord>>, PolicyError> {
-    let read = |token: &crate::config::StaticToken| {
-        let id: Arc<str> = token.id.as_str().into();
-        match TokenRecord::read(&id, &StoredRecord::Json(token.json.clone())) {
-            Ok(record) => Ok((id, Arc::new(record))),
-            Err(error) => Err(PolicyError::Token { id: public_id(&token.id).into(), error }),
-        }
-    };
-    config.auth.tokens.iter().map(read).collect()
+fn static_records(config: &Config) -> HashMap<Arc<str>, Arc<TokenRecord>> {
+    let tokens = config.auth.tokens.iter();
+    tokens.map(|token| (Arc::clone(&token.id), Arc::clone(&token.record))).collect()
 }
 
 fn jwt_verifier(jwt: &Jwt, previous: Option<&Policy>) -> Result<JwtVerifier, KeyError> {

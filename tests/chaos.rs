@@ -38,7 +38,7 @@ log: {{ level: info, format: json, access: false }}",
         auth = auth("[]").replace("max_failures", "cache: { ttl: 1h }, max_failures"),
         up = origin.url(),
     );
-    let gateways = (0..GATEWAYS).map(|_| Gateway::start(&yaml)).collect();
+    let gateways = (0..GATEWAYS).map(|_| Gateway::start_with_one_thread(&yaml)).collect();
     World { redis: Mutex::new(redis), gateways, _origin: origin }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::json;
 use tollgate::config::{Config, Environment, Faults, KeyMaterial, load, parse};
 
 /// 48 bytes: enough for HS256 and HS384, not for HS512.
@@ -63,7 +64,7 @@ fn the_shipped_configurations_load() {
     assert_eq!(full.redis.unwrap().url.expose(), "redis://redis:6379");
     let embedded = load(&at("conf/embedded.yaml"), &environment(&[])).unwrap();
     assert!(embedded.redis.is_none());
-    assert_eq!(embedded.auth.tokens[0].id, "local");
+    assert_eq!(&*embedded.auth.tokens[0].id, "local");
 }
 
 /// Every key that is known is in the shipped file, so that the file can serve as the reference.
@@ -186,12 +187,13 @@ routes:
     assert_eq!(redis.timeout, Duration::from_millis(20));
     assert_eq!(config.auth.jwt.issuers[0].keys[0].kid.as_deref(), Some("a"));
     assert_eq!(config.auth.jwt.leeway, Duration::from_secs(5));
+    let fields = |nth: usize| json!(config.auth.tokens[nth].fields).to_string();
     assert_eq!(
-        config.auth.tokens[0].json,
+        fields(0),
         r#"{"allowed_routes":["/x/*"],"api_key":"a","expires_at":"2030-01-31T12:00:00Z","limits":["5/second"],"plan":"basic"}"#
     );
     assert_eq!(
-        config.auth.tokens[1].json,
+        fields(1),
         r#"{"api_key":"b","disabled":true,"name":"${x}","organization_id":"acme","rate_limit":7}"#
     );
     assert!(config.plans["basic"].is_empty());

@@ -14,12 +14,12 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, header};
 use tollgate::auth::jwks;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
-use tollgate::auth::key;
-use tollgate::auth::record::{RateRule, TokenRecord};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator};
 use tollgate::base::clock::{Clock, ManualClock, UnixTime};
 use tollgate::quota;
+use tollgate::record::key;
+use tollgate::record::{RateRule, TokenRecord};
 use tollgate::store::StoredRecord;
 
 /// Changed inputs a target is run with, unless `TOLLGATE_FUZZ_RUNS` says otherwise.

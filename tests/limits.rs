@@ -68,7 +68,7 @@ routes:
         ),
         up = origin.url(),
     );
-    let gateways = (0..gateways).map(|_| Gateway::start(&yaml)).collect();
+    let gateways = (0..gateways).map(|_| Gateway::start_with_one_thread(&yaml)).collect();
     World { redis, gateways, origin }
 }
 

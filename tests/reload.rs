@@ -32,7 +32,7 @@ fn wait_metric(gateway: &Gateway, series: &str, value: f64) {
 #[test]
 fn a_good_change_takes_effect_and_nothing_else_changes() {
     let origin = Origin::start();
-    let gateway = Gateway::start(&config(&origin, "", ""));
+    let gateway = Gateway::start_with_one_thread(&config(&origin, "", ""));
     assert_eq!(gateway.get("/new").status(), 404);
     for _ in 0..2 {
         assert_eq!(gateway.get_as("alice", "/counted").status(), 200);
@@ -67,7 +67,7 @@ fn a_good_change_takes_effect_and_nothing_else_changes() {
 #[test]
 fn a_bad_file_changes_nothing_and_says_why() {
     let origin = Origin::start();
-    let gateway = Gateway::start(&config(&origin, "", ""));
+    let gateway = Gateway::start_with_one_thread(&config(&origin, "", ""));
     let bad = [
         (config(&origin, NEW, "colour: blue"), "colour"),
         (config(&origin, ", { prefix: /new, upstream: nowhere }", ""), "nowhere"),
@@ -134,7 +134,7 @@ metrics: {{ address: \"127.0.0.1:0\" }}\nlog: {{ format: json }}\n",
 #[test]
 fn a_reload_that_hangs_hinders_neither_requests_nor_the_end() {
     let origin = Origin::start();
-    let mut gateway = Gateway::start(&config(&origin, "", ""));
+    let mut gateway = Gateway::start_with_one_thread(&config(&origin, "", ""));
     let pipe = gateway.config.with_extension("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     std::fs::rename(&pipe, &gateway.config).unwrap();
@@ -150,7 +150,7 @@ fn a_reload_that_hangs_hinders_neither_requests_nor_the_end() {
 #[test]
 fn keys_that_need_a_restart_are_named() {
     let origin = Origin::start();
-    let gateway = Gateway::start(&config(&origin, "", ""));
+    let gateway = Gateway::start_with_one_thread(&config(&origin, "", ""));
     let restart = r#"
 server: { threads: 1, grace_period_seconds: 1 }
 listeners: [ { address: "127.0.0.1:0" }, { address: "127.0.0.2:0" } ]

@@ -59,7 +59,7 @@ routes:
             users = users.url(),
             other = other.url(),
         );
-        World { gateway: Gateway::start(&yaml), users, other }
+        World { gateway: Gateway::start_with_one_thread(&yaml), users, other }
     })
 }
 
@@ -70,7 +70,7 @@ fn open_gateway(more: &str) -> (Gateway, Origin) {
         "upstreams: {{ all: {{ endpoints: [ \"{}\" ] }} }}\nroutes: [ {{ prefix: /, upstream: all, auth: none }} ]\n{more}",
         origin.url()
     );
-    (Gateway::start(&yaml), origin)
+    (Gateway::start_with_one_thread(&yaml), origin)
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn a_token_reaches_its_permitted_routes_only() {
     });
     let records = format!("[ {} ]", records.collect::<Vec<_>>().join(", "));
     let origin = Origin::start();
-    let gateway = Gateway::start(&format!(
+    let gateway = Gateway::start_with_one_thread(&format!(
         "auth: {}\nupstreams: {{ all: {{ endpoints: [ \"{}\" ] }} }}\nroutes: [ {{ prefix: /, upstream: all }} ]",
         auth(&records),
         origin.url()

@@ -27,7 +27,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
         auth("[]").replace("max_failures", "cache: { ttl: 1h, max_stale: 1h }, max_failures"),
         origin.url(),
     );
-    let gateways = (0..3).map(|_| Gateway::start(&yaml)).collect();
+    let gateways = (0..3).map(|_| Gateway::start_with_one_thread(&yaml)).collect();
     World { redis, gateways, _origin: origin }
 }
 
@@ -115,7 +115,7 @@ fn an_outage_serves_a_thousand_known_tokens_and_calls_no_unknown_one_wrong() {
     let mut world = world();
     let gateway = &world.gateways[0];
     let key = |nth: usize| format!("imported-key-{nth}");
-    let hash = |nth: usize| tollgate::auth::key::hash(&key(nth)).unwrap();
+    let hash = |nth: usize| tollgate::record::key::hash(&key(nth)).unwrap();
     let ids: Vec<_> = (0..500).flat_map(|nth| [format!("known-{nth}").into(), hash(nth)]).collect();
     let script = "for _, id in ipairs(ARGV) do redis.call('HSET', 'token:' .. id, 'name', 'x') end";
     let words: Vec<&str> =

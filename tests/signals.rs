@@ -26,7 +26,7 @@ fn ready(gateway: &Gateway) -> Option<u16> {
 #[test]
 fn sigterm_drains_and_exits_with_0() {
     let origin = Origin::start();
-    let mut gateway = Gateway::start(&config(&origin));
+    let mut gateway = Gateway::start_with_one_thread(&config(&origin));
     let gate = origin.hold("/flying");
     let mut flying = gateway.connect();
     flying.send(request("GET", "/flying", &[], b""));
@@ -50,7 +50,7 @@ fn sigterm_drains_and_exits_with_0() {
 #[test]
 fn sigint_ends_at_once_with_0() {
     let origin = Origin::start();
-    let mut gateway = Gateway::start(&config(&origin));
+    let mut gateway = Gateway::start_with_one_thread(&config(&origin));
     assert_eq!(gateway.get("/").status(), 200);
     gateway.signal("INT");
     assert_eq!(gateway.wait_exit().code(), Some(0));
@@ -59,7 +59,7 @@ fn sigint_ends_at_once_with_0() {
 #[test]
 fn a_successor_takes_over_without_a_lost_request() {
     let origin = Origin::start();
-    let mut old = Gateway::start(&config(&origin));
+    let mut old = Gateway::start_with_one_thread(&config(&origin));
     let address = old.address;
     let (stop, served, failed) =
         (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(Vec::new()));

@@ -68,22 +68,19 @@ impl Redis {
         Ok(Self { connection: BufReader::new(stream), address, _server: server })
     }
 
-    /// Writes the record of each `api_key`.
+    /// Writes a record with these `fields`, as `HSET` takes them, for each `api_key`.
     ///
     /// # Errors
     /// When Redis refuses one.
     pub fn store_records<'a>(
         &mut self,
         api_keys: impl Iterator<Item = &'a str>,
+        fields: &str,
     ) -> Result<(), Failure> {
         let mut commands = String::new();
         let mut count = 0;
         for key in api_keys {
-            commands.push_str(&format!(
-                "HSET token:{key} api_key {key} expires_at {} allowed_routes '{}'\r\n",
-                super::variants::EXPIRES_AT,
-                super::variants::ALLOWED_ROUTES
-            ));
+            commands.push_str(&format!("HSET token:{key} api_key {key} {fields}\r\n"));
             count += 1;
         }
         // Small enough for Redis to buffer all answers meanwhile.

@@ -18,9 +18,9 @@ use crate::redis::{self, Redis};
 use crate::report::Measurement;
 
 /// When the records of all tokens expire.
-pub const EXPIRES_AT: &str = "2099-01-01T00:00:00Z";
+const EXPIRES_AT: &str = "2099-01-01T00:00:00Z";
 /// The routes of all tokens, as their records write them.
-pub const ALLOWED_ROUTES: &str = r#"["/api/*"]"#;
+const ALLOWED_ROUTES: &str = r#"["/api/*"]"#;
 
 const SECRET: &str = "signs the tokens of the load bench and nothing else, 64 bytes ok";
 const MANY_TOKENS: u64 = 10_000;
@@ -154,7 +154,8 @@ impl Bench {
         let directory = tempfile::tempdir()?;
         let mut redis = Redis::start(&placement, directory.path())?;
         let api_keys: Vec<_> = (0..MANY_TOKENS).map(api_key).collect();
-        redis.store_records(api_keys.iter().map(String::as_str))?;
+        let fields = format!("expires_at {EXPIRES_AT} allowed_routes '{ALLOWED_ROUTES}'");
+        redis.store_records(api_keys.iter().map(String::as_str), &fields)?;
         let tokens = api_keys.iter().map(|api_key| sign(api_key)).collect::<Result<Vec<_>, _>>()?;
 
         let origin_address = free_address()?;

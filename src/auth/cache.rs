@@ -20,9 +20,9 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
-use super::key::public_id;
-use super::record::TokenRecord;
 use crate::base::clock::{AtomicMoment, Clock, Moment};
+use crate::record::TokenRecord;
+use crate::record::key::public_id;
 use crate::store::{StoreError, TokenStore};
 
 /// How long a token that is not known, or whose record cannot be read, is taken for that.
@@ -462,8 +462,8 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::auth::record::RateRule;
     use crate::base::clock::{ManualClock, UnixTime};
+    use crate::record::RateRule;
     use crate::store::StoredRecord;
 
     #[derive(Default)]

@@ -5,16 +5,23 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::cache::Memo;
-use super::key::is_hash;
-use super::members::Members;
-use super::record::{Grant, TokenRecord};
 use crate::base::clock::UnixTime;
+use crate::record::key::is_hash;
+use crate::record::members::Members;
+use crate::record::{Grant, HeaderText, TokenRecord, field};
 
 /// Longest `api_key`, `jti` or `kid` that a token may have, in bytes.
 pub const MAX_NAME: usize = 256;
 
 /// The claims that mean something here besides those of a grant.
 const OWN_CLAIMS: [&str; 6] = ["api_key", "exp", "nbf", "iss", "aud", "jti"];
+
+/// A claim that means something: the token's own, or a field of a record that may be claimed.
+fn known(name: &str) -> Option<&'static str> {
+    let own = OWN_CLAIMS.into_iter().find(|own| *own == name);
+    let field = || field::named(name).filter(|field| field.is_claim).map(|field| field.name);
+    own.or_else(field)
+}
 
 /// The claims of a token, which may not be verified yet.
 pub struct Claims(Members);
@@ -58,7 +65,7 @@ impl Claims {
     /// # Errors
     /// [`ClaimError`] when it is no object, or holds a claim twice.
     pub fn read(json: &[u8]) -> Result<Self, ClaimError> {
-        Members::read(json, [&OWN_CLAIMS, &Grant::MEMBERS]).map(Self).map_err(|_| ClaimError)
+        Members::read(json, known).map(Self).map_err(|_| ClaimError)
     }
 
     /// The claim as text, if it is that.
@@ -85,13 +92,14 @@ impl Claims {
         verified_by: (u32, u32),
     ) -> Result<VerifiedClaims, ClaimError> {
         let api_key: Arc<str> = self.name("api_key")?.ok_or(ClaimError)?;
-        // The records of opaque keys are theirs alone.
-        if is_hash(&api_key) {
+        // The records of opaque keys are theirs alone; an id that is not printable can have no record, and would
+        // break the lines of a log.
+        if is_hash(&api_key) || !HeaderText::can_hold(&api_key) {
             return Err(ClaimError);
         }
         let exp = numeric_date(self.0.get("exp").ok_or(ClaimError)?)?;
         let nbf = self.0.get("nbf").map(numeric_date).transpose()?.unwrap_or_default();
-        let grant = Grant::read(|name| self.0.get(name).cloned()).map_err(|_| ClaimError)?;
+        let grant = Grant::claimed(|name| self.0.get(name).cloned()).map_err(|_| ClaimError)?;
         let grant = (grant != Grant::default()).then(|| Box::new(grant));
         let stateless = match require_record {
             true => None,

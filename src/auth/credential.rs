@@ -3,11 +3,13 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use memchr::memchr_iter;
 
+use crate::record::key::MAX_KEY;
+
 // From text it would be parsed at each look.
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Longest credential that is looked at, in bytes.
-pub const MAX_CREDENTIAL: usize = 8 * 1024;
+pub const MAX_CREDENTIAL: usize = MAX_KEY;
 
 /// A credential as it was sent, not yet verified. It cannot be printed.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -321,10 +321,7 @@ mod tests {
             "allowed_routes": ["/a"], "expires_at": "2030-01-01T00:00:00Z"}));
         let first = verifier.verify_now(&token, NOW).unwrap();
         assert_eq!(&*first.api_key, "k");
-        assert_eq!(
-            first.grant.as_ref().unwrap().rate,
-            Some(crate::auth::record::RateRule::Bare(5))
-        );
+        assert_eq!(first.grant.as_ref().unwrap().rate, Some(crate::record::RateRule::Bare(5)));
         assert!(std::ptr::eq(&*first, &*verifier.verify_now(&token, NOW).unwrap()));
         let later = UnixTime::from_secs(1_000_060);
         assert_eq!(verifier.verify_now(&token, later).err(), Some(JwtError::Expired));

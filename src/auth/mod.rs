@@ -9,6 +9,8 @@ use futures_util::future::join;
 use http::HeaderMap;
 
 use crate::base::clock::{Clock, UnixTime};
+use crate::record::key;
+use crate::record::{Grant, HeaderText, RateRule, TokenRecord};
 use crate::store::StoreError;
 
 pub mod cache;
@@ -17,9 +19,6 @@ pub mod credential;
 pub mod guard;
 pub mod jwks;
 pub mod jwt;
-pub mod key;
-pub mod members;
-pub mod record;
 pub mod verification;
 pub mod verified;
 
@@ -27,7 +26,6 @@ use cache::{RecordCache, RevocationCache};
 use claims::Stateless;
 use credential::{Credential, CredentialError};
 use jwt::{JwtError, JwtVerifier};
-use record::{Grant, Name, RateRule, TokenRecord};
 use verified::VerifiedToken;
 
 /// Why a request has no principal.
@@ -96,12 +94,12 @@ impl Principal {
     }
 
     /// The plan.
-    pub fn plan(&self) -> Option<&Name> {
+    pub fn plan(&self) -> Option<&HeaderText> {
         self.granted(|grant| grant.plan.as_ref())
     }
 
     /// The organization.
-    pub fn organization_id(&self) -> Option<&Name> {
+    pub fn organization_id(&self) -> Option<&HeaderText> {
         self.granted(|grant| grant.organization_id.as_ref())
     }
 

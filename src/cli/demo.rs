@@ -135,8 +135,7 @@ mod tests {
 
     #[test]
     fn the_record_is_one_the_gateway_reads() {
-        use crate::auth::record::TokenRecord;
-        use crate::store::StoredRecord;
+        use crate::record::{StoredRecord, TokenRecord};
         let stored = StoredRecord::Fields(record_fields().into_iter().collect());
         let record = TokenRecord::read(&"demo".into(), &stored).unwrap();
         assert!(record.grant.allowed_routes.unwrap().permit("/api/hello"));

@@ -16,10 +16,8 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
 use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
-use super::matching::{Host, Method, PermittedRoute, Prefix};
-use super::scalar::{
-    DAY, Leaf, Name, Printable, Scalar, Size, SocketPath, Span, Timestamp, Whole, Window,
-};
+use super::matching::{Host, Method, Prefix};
+use super::scalar::{DAY, Leaf, Name, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::{FailureRate, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
 use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::base::secret::Secret;
@@ -211,21 +209,8 @@ pub struct JwtKey {
     pub kid: Maybe<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Token {
-    pub api_key: Maybe<Printable>,
-    pub key: Maybe<Secret>,
-    pub key_sha256: Maybe<String>,
-    pub rate_limit: Maybe<Whole<1, MAX_QUOTA>>,
-    pub limits: List<Limit>,
-    pub expires_at: Maybe<Timestamp>,
-    pub allowed_routes: List<Leaf<PermittedRoute>>,
-    pub plan: Maybe<Name>,
-    pub organization_id: Maybe<Printable>,
-    pub name: Maybe<String>,
-    pub disabled: Maybe<bool>,
-}
+/// A record. Which fields there are and what they may be is the business of `record::field`.
+pub type Token = BTreeMap<String, serde_yaml::Value>;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,9 +1,9 @@
-//! What requests are matched by: path prefixes, permitted routes, hosts and methods.
+//! What requests are matched by: path prefixes, hosts and methods.
 
 use std::net::Ipv6Addr;
 
 use super::scalar::{Scalar, instead};
-use crate::route::path::{CanonicalPath, PathError};
+use crate::route::written::check_path;
 
 /// A route's prefix in the canonical form that request paths are brought into before matching.
 pub struct Prefix(pub String);
@@ -18,7 +18,7 @@ impl Scalar for Prefix {
 
     fn read(text: &str) -> Result<Self, String> {
         let wrong = |reason: &str| Err(instead::<Self>(reason));
-        canonical::<Self>(text)?;
+        check_path(text).map_err(|error| error.instead(&Self::allowed()))?;
         if text.len() > 1 && text.ends_with('/') {
             return wrong("ends with `/`");
         }
@@ -34,48 +34,6 @@ impl Scalar for Prefix {
             }
             None => Ok(Self(text.to_owned())),
         }
-    }
-}
-
-/// A route that a token is permitted.
-pub struct PermittedRoute(pub String);
-
-impl Scalar for PermittedRoute {
-    fn allowed() -> String {
-        "a path, a path with `*` at its end, or `*` for all".into()
-    }
-
-    fn read(text: &str) -> Result<Self, String> {
-        let path = text.strip_suffix('*').unwrap_or(text);
-        if text != "*" {
-            canonical::<Self>(path)?;
-        }
-        match path.contains('*') {
-            true => Err(instead::<Self>("holds a `*` before its end")),
-            false => Ok(Self(text.to_owned())),
-        }
-    }
-}
-
-/// Checks that `path` is in the form that request paths are brought into before they are matched.
-fn canonical<T: Scalar>(path: &str) -> Result<(), String> {
-    if path.contains(['?', '#']) {
-        return Err(instead::<T>("holds a query or fragment"));
-    }
-    match CanonicalPath::parse(path) {
-        Ok(canonical) if canonical.as_str() != path => {
-            Err(format!("is not in canonical form; write {}", canonical.as_str()))
-        }
-        Ok(_) => Ok(()),
-        Err(PathError::NotAbsolute) => Err(instead::<T>("does not start with `/`")),
-        Err(PathError::RawByte) => {
-            Err(instead::<T>("holds a character that must be percent-encoded"))
-        }
-        Err(PathError::BrokenEscape) => Err(instead::<T>("holds a `%` without two hex digits")),
-        Err(PathError::ForbiddenEscape) => {
-            Err(instead::<T>("holds an encoded slash, backslash, NUL or invalid byte"))
-        }
-        Err(PathError::DotSegment) => Err(instead::<T>("holds a dot segment")),
     }
 }
 
@@ -164,16 +122,6 @@ mod tests {
             "*",
         ] {
             assert!(Prefix::read(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn permitted_routes() {
-        for text in ["*", "/*", "/api/v1/users/*", "/api/v1/users*", "/api/v1/users", "/a/"] {
-            assert!(PermittedRoute::read(text).is_ok(), "{text}");
-        }
-        for text in ["", "**", "/a/*/b", "api/*", "/a/../b", "/a//b"] {
-            assert!(PermittedRoute::read(text).is_err(), "{text}");
         }
     }
 

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use log::LevelFilter;
+use serde_json::{Map, Value};
 use url::Url;
 
 use crate::auth::jwks::JwksRules;
-use crate::auth::key::is_hash;
 use crate::auth::verification::{self, KeyError, VerificationKey};
 use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitRule;
+use crate::record::TokenRecord;
+use crate::record::key::is_hash;
 
 mod address;
 mod compile;
@@ -233,12 +235,14 @@ impl JwtKey {
 }
 
 /// A record kept in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct StaticToken {
-    /// What its record is known by: a JWT's `api_key`, or the hexadecimal SHA-256 of an opaque key.
-    pub id: String,
-    /// The record as the JSON object a store would hold.
-    pub json: String,
+    /// The id of the record: a JWT's `api_key`, or the hexadecimal SHA-256 of an opaque key.
+    pub id: Arc<str>,
+    /// The record.
+    pub record: Arc<TokenRecord>,
+    /// The fields as they are written, for commands that show them.
+    pub fields: Map<String, Value>,
 }
 
 /// The record cache.

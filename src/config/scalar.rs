@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use crate::base::secret::Secret;
+use crate::record::field::{PLAN_NAME, is_plan_name};
 
 /// A value that is written as one scalar.
 pub trait Scalar: Sized {
@@ -91,22 +92,6 @@ impl Scalar for String {
                 Err(instead::<Self>("holds a control character"))
             }
             text => Ok(text.to_owned()),
-        }
-    }
-}
-
-/// What upstreams are told in header fields.
-pub struct Printable(pub String);
-
-impl Scalar for Printable {
-    fn allowed() -> String {
-        "printable ASCII text (quote numbers)".into()
-    }
-
-    fn read(text: &str) -> Result<Self, String> {
-        match !text.is_empty() && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
-            true => Ok(Self(text.to_owned())),
-            false => Err(instead::<Self>("is not printable")),
         }
     }
 }
@@ -230,31 +215,13 @@ pub struct Name(pub String);
 
 impl Scalar for Name {
     fn allowed() -> String {
-        "a name of 1 to 64 letters, digits, `_`, `-` or `.`".into()
+        PLAN_NAME.into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
-        match (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        match is_plan_name(text) {
             true => Ok(Self(text.to_owned())),
             false => Err(instead::<Self>("is not a name")),
-        }
-    }
-}
-
-/// A point in time as RFC 3339 writes it.
-pub struct Timestamp(pub String);
-
-impl Scalar for Timestamp {
-    fn allowed() -> String {
-        "a time as RFC 3339 has it, such as 2030-01-31T12:00:00Z".into()
-    }
-
-    fn read(text: &str) -> Result<Self, String> {
-        match chrono::DateTime::parse_from_rfc3339(text) {
-            Ok(time) if time.timestamp() < 0 => Err(instead::<Self>("is before 1970")),
-            Ok(_) => Ok(Self(text.to_owned())),
-            Err(_) => Err(instead::<Self>("is not a time")),
         }
     }
 }

@@ -16,8 +16,8 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::{Admission, Rejection, Request};
 use crate::auth::Principal;
-use crate::auth::record::Name;
 use crate::policy::Policy;
+use crate::record::HeaderText;
 use crate::route::path::CanonicalPath;
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
@@ -400,8 +400,8 @@ impl ProxyHttp for Proxy {
             bytes: session.body_bytes_sent() as u64,
             client_ip: client_ip.as_deref(),
             token_id: principal.map(|principal| principal.record().id()),
-            organization_id: principal.and_then(Principal::organization_id).map(Name::as_str),
-            plan: principal.and_then(Principal::plan).map(Name::as_str),
+            organization_id: principal.and_then(Principal::organization_id).map(HeaderText::as_str),
+            plan: principal.and_then(Principal::plan).map(HeaderText::as_str),
             code: ctx.code,
         }
         .write();

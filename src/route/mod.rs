@@ -3,3 +3,4 @@
 pub mod path;
 pub mod pattern;
 pub mod table;
+pub mod written;

@@ -2,8 +2,6 @@
 //!
 //! A store hands out plain data; it knows neither HTTP nor what a record means.
 
-use std::collections::HashMap;
-
 use async_trait::async_trait;
 use smallvec::SmallVec;
 
@@ -14,14 +12,7 @@ pub mod breaker;
 pub mod memory;
 pub mod redis;
 
-/// A token record as it is kept: its meaning is the business of `auth::record`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoredRecord {
-    /// The fields of a hash.
-    Fields(HashMap<String, String>),
-    /// The text of a JSON object.
-    Json(String),
-}
+pub use crate::record::{NewRecord, StoredRecord};
 
 /// Reads token records and revocations.
 #[async_trait]

@@ -96,15 +96,25 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub metrics: SocketAddr,
     pub config: PathBuf,
+    threads: usize,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     dir: Arc<TempDir>,
 }
 
 impl Gateway {
-    /// Starts a gateway and waits until it is ready.
+    /// Starts a gateway with two worker threads and waits until it is ready.
     pub fn start(yaml: &str) -> Self {
-        let gateway = Self::spawn(yaml);
+        Self::start_with_threads(2, yaml)
+    }
+
+    /// The same with one worker thread, whose runtime is of another kind.
+    pub fn start_with_one_thread(yaml: &str) -> Self {
+        Self::start_with_threads(1, yaml)
+    }
+
+    fn start_with_threads(threads: usize, yaml: &str) -> Self {
+        let gateway = Self::spawn_with_threads(threads, yaml, &[]);
         gateway.wait_ready();
         gateway
     }
@@ -116,11 +126,16 @@ impl Gateway {
 
     /// The same with these environment variables.
     pub fn spawn_with(yaml: &str, environment: &[(&str, &str)]) -> Self {
+        Self::spawn_with_threads(2, yaml, environment)
+    }
+
+    fn spawn_with_threads(threads: usize, yaml: &str, environment: &[(&str, &str)]) -> Self {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("tollgate.yaml");
-        std::fs::write(&config, complete(yaml, dir.path())).unwrap();
+        std::fs::write(&config, complete(yaml, threads, dir.path())).unwrap();
         let mut gateway =
             Self::launch_with(&["run", "-c", config.to_str().unwrap()], dir, environment);
+        gateway.threads = threads;
         gateway.find_addresses();
         gateway
     }
@@ -154,6 +169,7 @@ impl Gateway {
             address: nowhere,
             metrics: nowhere,
             config: dir.path().join("tollgate.yaml"),
+            threads: 2,
             child,
             log,
             dir,
@@ -251,7 +267,7 @@ impl Gateway {
 
     /// Replaces the configuration file and sends SIGHUP.
     pub fn reload(&self, yaml: &str) {
-        std::fs::write(&self.config, complete(yaml, self.dir.path())).unwrap();
+        std::fs::write(&self.config, complete(yaml, self.threads, self.dir.path())).unwrap();
         self.signal("HUP");
     }
 
@@ -278,13 +294,9 @@ impl Drop for Gateway {
     }
 }
 
-/// Test files whose gateways have one worker thread, and with it a runtime of another kind.
-const ONE_THREAD: [&str; 6] = ["chaos", "limits", "reload", "requests", "revocation", "signals"];
-
 /// Adds the top-level keys that `yaml` leaves to the helper. Every gateway needs its own upgrade socket.
-fn complete(yaml: &str, dir: &Path) -> String {
+fn complete(yaml: &str, threads: usize, dir: &Path) -> String {
     let socket = dir.join("upgrade.sock").display().to_string();
-    let threads = if ONE_THREAD.contains(&env!("CARGO_CRATE_NAME")) { 1 } else { 2 };
     let defaults = [
         (
             "server",

@@ -11,11 +11,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::fields::texts;
 use super::issue::{Issued, Kept};
 use super::records::StoreArguments;
-use crate::auth::key;
-use crate::auth::record::{Grant, TokenRecord};
 use crate::auth::verification;
 use crate::base::clock::{Clock as _, SystemClock, UnixTime};
 use crate::base::secret::Secret;
@@ -23,8 +20,10 @@ use crate::cli::{Failure, hidden};
 use crate::config::{Config, JwtIssuer, JwtKey, KeyMaterial};
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};
-use crate::route::path::CanonicalPath;
-use crate::store::StoredRecord;
+use crate::record::field::{self, is_claim};
+use crate::record::stored::texts;
+use crate::record::{StoredRecord, TokenRecord, key};
+use crate::route::written::{PATTERN, check_pattern};
 
 /// The variable that holds the signing secret where no configuration does.
 const SECRET_VARIABLE: &str = "TOLLGATE_JWT_SECRET";
@@ -102,7 +101,7 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     known_plan(arguments.plan.as_deref(), config)?;
     let now = SystemClock::default().now();
     let expires = expiry(now, arguments.ttl);
-    let record = |id: &str| Record::new(arguments, key::public_id(id).to_owned(), now)?.object();
+    let record = |id: &str| new_record(arguments, key::public_id(id), now);
     let stateless = arguments.kind == Kind::Jwt && records.are_claims();
     let (id, credential) = match arguments.kind {
         Kind::Jwt => {
@@ -169,15 +168,13 @@ pub(super) fn granted(
         return Err(Failure::Data("no key that signs here has signed the credential on standard input, so what it claims is not believed: give its api_key instead, and the new token claims nothing of it".into()));
     };
     let mut granted = claims.claims;
-    granted.retain(|name, _| Grant::MEMBERS.contains(&name.as_str()));
+    granted.retain(|name, _| is_claim(name));
     Ok(granted)
 }
 
-/// The claims that stand for a record.
+/// The claims that stand for a record; `exp` says when they end.
 fn grant(mut record: Map<String, Value>) -> Map<String, Value> {
-    for named_elsewhere in ["api_key", "expires_at", "name"] {
-        record.remove(named_elsewhere);
-    }
+    record.retain(|name, _| is_claim(name) && name != field::EXPIRES_AT);
     record
 }
 
@@ -253,46 +250,25 @@ struct Claims<'a> {
 }
 
 /// A new record, in the form that configurations and stores hold.
-#[derive(Debug, Serialize)]
-struct Record {
-    api_key: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rate_limit: Option<u64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    limits: Vec<String>,
-    expires_at: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    allowed_routes: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plan: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    organization_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-}
-
-impl Record {
-    fn new(arguments: &CreateArguments, api_key: String, now: UnixTime) -> Result<Self, Failure> {
-        let (rate_limit, limits) = record_limits(&arguments.limits)?;
-        Ok(Self {
-            api_key,
-            rate_limit,
-            limits,
-            expires_at: rfc3339(expiry(now, arguments.ttl)),
-            allowed_routes: arguments.routes.clone(),
-            plan: arguments.plan.clone(),
-            organization_id: arguments.organization.clone(),
-            name: arguments.name.clone(),
-        })
-    }
-
-    /// The record as a JSON object.
-    fn object(&self) -> Result<Map<String, Value>, Failure> {
-        match serde_json::to_value(self) {
-            Ok(Value::Object(fields)) => Ok(fields),
-            _ => Err(Failure::Internal("the record is not an object".into())),
-        }
-    }
+fn new_record(
+    arguments: &CreateArguments,
+    api_key: &str,
+    now: UnixTime,
+) -> Result<Map<String, Value>, Failure> {
+    let (rate_limit, limits) = record_limits(&arguments.limits)?;
+    let list = |values: &[String]| (!values.is_empty()).then(|| Value::from(values));
+    let text = |text: &Option<String>| text.as_deref().map(Value::from);
+    let fields = [
+        (field::API_KEY, Some(api_key.into())),
+        (field::RATE_LIMIT, rate_limit.map(Value::from)),
+        (field::LIMITS, list(&limits)),
+        (field::EXPIRES_AT, Some(rfc3339(expiry(now, arguments.ttl)).into())),
+        (field::ALLOWED_ROUTES, list(&arguments.routes)),
+        (field::PLAN, text(&arguments.plan)),
+        (field::ORGANIZATION_ID, text(&arguments.organization)),
+        (field::NAME, text(&arguments.name)),
+    ];
+    Ok(fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect())
 }
 
 /// The keys and claims to sign with: `--secret`, else the configuration, else the environment.
@@ -382,21 +358,7 @@ fn limit(text: &str) -> Result<LimitArgument, String> {
 }
 
 fn route(text: &str) -> Result<String, String> {
-    let literal = text.strip_suffix('*').unwrap_or(text);
-    if text == "*" {
-        return Ok(text.to_owned());
-    }
-    // Permitted routes are compared with canonical paths: nothing else would ever match.
-    match CanonicalPath::parse(literal) {
-        Ok(path) if path.as_str() != literal => {
-            Err(format!("write it as requests arrive: {}", path.as_str()))
-        }
-        Ok(_) if literal.contains(['*', '?', '#']) => {
-            Err("a * is allowed at the end only, and ? and # never".into())
-        }
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{error}; a * is allowed at the end, and alone for all paths")),
-    }
+    check_pattern(text).map(|()| text.to_owned()).map_err(|error| error.instead(PATTERN))
 }
 
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
@@ -428,8 +390,8 @@ mod tests {
 
     const NOW: UnixTime = UnixTime::from_millis(1_700_000_000_999);
 
-    fn record(words: &[&str]) -> Result<Record, Failure> {
-        Record::new(&arguments(words), "k1".into(), NOW)
+    fn record(words: &[&str]) -> Result<Map<String, Value>, Failure> {
+        new_record(&arguments(words), "k1", NOW)
     }
 
     const KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -448,7 +410,7 @@ mod tests {
             "--name", "ci",
         ];
         assert_eq!(
-            texts(&record(&words).unwrap().object().unwrap()),
+            texts(&record(&words).unwrap()),
             [
                 ("allowed_routes", r#"["/a","/b/*"]"#),
                 ("api_key", "k1"),
@@ -460,7 +422,7 @@ mod tests {
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
         );
         let bare = record(&["--limit", "100", "--ttl", "1s", "--organization", "o"]).unwrap();
-        let bare = texts(&bare.object().unwrap());
+        let bare = texts(&bare);
         assert!(bare.contains(&("rate_limit".into(), "100".into())));
         assert!(bare.contains(&("expires_at".into(), "2023-11-14T22:13:21Z".into())));
         assert!(bare.contains(&("organization_id".into(), "o".into())));
@@ -479,7 +441,7 @@ mod tests {
 
     #[test]
     fn what_no_gateway_could_read_is_refused() {
-        let read = |words: &[&str]| must_be_readable("k1", &record(words)?.object()?);
+        let read = |words: &[&str]| must_be_readable("k1", &record(words)?);
         assert!(read(&["--organization", "acme", "--limit", "5"]).is_ok());
         for words in [["--organization", "caf\u{e9}"], ["--plan", "a\nb"]] {
             assert!(matches!(read(&words), Err(Failure::Usage(_))), "{words:?}");

@@ -5,10 +5,10 @@ use serde_json::{Map, Value};
 use super::fields::plain;
 use super::records::{kind, storage_key};
 use super::{example, pretty};
-use crate::auth::key::{is_hash, public_id};
 use crate::base::secret::Secret;
 use crate::cli::{Failure, limits_text};
 use crate::config::Config;
+use crate::record::key::{is_hash, public_id};
 
 /// A token that was made, and where its record is now.
 pub struct Issued<'a> {

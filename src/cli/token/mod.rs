@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::Failure;
+use crate::record::key::is_credential;
 
 mod admin;
 pub(super) mod create;
@@ -64,7 +65,7 @@ fn pretty(value: &Value) -> Result<String, Failure> {
 
 fn unknown(id: &str) -> Failure {
     // What was meant to be an id may be a credential.
-    if id.len() > MAX_SHOWN || name::is_credential(id) {
+    if id.len() > MAX_SHOWN || is_credential(id) {
         return Failure::Data("there is no such token: see tollgate token list".into());
     }
     Failure::Data(format!("there is no token `{}`: see tollgate token list", printable(id)))

@@ -10,9 +10,9 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::auth::credential::{Credential, MAX_CREDENTIAL};
-use crate::auth::key;
 use crate::base::secret::Secret;
 use crate::cli::Failure;
+use crate::record::key;
 
 /// Which token; flattened into every subcommand about one.
 #[derive(Args, Debug)]
@@ -49,7 +49,7 @@ impl NameArgument {
     pub fn read_with_jwt(&self) -> Result<(Name, Option<Secret>), Failure> {
         match self.id.expose() {
             "-" => read_credential(io::stdin().lock()).map(|(id, jwt)| (Name::Id(id), jwt)),
-            id if is_credential(id) => Err(Failure::Usage(
+            id if key::is_credential(id) => Err(Failure::Usage(
                 "that is a credential, which others can read in the list of processes: give its id, or - and the credential on standard input".into(),
             )),
             id => Ok((named(id), None)),
@@ -65,12 +65,6 @@ fn named(id: &str) -> Name {
         true => Name::PublicId(id.to_owned()),
         false => Name::Id(id.to_owned()),
     }
-}
-
-/// Whether `text` is a key made here, be it mistyped, or a JWT: the Base64 of `{"` begins with `eyJ`.
-pub(super) fn is_credential(text: &str) -> bool {
-    let key = text.starts_with("tg_") && text.len() > 32;
-    key || (text.starts_with("eyJ") && text.matches('.').count() == 2)
 }
 
 /// The id of the credential that is the only line of `input`, and the credential if it is a JWT.

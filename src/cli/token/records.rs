@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::fields::{fields, plain, printable};
+use super::fields::{plain, printable};
 use super::name::Name;
 use super::{Admin, unknown};
-use crate::auth::key;
 use crate::base::secret::Secret;
 use crate::cli::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
-use crate::store::StoredRecord;
+use crate::record::stored::fields;
+use crate::record::{StoredRecord, key};
 
 /// Where records are kept; flattened into every subcommand.
 #[derive(Args, Debug)]
@@ -153,9 +153,9 @@ impl Records {
         let tokens = self.config.iter().flat_map(|config| &config.auth.tokens);
         tokens
             .map(|token| Entry {
-                id: token.id.clone(),
+                id: token.id.to_string(),
                 place: Place::Configuration,
-                record: fields(&StoredRecord::Json(token.json.clone())),
+                record: token.fields.clone(),
             })
             .collect()
     }

@@ -10,16 +10,18 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::create::{expiry, granted, new_jwt, new_key, rfc3339, ttl};
-use super::fields::{fields, printable, texts};
+use super::fields::printable;
 use super::issue::{Issued, Kept};
 use super::name::NameArgument;
 use super::records::{Records, StoreArguments, storage_key};
 use super::{Admin, pretty, unknown};
-use crate::auth::key::{is_hash, public_id};
-use crate::auth::record::{Grant, TokenRecord};
 use crate::base::clock::{Clock as _, SystemClock, UnixTime};
 use crate::base::secret::Secret;
 use crate::cli::{Failure, hidden, say, tell};
+use crate::record::field::EXPIRES_AT;
+use crate::record::key::{is_hash, public_id};
+use crate::record::stored::{fields, texts};
+use crate::record::{Grant, TokenRecord};
 use crate::store::StoredRecord;
 
 /// Arguments of `tollgate token rotate`.
@@ -174,7 +176,7 @@ impl Old {
 
     /// Heeds the claim `expires_at`, which counts where the record says nothing.
     fn ends_as_claimed(&mut self, claim: Option<Value>) -> Result<(), Failure> {
-        let claimed = Grant::read(|name| claim.clone().filter(|_| name == "expires_at"));
+        let claimed = Grant::claimed(|name| claim.clone().filter(|_| name == EXPIRES_AT));
         let claimed = claimed
             .map_err(|error| Failure::Data(format!("the claims cannot be read: {error}")))?
             .expires_at

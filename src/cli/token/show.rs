@@ -6,8 +6,8 @@ use super::fields::{plain, printable};
 use super::name::NameArgument;
 use super::records::{Entry, StoreArguments, kind, storage_key};
 use super::{pretty, unknown};
-use crate::auth::key::public_id;
 use crate::cli::Failure;
+use crate::record::key::public_id;
 
 /// Arguments of `tollgate token show`.
 #[derive(Args, Debug)]

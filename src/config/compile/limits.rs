@@ -1,4 +1,4 @@
-//! Limits: of plans, of routes, of tokens kept in the file, and the default.
+//! Limits: of plans, of routes, and the default.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,19 +63,18 @@ pub(super) fn list(
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<Arc<[LimitRule]>> {
-    let rules = each_written(written, algorithm, of_route, at, report);
-    let rules = rules.into_iter().map(|(_, rule)| rule).collect();
+    let rules = each_rule(written, algorithm, of_route, at, report);
     rule_set(rules, of_route).map_err(|error| report.fault(at, error)).ok()
 }
 
-/// The valid limits of a list, each with what it was made of.
-pub(super) fn each_written(
+/// The valid limits of a list.
+fn each_rule(
     written: file::List<file::Limit>,
     algorithm: Algorithm,
     of_route: bool,
     at: &KeyPath,
     report: &mut Report,
-) -> Vec<(Written, LimitRule)> {
+) -> Vec<LimitRule> {
     let mut rules = Vec::new();
     for (i, limit) in written.unwrap_or_default().into_iter().enumerate() {
         let at = at.index(i);
@@ -90,7 +89,7 @@ pub(super) fn each_written(
             Err((_, error)) => Err(error),
         });
         match rule {
-            Ok(rule) => rules.push((written, rule)),
+            Ok(rule) => rules.push(rule),
             Err(error) => report.fault(&at, error),
         }
     }

@@ -6,6 +6,7 @@
 mod auth;
 mod limits;
 mod routing;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -181,4 +182,20 @@ fn deadline(written: Maybe<file::Deadline>, default_seconds: u64) -> Duration {
 
 fn count(written: Option<u64>, default: usize) -> usize {
     written.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}
+
+/// The message for a reference to something that does not exist.
+pub(super) fn unknown<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a String>,
+) -> String {
+    let known: Vec<_> = known.map(String::as_str).collect();
+    match known.as_slice() {
+        [] => format!("names the {what} `{name}`, but there are none; write it under {what}s"),
+        known => format!(
+            "names the {what} `{name}`, which does not exist; write one of {}",
+            known.join(", ")
+        ),
+    }
 }

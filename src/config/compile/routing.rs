@@ -8,8 +8,7 @@ use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::{Endpoint, HeaderRules, Route, RouteAuth, Upstream, UpstreamTimeouts};
-use super::auth::unknown;
-use super::{deadline, each, limits, need, or};
+use super::{deadline, each, limits, need, or, unknown};
 use crate::quota::Algorithm;
 
 pub(super) fn upstream(

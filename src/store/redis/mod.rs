@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use self::client::{HEARTBEAT, RedisClient};
 pub use self::place::RedisUrlError;
-pub use self::tokens::{Imported, NewRecord, PageStart, TokenPage};
+pub use self::tokens::{Imported, PageStart, TokenPage};
 use crate::base::secret::Secret;
 use crate::store::StoreError;
 

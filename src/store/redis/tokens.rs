@@ -19,7 +19,7 @@ use super::RedisStore;
 use super::client::{Connection, IMPORT, PUT, SHORTEN};
 use super::keys::{RECORD_PREFIX, record_key, revocation_key};
 use crate::base::clock::UnixTime;
-use crate::store::{StoreError, StoredRecord, TokenStore};
+use crate::store::{NewRecord, StoreError, StoredRecord, TokenStore};
 
 /// How many keys Redis is asked to look at for one page, at most.
 const PAGE_KEYS: usize = 500;
@@ -62,17 +62,6 @@ impl FromStr for PageStart {
         };
         parse().ok_or("is not where a page starts: write what the page before it said")
     }
-}
-
-/// A record to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewRecord {
-    /// What it is stored under: `token:<id>`.
-    pub id: String,
-    /// The fields of the hash; at least one.
-    pub fields: Vec<(String, String)>,
-    /// When it is to be forgotten.
-    pub expires_at: Option<UnixTime>,
 }
 
 /// What became of a record that was imported.

@@ -6,7 +6,6 @@
 
 mod lines;
 mod progress;
-mod row;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,21 +13,21 @@ use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
 
 use self::lines::Lines;
 use self::progress::Progress;
-use self::row::{Format, Rows, Rules};
 use super::Admin;
 use super::fields::printable;
 use super::records::{Records, StoreArguments, storage_key};
 use crate::cli::{Failure, say};
 use crate::config::Config;
-use crate::store::StoreError;
-use crate::store::redis::{Imported, NewRecord};
+use crate::record::row::{Rows, Rules};
+use crate::store::redis::Imported;
+use crate::store::{NewRecord, StoreError};
 
 /// Lines that are handed over together.
 const CHUNK: usize = 256;
@@ -38,6 +37,15 @@ const CHUNKS: usize = 4;
 
 /// Bytes of the file that are read together.
 const READ: usize = 256 << 10;
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A line of column names, then a record a line
+    Csv,
+    /// A JSON object a line
+    Jsonl,
+}
 
 /// Arguments of `tollgate token import`.
 #[derive(Args, Debug)]

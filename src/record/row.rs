@@ -1,40 +1,19 @@
-//! What one line of a file says: a record that gateways understand, or why not.
+//! What one line of an import says: a record that gateways understand, or why not.
 //!
 //! No message repeats a value of the line, for a key may stand in any place of a line that is wrong.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use clap::ValueEnum;
 use csv_core::ReadRecordResult;
 use serde_json::{Map, Value};
 
-use crate::auth::key;
-use crate::auth::members::Members;
-use crate::auth::record::{Grant, TokenRecord};
-use crate::base::secret::Secret;
-use crate::cli::token::fields::texts;
-use crate::cli::token::name::is_credential;
-use crate::store::StoredRecord;
-use crate::store::redis::NewRecord;
-
-/// What names the token of a line.
-const IDENTITIES: [&str; 3] = ["key", "key_sha256", "api_key"];
-
-/// What a line may have besides what a record grants.
-const OWN_COLUMNS: [&str; 5] = ["key", "key_sha256", "api_key", "name", "disabled"];
-
-/// What a line may have.
-const KNOWN: [&[&str]; 2] = [&OWN_COLUMNS, &Grant::MEMBERS];
-
-/// How a file is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// A line of column names, then a record a line
-    Csv,
-    /// A JSON object a line
-    Jsonl,
-}
+use super::error::RecordError;
+use super::field::{self, API_KEY};
+use super::identity::{IDENTITIES, Identity, known, known_names};
+use super::key;
+use super::members::{Members, MembersError};
+use super::stored::{NewRecord, texts};
+use super::token::Draft;
 
 /// What a configuration says about records.
 #[derive(Debug, Default)]
@@ -69,10 +48,10 @@ impl Rows {
         for (nth, name) in cells(&mut csv, header)?.iter().enumerate() {
             let name = name.trim();
             let nth = nth + 1;
-            if !is_known(name) {
+            if known(name).is_none() {
                 return Err(format!(
                     "column {nth} is none of {}: the first line names the columns",
-                    known()
+                    known_names()
                 ));
             }
             if columns.iter().any(|column| column == name) {
@@ -92,40 +71,28 @@ impl Rows {
             Some(columns) => csv_fields(columns, &cells(&mut self.csv, line)?)?,
             None => json_fields(line)?,
         };
-        let id = identity(&mut fields)?;
+        // Which token is meant is read without the values of the line.
+        let identity = Identity::read(|name| fields.get(name).cloned());
+        let id = identity.map_err(|error| error.to_string())?.id;
+        for name in IDENTITIES {
+            fields.remove(name);
+        }
         if self.rules.are_claims && !key::is_hash(&id) {
             return Err("api_key: with auth.jwt.require_record: false nobody reads this record, the claims stand for it".into());
         }
-        let shared: Arc<str> = id.as_str().into();
-        let understood = |stored: StoredRecord| {
-            TokenRecord::read(&shared, &stored)
-                .map_err(|error| format!("{}: {}", error.field, without_values(&error.problem)))
-        };
-        if self.columns.is_none() {
-            // What JSON says of types is lost in a hash.
-            understood(StoredRecord::Json(Value::Object(fields.clone()).to_string()))?;
-            if fields.get("name").is_some_and(|name| !name.is_string()) {
-                return Err("name: must be text".into());
-            }
-        }
-        fields.insert("api_key".into(), key::public_id(&id).into());
-        let fields = texts(&fields);
-        let record = understood(StoredRecord::Fields(fields.iter().cloned().collect()))?;
-        if let (Some(plans), Some(plan)) = (&self.rules.plans, &record.grant.plan)
+        let hidden = |error: &RecordError| error.without_values().to_string();
+        let draft = Draft::read(|field| fields.get(field.name).cloned())
+            .map_err(|faults| faults.iter().map(hidden).collect::<Vec<_>>().join(", and "))?;
+        if let (Some(plans), Some(plan)) = (&self.rules.plans, &draft.grant.plan)
             && !plans.contains(plan.as_str())
         {
             return Err("plan: the configuration has no such plan".into());
         }
-        Ok(NewRecord { id, fields, expires_at: record.grant.expires_at })
+        let expires_at = draft.grant.expires_at;
+        fields.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
+        fields.insert(API_KEY.into(), key::public_id(&id).into());
+        Ok(NewRecord { id, fields: texts(&fields), expires_at })
     }
-}
-
-fn is_known(name: &str) -> bool {
-    KNOWN.iter().any(|names| names.contains(&name))
-}
-
-fn known() -> String {
-    KNOWN.concat().join(", ")
 }
 
 /// A reader; its tables take more time to build than a line to read.
@@ -166,24 +133,13 @@ fn csv_fields(columns: &[String], cells: &[String]) -> Result<Map<String, Value>
     }
     let mut fields = Map::new();
     for (column, cell) in columns.iter().zip(cells).filter(|(_, cell)| !cell.is_empty()) {
-        let value = match column.as_str() {
-            "limits" | "allowed_routes" => list(cell).ok_or_else(|| {
-                format!("{column}: write values with ; between them, or a JSON array")
-            })?,
-            _ => cell.as_str().into(),
+        let value = match field::named(column) {
+            Some(field) => field.of_cell(cell).map_err(|error| format!("{column}: {error}"))?,
+            None => Some(cell.as_str().into()),
         };
-        fields.insert(column.clone(), value);
+        fields.extend(value.map(|value| (column.clone(), value)));
     }
     Ok(fields)
-}
-
-/// Several values in one cell.
-fn list(cell: &str) -> Option<Value> {
-    if cell.trim_start().starts_with('[') {
-        return serde_json::from_str(cell).ok().filter(Value::is_array);
-    }
-    let values = cell.split(';').map(str::trim).filter(|value| !value.is_empty());
-    Some(values.map(Value::from).collect())
 }
 
 fn json_fields(line: &str) -> Result<Map<String, Value>, String> {
@@ -191,56 +147,17 @@ fn json_fields(line: &str) -> Result<Map<String, Value>, String> {
         let column = error.column();
         format!("is not JSON from byte {column} on")
     })?;
-    let Value::Object(mut fields) = value else {
+    let Value::Object(fields) = value else {
         return Err("is not a JSON object".into());
     };
-    if !fields.keys().all(|name| is_known(name)) {
-        return Err(format!("has a member that is none of {}", known()));
+    if !fields.keys().all(|name| known(name).is_some()) {
+        return Err(format!("has a member that is none of {}", known_names()));
     }
     // Of two members with one name, whoever wrote the file may have meant the other.
-    if Members::read(line.as_bytes(), KNOWN).is_err() {
-        return Err("has a member twice".into());
+    match Members::read(line.as_bytes(), known) {
+        Err(error @ MembersError::Twice) => Err(error.to_string()),
+        Err(MembersError::Form) | Ok(_) => Ok(fields),
     }
-    fields.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
-    Ok(fields)
-}
-
-/// Takes out what names the token: what its record is stored under.
-fn identity(fields: &mut Map<String, Value>) -> Result<String, String> {
-    let named = IDENTITIES.iter().filter_map(|name| Some((*name, fields.remove(*name)?)));
-    let named: Vec<_> = named.collect();
-    let (name, value) = match named.as_slice() {
-        [] => return Err("has no key, key_sha256 or api_key".into()),
-        [(name, Value::String(text))] => (*name, Secret::new(text)),
-        [(name, _)] => return Err(format!("{name}: must be text")),
-        _ => return Err("has more than one of key, key_sha256 and api_key".into()),
-    };
-    let text = value.expose();
-    let lower = text.to_ascii_lowercase();
-    match name {
-        "key" => match key::hash_of_written(text) {
-            Ok(hash) => Ok(hash.as_ref().to_owned()),
-            Err(error) => Err(format!("key: {error}")),
-        },
-        "key_sha256" if key::is_hash(&lower) => Ok(lower),
-        "key_sha256" => {
-            Err("key_sha256: must be the 64 hexadecimal digits of the key's SHA-256".into())
-        }
-        _ if key::is_hash(text) => {
-            Err("api_key: is a SHA-256, under which only keys are stored: write key_sha256".into())
-        }
-        _ if is_credential(text) => {
-            Err("api_key: is a credential: write a key under key, and of a JWT its api_key".into())
-        }
-        _ => Ok(text.to_owned()),
-    }
-}
-
-/// `problem` without the values it repeats between backticks; signs such as `_` may stay.
-fn without_values(problem: &str) -> String {
-    let parts = problem.split('`').enumerate();
-    let parts = parts.map(|(nth, part)| if nth % 2 == 1 && part.len() > 1 { "***" } else { part });
-    parts.collect::<Vec<_>>().join("`")
 }
 
 #[cfg(test)]
@@ -287,20 +204,20 @@ mod tests {
         let secret = "hunter2hunter2";
         let mut rows = Rows::csv("key,api_key,limits,plan,expires_at,disabled", plans()).unwrap();
         for (line, problem) in [
-            (",,,,,", "has no key"),
+            (",,,,,", "api_key: is missing"),
             ("@,bob,,,,", "more than one"),
             ("@", "has 1 values for 6 columns"),
             ("\"@,,,,,", "a quote is not closed"),
             ("@ x,,,,,", "key: is not"),
             ("a.@.c,,,,,", "key: has two dots"),
             ("tg_@,,,,,", "key: starts with tg_"),
-            (",bob,@,,,", "limits: `***` is not a rate"),
-            (",bob,9/@,,,", "limits: `***`"),
+            (",bob,@,,,", "limits[0]: `***` is not a rate"),
+            (",bob,9/@,,,", "limits[0]: `***`"),
             (",bob,[@,,,", "limits: write values"),
             (",bob,,@,,", "plan: the configuration has no such plan"),
-            (",bob,,,@,", "expires_at: must be"),
-            (",bob,,,,@", "disabled: must be"),
-            (",b\u{fc}b@,,,,", "api_key: must be printable"),
+            (",bob,,,@,", "expires_at: is not a time"),
+            (",bob,,,,@", "disabled: is not a boolean"),
+            (",b\u{fc}b@,,,,", "api_key: is not printable"),
             (&format!(",{ABC},,,,"), "api_key: is a SHA-256"),
             (&format!(",tg_@{ABC},,,,"), "api_key: is a credential"),
             (",eyJ@.e30.c2ln,,,,", "api_key: is a credential"),
@@ -314,16 +231,22 @@ mod tests {
         for (line, problem) in [
             (r#""@""#, "is not a JSON object"),
             (r#"{"key":"@""#, "is not JSON from byte 23 on"),
-            (r#"{"@":{}}"#, "has a member that is none of key,"),
-            (r#"{"key":["@"]}"#, "key: must be text"),
+            (r#"{"@":{}}"#, "has a member that is none of api_key,"),
+            (r#"{"key":["@"]}"#, "key: is a list; write text"),
             (r#"{"key":"@","disabled":true,"disabled":false}"#, "has a member twice"),
             (r#"{"key":"@","key":"x"}"#, "has a member twice"),
-            (r#"{"key_sha256":"@"}"#, "key_sha256: must be"),
-            (r#"{"key":"@","plan":3}"#, "plan: must be text"),
-            (r#"{"key":"@","disabled":"true"}"#, "disabled: must be"),
-            (r#"{"key":"@","allowed_routes":"/a"}"#, "allowed_routes: must be"),
-            (r#"{"key":"@","name":["@"]}"#, "name: must be text"),
-            (r#"{"key":"x","limits":[{"rate":"5/minute","@":1}]}"#, "limits: a limit has no `***`"),
+            (r#"{"key_sha256":"@"}"#, "key_sha256: is not a SHA-256"),
+            (r#"{"key":"@","plan":3}"#, "plan: is a number"),
+            (r#"{"key":"@","disabled":"true"}"#, "disabled: is not a boolean"),
+            (
+                r#"{"key":"@","allowed_routes":"/a"}"#,
+                "allowed_routes: is a single text; write a list",
+            ),
+            (r#"{"key":"@","name":["@"]}"#, "name: is a list; write text"),
+            (
+                r#"{"key":"x","limits":[{"rate":"5/minute","@":1}]}"#,
+                "limits[0]: a limit has no `***`",
+            ),
         ] {
             let error = rows.read(&line.replace('@', secret)).unwrap_err();
             assert!(error.contains(problem) && !error.contains(secret), "{line}: {error}");

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::credential::{Credential, MAX_CREDENTIAL};
 use crate::base::secret::Secret;
 
 /// What keys made here start with, for secret scanners to find.
@@ -28,11 +27,14 @@ const HASH_DIGITS: usize = 64;
 /// Hexadecimal digits of a key's public id.
 pub const PUBLIC_DIGITS: usize = 16;
 
+/// Longest key that is looked at, in bytes.
+pub const MAX_KEY: usize = 8 * 1024;
+
 /// Why a text is no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No request could carry it.
-    #[error("is not 1 to {MAX_CREDENTIAL} visible ASCII characters")]
+    #[error("is not 1 to {MAX_KEY} visible ASCII characters")]
     Form,
     /// It would be taken for a JWT.
     #[error("has two dots, as only a JWT has")]
@@ -84,11 +86,18 @@ pub fn hash(key: &str) -> Result<Arc<str>, KeyError> {
 /// # Errors
 /// [`KeyError`] for what no request could carry as a key.
 pub fn hash_of_written(key: &str) -> Result<Arc<str>, KeyError> {
-    match Credential::parse(key.as_bytes()) {
-        Err(_) => Err(KeyError::Form),
-        Ok(Credential::Jwt(_)) => Err(KeyError::Jwt),
-        Ok(Credential::Opaque(key)) => hash(key),
+    let visible = key.bytes().all(|byte| byte.is_ascii_graphic());
+    match key.bytes().filter(|byte| *byte == b'.').count() {
+        _ if !visible || !(1..=MAX_KEY).contains(&key.len()) => Err(KeyError::Form),
+        2 => Err(KeyError::Jwt),
+        _ => hash(key),
     }
+}
+
+/// Whether `text` is a key made here, be it mistyped, or a JWT: the Base64 of `{"` begins with `eyJ`.
+pub fn is_credential(text: &str) -> bool {
+    let key = text.starts_with(PREFIX) && text.len() > RANDOM;
+    key || (text.starts_with("eyJ") && text.matches('.').count() == 2)
 }
 
 /// Whether `id` is what the record of an opaque key is stored under.
