@@ -24,7 +24,7 @@ use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
-use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
+use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;
 use tollgate::store::{StoreError, StoredRecord, TokenStore};
@@ -59,14 +59,15 @@ fn ledger(criterion: &mut Criterion) -> Result<(), Failure> {
     let ledger = Arc::new(Ledger::new(store, clock, 10));
     let subject: Arc<str> = "token:bench".into();
     let limits: Arc<[Limit]> = [Limit::parse("1000000000/minute")?].into();
-    let terms = Terms { sync: Sync::Leased, on_failure: FailurePolicy::Deny, gateways: 1 };
+    let terms = Terms { sync: SyncMode::Leased, on_failure: FailurePolicy::Deny, gateways: 1 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     criterion.bench_function("ledger, tokens in hand", |bencher| {
         bencher.iter_custom(|decisions| {
             runtime.block_on(async {
                 let started = Instant::now();
                 for nth in 0..decisions {
-                    let decision = ledger.admit(black_box(&subject), &limits, terms).await;
+                    let decision =
+                        ledger.admit(black_box(&subject), &limits, Weight::ONE, terms).await;
                     assert!(decision.is_ok_and(|decision| decision.admitted));
                     if nth % DECISIONS_BETWEEN_FLIGHTS == 0 {
                         tokio::task::yield_now().await;

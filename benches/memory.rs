@@ -17,7 +17,7 @@ use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, SystemClock, UnixTime};
-use tollgate::limit::ledger::{FailurePolicy, Ledger, Sync, Terms};
+use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::{Limit, Standing};
 use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
 
@@ -35,7 +35,13 @@ struct Generous;
 
 #[async_trait]
 impl QuotaStore for Generous {
-    async fn take(&self, _: &str, limits: &[Limit], wanted: u64) -> Result<Grant, StoreError> {
+    async fn take_at_least(
+        &self,
+        _: &str,
+        limits: &[Limit],
+        _: u64,
+        wanted: u64,
+    ) -> Result<Grant, StoreError> {
         let standing = Standing { left: 1_000, reset_after: Duration::from_secs(60) };
         let standings = limits.iter().map(|_| standing).collect();
         Ok(Grant { granted: wanted, now: UnixTime::from_secs(1_700_000_000), standings })
@@ -124,14 +130,14 @@ fn subjects() -> Result<(), Box<dyn Error>> {
     let clock = Arc::new(SystemClock::default());
     let ledger = Arc::new(Ledger::new(Arc::new(Generous), clock, SUBJECTS));
     let limits: Arc<[Limit]> = [Limit::parse("1000/minute")?].into();
-    let terms = Terms { sync: Sync::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
+    let terms = Terms { sync: SyncMode::Exact, on_failure: FailurePolicy::Deny, gateways: 1 };
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let ask = |from: usize, to: usize| {
         runtime.block_on(async {
             for nth in from..to {
                 // As long as a token that is named by a UUID.
                 let subject = format!("token:01890a5d-ac96-774b-bcce-{nth:012}");
-                ledger.admit(&subject, &limits, terms).await?;
+                ledger.admit(&subject, &limits, Weight::ONE, terms).await?;
             }
             Ok::<_, StoreError>(())
         })

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
-use crate::limit::ledger::{Decision, Ledger, Terms};
+use crate::limit::ledger::{Decision, Ledger, Terms, Weight};
 use crate::limit::subject::Subject;
 use crate::policy::{Policy, Route};
 use crate::record::HeaderText;
@@ -310,7 +310,7 @@ impl Admission {
         let of_route = route.limits.iter().map(|group| (group, true));
         for (group, of_route) in own.iter().map(|group| (group, false)).chain(of_route) {
             let subject = subject.of(group.by, of_route);
-            let decision = self.ledger.admit(&subject, &group.limits, terms).await?;
+            let decision = self.ledger.admit(&subject, &group.limits, Weight::ONE, terms).await?;
             counted.findings.decisions.push(decision);
             counted.findings.policies.push(group.policy.clone());
             let Some(decision) = counted.findings.decisions.last() else { continue };

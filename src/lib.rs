@@ -10,17 +10,18 @@
 //! | --- | --- | --- |
 //! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
-//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
+//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked from every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
 //! | [`auth`] | credential, signature, principal; records as they are cached | [`auth::Authenticator`] |
 //! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
 //! | [`upstream`] | endpoints, whose turn it is, names to addresses | [`upstream::pool`] |
-//! | [`config`] | file and environment to valid values, or to every fault with its place | [`config::Config`] |
-//! | [`policy`] | a configuration compiled for the rooms above | [`policy::Policy`] |
+//! | [`config`] | file and environment to valid values of the rooms above, or to every fault with its location | [`config::Config`] |
+//! | [`policy`] | one immutable snapshot of a configuration, ready for requests; a file a part | [`policy::Policy`] |
 //! | [`admission`] | the order of decisions, and the permit | [`admission::Admission::admit`] |
-//! | [`proxy`] | bytes to requests, Pingora's hooks, errors to answers | [`proxy::Proxy`] |
+//! | [`listener`] | client connections: sockets, bounds, timers, HTTP/1 bytes read strictly into requests | [`listener::accept`] |
+//! | [`proxy`] | Pingora's hooks, errors to answers | [`proxy::Proxy`] |
 //! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
 //! | [`cli`] | one file a command | [`cli::main`] |
 //!
@@ -32,8 +33,9 @@
 //! # One request
 //!
 //! ```text
-//! proxy::connection     one deadline for the whole head, checked byte by byte     400 408 431
-//!   proxy::head, chunks   then Pingora gets a stream that holds this one request
+//! listener::accept      counts the connection
+//!   http1               one deadline for the whole head, checked byte by byte     400 408 431
+//!     rules             then Pingora gets a stream that holds this one request
 //! proxy::Proxy
 //!   new_ctx             the policy of the moment, pinned until the log line
 //!   request_filter      CanonicalPath::parse                                      400
@@ -58,7 +60,8 @@
 //!
 //! A reload makes a new [`policy::Policy`] and swaps it in one step; requests under way keep theirs. Counters, cached
 //! records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`], and never notice.
-//! What a new policy can take from the old one unchanged, it takes: verified tokens, resolved upstreams.
+//! A new policy keeps the parts of the old one that have not changed: verified tokens, resolved upstreams. Keys that
+//! need a restart are those of [`config::StartupConfig`].
 //!
 //! Three kinds of runtimes: Pingora's workers serve requests and carry the connection to Redis (a single worker on a
 //! runtime without work stealing), one thread serves metrics, one thread does [`gateway::background`]. A task there
@@ -71,13 +74,14 @@
 //! - **No upstream without a permit.** `upstream_peer` needs an [`admission::Permit`]; only
 //!   [`admission::Admission::admit`] makes one. A forgotten check is no open door.
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`. Pingora's retry loop begins after it.
-//! - **No second reading of a request.** [`proxy::head`] and [`proxy::chunks`] refuse whatever two servers might frame
-//!   differently, before Pingora sees it; [`route::path`] leaves one spelling, which is matched, checked and sent.
+//! - **No second reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and
+//!   [`listener::rules`] refuse whatever two servers might frame or route differently, before Pingora sees it;
+//!   [`route::path`] leaves one spelling, which is matched, checked and sent.
 //! - **No status code outside [`proxy::problem`].** Other rooms say [`admission::Rejection`]. The exceptions answer for
 //!   themselves: `/health`, `/ready`, the demo's echo.
 //! - **No store failure that looks like a client's mistake.** A [`store::StoreError`] becomes 503 or the failure policy,
 //!   never 401, 403 or 429.
-//! - **No Pingora in the rooms that decide.** Only [`gateway`], [`proxy`] and [`upstream`] name it, and [`telemetry`] its
+//! - **No Pingora in the rooms that decide.** Only [`gateway`], [`listener`], [`proxy`] and [`upstream`] name it, and [`telemetry`] its
 //!   Prometheus registry. Only `store::redis` names the Redis client. Only [`config`] reads YAML.
 //! - **No policy below [`policy`].** It knows the rooms it compiles for; they know neither it nor [`config`], so each can be
 //!   tested with values.
@@ -95,6 +99,7 @@ pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod limit;
+pub mod listener;
 pub mod policy;
 pub mod proxy;
 pub mod quota;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
-use tollgate::config::{Config, Environment, Faults, KeyMaterial, load, parse};
+use tollgate::auth::issuer::KeyMaterial;
+use tollgate::config::{Config, Environment, Faults, StaticToken, load, parse};
 
 /// 48 bytes: enough for HS256 and HS384, not for HS512.
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -26,7 +26,7 @@ fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
 
 /// The secret of the first key.
 fn first_secret(config: &Config) -> &str {
-    match &config.auth.jwt.issuers[0].keys[0].material {
+    match &config.live.auth.jwt.issuers[0].keys[0].material() {
         KeyMaterial::Secret(secret) => secret.expose(),
         KeyMaterial::Public(_) => "a public key",
     }
@@ -61,10 +61,10 @@ fn bad_files_lead_to_their_exact_messages() {
 fn the_shipped_configurations_load() {
     let full = load(&at("conf/tollgate.yaml"), &environment(&[])).unwrap();
     assert_eq!(first_secret(&full), SECRET);
-    assert_eq!(full.redis.unwrap().url.expose(), "redis://redis:6379");
+    assert_eq!(full.startup.redis.unwrap().url.expose(), "redis://redis:6379");
     let embedded = load(&at("conf/embedded.yaml"), &environment(&[])).unwrap();
-    assert!(embedded.redis.is_none());
-    assert_eq!(&*embedded.auth.tokens[0].id, "local");
+    assert!(embedded.startup.redis.is_none());
+    assert_eq!(&*embedded.live.auth.tokens[0].id, "local");
 }
 
 /// Every key that is known is in the shipped file, so that the file can serve as the reference.
@@ -106,19 +106,19 @@ routes: [ { unknown: 1, headers: { unknown: 1, request: { unknown: 1 }, response
 fn nothing_written_means_the_defaults() {
     for text in ["", "# nothing\n", "---\n", "{}", "listeners:\nauth: {}\n"] {
         let config = read(text, &[]).unwrap();
-        assert_eq!(config.listeners[0].address.to_string(), "0.0.0.0:8080");
-        assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:9090");
-        assert!(config.server.threads > 0);
-        assert_eq!(config.server.grace_period_seconds, 5);
-        assert_eq!(config.server.graceful_shutdown_timeout_seconds, 10);
-        assert_eq!(config.server.upgrade_sock, "/tmp/tollgate_upgrade.sock");
-        assert_eq!(config.timeouts.header, Duration::from_secs(5));
-        assert_eq!((config.max_body, config.max_connections), (10 << 20, 10_000));
-        assert!(config.redis.is_none() && config.auth.jwt.issuers.is_empty());
-        assert_eq!(config.auth.cache.ttl, Duration::from_secs(900));
-        let default = &config.limits.default[0];
+        assert_eq!(config.startup.listeners[0].address.to_string(), "0.0.0.0:8080");
+        assert_eq!(config.startup.metrics.unwrap().to_string(), "127.0.0.1:9090");
+        assert!(config.startup.server.threads > 0);
+        assert_eq!(config.startup.server.grace_period_seconds, 5);
+        assert_eq!(config.startup.server.graceful_shutdown_timeout_seconds, 10);
+        assert_eq!(config.startup.server.upgrade_sock, "/tmp/tollgate_upgrade.sock");
+        assert_eq!(config.live.timeouts.header, Duration::from_secs(5));
+        assert_eq!((config.live.max_body, config.live.max_connections), (10 << 20, 10_000));
+        assert!(config.startup.redis.is_none() && config.live.auth.jwt.issuers.is_empty());
+        assert_eq!(config.startup.token_cache.ttl, Duration::from_secs(900));
+        let default = &config.live.limits.default[0];
         assert_eq!(default.to_string(), "100/minute");
-        assert!(config.routes.is_empty() && config.upstreams.is_empty());
+        assert!(config.live.routes.is_empty() && config.live.upstreams.is_empty());
     }
 }
 
@@ -130,24 +130,27 @@ fn the_shipped_configuration_holds_the_defaults() {
         &[],
     )
     .unwrap();
-    assert_eq!(shipped.server, least.server);
-    assert_eq!(shipped.listeners, least.listeners);
-    assert_eq!(shipped.metrics, least.metrics);
-    assert_eq!(shipped.log, least.log);
-    assert_eq!(shipped.timeouts, least.timeouts);
-    assert_eq!(shipped.max_body, least.max_body);
-    assert_eq!(shipped.max_connections, least.max_connections);
-    assert_eq!(shipped.trusted_proxies, least.trusted_proxies);
-    assert_eq!(shipped.auth.cache, least.auth.cache);
-    assert_eq!(shipped.auth.jwt.leeway, least.auth.jwt.leeway);
-    assert_eq!(shipped.limits.default, least.limits.default);
-    assert_eq!(shipped.limits.window, least.limits.window);
-    assert_eq!(shipped.limits.on_store_failure, least.limits.on_store_failure);
-    assert_eq!(shipped.limits.headers, least.limits.headers);
-    let (a, b) = (&shipped.upstreams["users"], &least.upstreams["users"]);
+    assert_eq!(shipped.startup.server, least.startup.server);
+    assert_eq!(shipped.startup.listeners, least.startup.listeners);
+    assert_eq!(shipped.startup.metrics, least.startup.metrics);
+    assert_eq!(shipped.startup.log_format, least.startup.log_format);
+    assert_eq!(shipped.startup.log_color, least.startup.log_color);
+    assert_eq!(shipped.live.log_level, least.live.log_level);
+    assert_eq!(shipped.live.access_log, least.live.access_log);
+    assert_eq!(shipped.live.timeouts, least.live.timeouts);
+    assert_eq!(shipped.live.max_body, least.live.max_body);
+    assert_eq!(shipped.live.max_connections, least.live.max_connections);
+    assert_eq!(shipped.live.trusted_proxies, least.live.trusted_proxies);
+    assert_eq!(shipped.startup.token_cache, least.startup.token_cache);
+    assert_eq!(shipped.live.auth.jwt.rules.leeway, least.live.auth.jwt.rules.leeway);
+    assert_eq!(shipped.live.limits.default, least.live.limits.default);
+    assert_eq!(shipped.live.limits.window, least.live.limits.window);
+    assert_eq!(shipped.live.limits.on_store_failure, least.live.limits.on_store_failure);
+    assert_eq!(shipped.live.limits.headers, least.live.limits.headers);
+    let (a, b) = (&shipped.live.upstreams["users"], &least.live.upstreams["users"]);
     assert_eq!((a.timeouts, a.retries), (b.timeouts, b.retries));
     assert_eq!(a.endpoints[0].weight, b.endpoints[0].weight);
-    let (a, b) = (&shipped.routes[0], &least.routes[0]);
+    let (a, b) = (&shipped.live.routes[0], &least.live.routes[0]);
     assert_eq!((a.strip_prefix, a.forward_credential), (b.strip_prefix, b.forward_credential));
     assert_eq!(a.request_headers, b.request_headers);
     assert_eq!(a.response_headers, b.response_headers);
@@ -178,31 +181,31 @@ routes:
     headers: { request: { set: { X-A: \"1\" }, remove: [ Cookie ] }, response: { remove: [ Server ] } }
 ";
     let config = read(text, &[("TOLLGATE_JWT_SECRET", SECRET)]).unwrap();
-    assert_eq!(config.server.threads, 3);
-    assert_eq!(config.metrics, None);
-    assert_eq!(config.max_body, 512 << 10);
-    assert_eq!(config.trusted_proxies.len(), 2);
-    let redis = config.redis.unwrap();
+    assert_eq!(config.startup.server.threads, 3);
+    assert_eq!(config.startup.metrics, None);
+    assert_eq!(config.live.max_body, 512 << 10);
+    assert_eq!(config.live.trusted_proxies.len(), 2);
+    let redis = config.startup.redis.unwrap();
     assert_eq!(redis.url.expose(), "rediss://:p%40ss@redis:6380/2");
     assert_eq!(redis.timeout, Duration::from_millis(20));
-    assert_eq!(config.auth.jwt.issuers[0].keys[0].kid.as_deref(), Some("a"));
-    assert_eq!(config.auth.jwt.leeway, Duration::from_secs(5));
-    let fields = |nth: usize| json!(config.auth.tokens[nth].fields).to_string();
+    assert_eq!(config.live.auth.jwt.issuers[0].keys[0].kid(), Some("a"));
+    assert_eq!(config.live.auth.jwt.rules.leeway, Duration::from_secs(5));
+    let shown = |token: &StaticToken| serde_json::to_string(&token.fields).unwrap();
     assert_eq!(
-        fields(0),
+        shown(&config.live.auth.tokens[0]),
         r#"{"allowed_routes":["/x/*"],"api_key":"a","expires_at":"2030-01-31T12:00:00Z","limits":["5/second"],"plan":"basic"}"#
     );
     assert_eq!(
-        fields(1),
+        shown(&config.live.auth.tokens[1]),
         r#"{"api_key":"b","disabled":true,"name":"${x}","organization_id":"acme","rate_limit":7}"#
     );
-    assert!(config.plans["basic"].is_empty());
-    let upstream = &config.upstreams["u"];
-    assert_eq!(upstream.endpoints[0].url.as_str(), "http://127.0.0.1:1/");
+    assert!(config.live.plans["basic"].is_empty());
+    let upstream = &config.live.upstreams["u"];
+    assert_eq!(upstream.endpoints[0].to_string(), "http://127.0.0.1:1");
     assert_eq!((upstream.endpoints[1].weight, upstream.retries), (3, 0));
-    let route = &config.routes[0];
-    assert_eq!(route.host.as_deref(), Some("api.example.com"));
-    assert_eq!(route.methods, ["GET"]);
+    let route = &config.live.routes[0];
+    assert_eq!(route.matcher.host.as_deref(), Some("api.example.com"));
+    assert_eq!(route.matcher.methods, ["GET"]);
     assert!(!route.forward_credential);
     assert_eq!(route.request_headers.set[0].0, "x-a");
     assert_eq!(route.request_headers.remove[0], "cookie");
@@ -232,11 +235,11 @@ fn the_environment_alone_is_enough() {
         ],
     )
     .unwrap();
-    assert_eq!(config.listeners[1].address.to_string(), "127.0.0.1:8081");
+    assert_eq!(config.startup.listeners[1].address.to_string(), "127.0.0.1:8081");
     assert_eq!(first_secret(&config), SECRET);
-    assert_eq!(config.plans["basic"][0].to_string(), "5/second");
-    assert_eq!(config.routes[0].upstream, "users");
-    assert_eq!(config.max_body, 1 << 20);
+    assert_eq!(config.live.plans["basic"][0].to_string(), "5/second");
+    assert_eq!(config.live.routes[0].upstream.name, "users");
+    assert_eq!(config.live.max_body, 1 << 20);
 }
 
 /// Kubernetes gives them to every container beside a Service called `tollgate`.
@@ -281,14 +284,14 @@ upstreams: { Users: { endpoints: [ http://a, http://b ], retries: 1 } }
         ],
     )
     .unwrap();
-    assert_eq!(config.log.level.as_str(), "DEBUG");
-    assert!(config.log.access);
-    let addresses: Vec<_> = config.listeners.iter().map(|l| l.address.port()).collect();
+    assert_eq!(config.live.log_level.as_str(), "DEBUG");
+    assert!(config.live.access_log);
+    let addresses: Vec<_> = config.startup.listeners.iter().map(|l| l.address.port()).collect();
     assert_eq!(addresses, [1, 3]);
-    assert!(config.limits.default.is_empty());
-    assert_eq!(config.upstreams["Users"].retries, 0);
-    assert_eq!(config.upstreams["Users"].endpoints[0].url.as_str(), "http://c/");
-    assert_eq!(config.server.threads, 2);
+    assert!(config.live.limits.default.is_empty());
+    assert_eq!(config.live.upstreams["Users"].retries, 0);
+    assert_eq!(config.live.upstreams["Users"].endpoints[0].to_string(), "http://c");
+    assert_eq!(config.startup.server.threads, 2);
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn as_yaml(record: &Map<String, Value>) -> Verdict {
         "t.yaml",
         &std::iter::empty::<(String, String)>().collect(),
     );
-    let token = &file.ok()?.auth.tokens[0];
+    let token = &file.ok()?.live.auth.tokens[0];
     // What commands show of it says the same.
     assert_eq!(as_json(&token.fields), Some((token.record.disabled, token.record.grant.clone())));
     Some((token.record.disabled, token.record.grant.clone()))
@@ -309,5 +309,14 @@ fn an_empty_organization_and_an_empty_plan_are_absent_everywhere() {
             assert_eq!(verdict, nothing, "{name}");
         }
         assert_eq!(as_claims(&record), Some(Grant::default()), "{name}");
+    }
+}
+
+#[test]
+fn an_id_that_would_break_a_line_of_a_log_is_none() {
+    for (id, is_one) in [("k", true), ("a b", true), ("a\nb", false), ("caf\u{e9}", false)] {
+        let claims = json!({ "api_key": id, "exp": 1_000 }).to_string();
+        let claims = Claims::read(claims.as_bytes()).unwrap();
+        assert_eq!(claims.verified(true, (0, 0)).is_ok(), is_one, "{id:?}");
     }
 }

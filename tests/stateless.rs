@@ -62,12 +62,22 @@ fn claims_alone_say_what_a_token_may() {
         ("expired", json!({ "expires_at": "2020-01-01T00:00:00Z" }), 401, ""),
         ("wrong limits", json!({ "limits": ["9/fortnight"] }), 401, ""),
         ("no field", json!({ "organization_id": "a\r\nx: y" }), 401, ""),
+        (
+            "empty names",
+            json!({ "organization_id": "", "plan": "", "limits": ["9/day"] }),
+            200,
+            "\"day\";q=9;w=86400",
+        ),
+        ("milliseconds", json!({ "expires_at": 1_893_456_000_000_u64 }), 401, ""),
+        ("no pattern", json!({ "allowed_routes": ["/", "api/*"] }), 401, ""),
     ] {
         let answer = ask(&gateway, "/", &token(&case.replace(' ', "-"), claims), case);
         assert_eq!(answer.status(), expected, "{case}: {}", answer.text());
         let said = answer.header("ratelimit-policy").unwrap_or_default();
         assert!(policy.is_empty() || said == policy, "{case}: {said}");
     }
+    let seen = origin.case("empty names").unwrap();
+    assert_eq!(seen.all("x-organization-id").len() + seen.all("x-plan-tier").len(), 0);
     let seen = origin.case("plan").unwrap();
     assert_eq!(seen.all("x-token-id"), ["plan"]);
     assert_eq!(seen.all("x-organization-id"), ["acme"]);

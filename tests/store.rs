@@ -53,6 +53,7 @@ async fn redis_keeps_the_contract() {
 async fn contract(store: &dyn QuotaStore) {
     grants_up_to_the_quota(store).await;
     takes_from_all_limits_or_none(store).await;
+    takes_enough_or_nothing(store).await;
     keeps_subjects_and_limits_apart(store).await;
     starts_anew_when_a_window_ends(store).await;
     never_exceeds_the_quota(&[store, store]).await;
@@ -97,6 +98,15 @@ async fn takes_from_all_limits_or_none(store: &dyn QuotaStore) {
     assert_eq!(take(store, "all", &both, 5).await, (2, vec![0, 8]));
     assert_eq!(take(store, "all", &both, 1).await, (0, vec![0, 8]));
     assert_eq!(take(store, "all", &[wide, narrow], 1).await, (0, vec![8, 0]), "in any order");
+}
+
+async fn takes_enough_or_nothing(store: &dyn QuotaStore) {
+    let limits = [limit("narrow", 5, AGES), limit("wide", 10, AGES)];
+    for (least, wanted, granted) in [(3, 3, 3), (3, 3, 0), (3, 9, 0), (2, 9, 2), (1, 9, 0)] {
+        let grant = store.take_at_least("enough", &limits, least, wanted).await.unwrap();
+        assert_eq!(grant.granted, granted, "{least} to {wanted}");
+    }
+    assert_eq!(take(store, "enough", &limits, 0).await, (0, vec![0, 5]));
 }
 
 async fn keeps_subjects_and_limits_apart(store: &dyn QuotaStore) {
@@ -166,12 +176,13 @@ async fn redis_and_memory_agree() {
         let limits: Vec<_> =
             names[..random.usize(..=3)].iter().map(|name| any_limit(name, &mut random)).collect();
         let wanted = if random.bool() { number(&mut random) } else { random.u64(..8) };
-        let actual = redis.take(&subject, &limits, wanted).await.unwrap();
+        let least = if random.bool() { 0 } else { random.u64(..=wanted) };
+        let actual = redis.take_at_least(&subject, &limits, least, wanted).await.unwrap();
         clock.set(actual.now);
-        let expected = memory.take(&subject, &limits, wanted).await.unwrap();
+        let expected = memory.take_at_least(&subject, &limits, least, wanted).await.unwrap();
         assert_eq!(
             actual, expected,
-            "seed {seed}, step {step}: {subject} {limits:?} wants {wanted}"
+            "seed {seed}, step {step}: {subject} {limits:?} wants {least} to {wanted}"
         );
         if random.u8(..20) == 0 {
             tokio::time::sleep(Duration::from_micros(random.u64(..20_000))).await;
@@ -211,8 +222,10 @@ async fn redis_and_memory_adjust_alike() {
             true => -(random.u64(1..=lent.granted) as i64),
             false => random.i64(1..30),
         };
+        let is_debt = random.bool();
         let mark = |limit: &Limit| match by < 0 {
             true => limit.mark(lent.now),
+            false if is_debt => Adjustment::PRESENT,
             false => limit.window_end(lent.now),
         };
         let adjustment = Adjustment { changes: limits.iter().map(|l| (mark(l), by)).collect() };

@@ -412,6 +412,10 @@ fn a_malformed_record_opens_nothing_and_is_named_in_the_log() {
         ("allowed_routes", "/api, /x"),
         ("allowed_routes", "[1]"),
         ("disabled", "maybe"),
+        ("expires_at", "1893456000000"),
+        ("allowed_routes", "[\"/%61pi\"]"),
+        ("allowed_routes", "[\"/api/*/x\"]"),
+        ("plan", "a b"),
     ];
     for (nth, (field, value)) in fields.into_iter().enumerate() {
         world.redis.record(&format!("broken-{nth}"), &[("name", "x"), (field, value)]);

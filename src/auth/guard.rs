@@ -13,38 +13,43 @@ use crate::base::net::Network;
 /// Counts invalid credentials by client address. Counts are estimates that are never too low
 /// (a count-min sketch): memory is bounded whatever arrives, and an address may be told to wait early.
 pub struct FailureGuard {
-    failures: u32,
-    window: Duration,
+    allowed: FailureRate,
     rate: Rate,
 }
 
+/// How many invalid credentials of one client address are answered with 401 in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureRate {
+    /// The number of invalid credentials.
+    pub failures: u32,
+    /// The window: a second or more.
+    pub window: Duration,
+}
+
 impl FailureGuard {
-    /// Allows `failures` in each `window`, a second or more.
-    pub fn new(failures: u32, window: Duration) -> Self {
-        Self { failures, window, rate: Rate::new(window) }
+    /// A guard that has counted nothing yet.
+    pub fn new(allowed: FailureRate) -> Self {
+        Self { allowed, rate: Rate::new(allowed.window) }
     }
 
-    /// Whether it was made for this rule.
-    pub fn is_for(&self, failures: u32, window: Duration) -> bool {
-        (self.failures, self.window) == (failures, window)
+    /// What the guard allows.
+    pub fn allowed(&self) -> FailureRate {
+        self.allowed
     }
 
     /// Notes an invalid credential from `client`; how long it should wait if there were too many.
     pub fn failed(&self, client: IpAddr) -> Option<Duration> {
         let client = Network::of(client);
         let count = self.rate.observe(&client, 1);
-        let over = u64::try_from(count).is_ok_and(|count| count > u64::from(self.failures));
+        let over = u64::try_from(count).is_ok_and(|count| count > u64::from(self.allowed.failures));
         let rest = |rate: RateComponents| 1.0 - rate.current_interval_fraction.clamp(0.0, 1.0);
-        over.then(|| self.window.mul_f64(self.rate.rate_with(&client, rest)))
+        over.then(|| self.allowed.window.mul_f64(self.rate.rate_with(&client, rest)))
     }
 }
 
 impl std::fmt::Debug for FailureGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FailureGuard")
-            .field("failures", &self.failures)
-            .field("window", &self.window)
-            .finish_non_exhaustive()
+        f.debug_struct("FailureGuard").field("allowed", &self.allowed).finish_non_exhaustive()
     }
 }
 
@@ -54,7 +59,8 @@ mod tests {
 
     #[test]
     fn too_many_failures_of_one_network_are_told_to_wait() {
-        let guard = FailureGuard::new(3, Duration::from_secs(3_600));
+        let window = Duration::from_secs(3_600);
+        let guard = FailureGuard::new(FailureRate { failures: 3, window });
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for client in ["192.0.2.1", "2001:db8::1"] {
             for _ in 0..3 {

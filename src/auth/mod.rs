@@ -17,6 +17,7 @@ pub mod cache;
 pub mod claims;
 pub mod credential;
 pub mod guard;
+pub mod issuer;
 pub mod jwks;
 pub mod jwt;
 pub mod verification;

@@ -177,12 +177,14 @@ pub enum KeyError {
 }
 
 /// A key, the one algorithm it is used with, and its id.
+#[derive(Clone)]
 pub struct VerificationKey {
     algorithm: Algorithm,
     kid: Option<String>,
     material: Material,
 }
 
+#[derive(Clone)]
 enum Material {
     Hmac(Box<hmac::Key>),
     Public(ParsedPublicKey),

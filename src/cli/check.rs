@@ -1,6 +1,6 @@
 //! `tollgate check`: what a configuration amounts to, in the words of the configuration file.
 //!
-//! It reads values that are valid already; finding faults is the business of `config::file`.
+//! It shows values that are valid already: faults are found in [`config`](crate::config).
 
 use std::sync::Arc;
 
@@ -8,13 +8,16 @@ use url::Url;
 
 use super::limits_text;
 use super::{ConfigArguments, Failure};
+use crate::auth::issuer::{IssuerKey, IssuerRules};
 use crate::base::secret::Secret;
-use crate::config::{Config, Endpoint, JwtIssuer, JwtKey, OnStoreFailure, Route, RouteAuth};
+use crate::config::{Config, LiveConfig, Route, StartupConfig};
 use crate::gateway::StartError;
-use crate::policy::Policy;
+use crate::limit::ledger::FailurePolicy;
+use crate::route::table::Matcher;
 use crate::store::redis::RedisStore;
+use crate::upstream::pool::EndpointRules;
 
-/// Loads and compiles the configuration; gives back its summary.
+/// Loads the configuration; gives back its summary.
 ///
 /// # Errors
 /// [`Failure::Configuration`] with one line per fault: whatever `run` would refuse.
@@ -22,13 +25,13 @@ pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
     let config = arguments.load()?;
     let name =
         arguments.file.as_ref().map_or("the environment".into(), |file| file.display().to_string());
-    compiled(&config).map_err(|error| Failure::Configuration(format!("{name}: {error}")))?;
+    opens_store(&config.startup)
+        .map_err(|error| Failure::Configuration(format!("{name}: {error}")))?;
     Ok(format!("{name} is valid\n\n{}", summary(&config)))
 }
 
-/// Puts together what `run` makes of the configuration before it touches the network.
-fn compiled(config: &Config) -> Result<(), StartError> {
-    Policy::compile(config, None)?;
+/// Opens the store as `run` does, without touching the network.
+fn opens_store(config: &StartupConfig) -> Result<(), StartError> {
     if let Some(redis) = &config.redis {
         RedisStore::new(&redis.url, redis.timeout, Arc::new(|_, _, _| {}))?;
     }
@@ -37,28 +40,29 @@ fn compiled(config: &Config) -> Result<(), StartError> {
 
 /// Listeners, store, tokens, plans, upstreams and routes, in aligned columns.
 fn summary(config: &Config) -> String {
+    let Config { startup, live } = config;
     let mut rows = Vec::new();
-    for listener in &config.listeners {
+    for listener in &startup.listeners {
         rows.push(["listener".into(), listener.address.to_string(), String::new()]);
     }
-    if let Some(metrics) = config.metrics {
+    if let Some(metrics) = startup.metrics {
         rows.push(["metrics".into(), format!("{metrics}"), String::new()]);
     }
     rows.push(store(config));
-    rows.push(["tokens".into(), String::new(), tokens(config)]);
-    rows.push(["default".into(), String::new(), limits_text(&config.limits.default)]);
-    for (name, limits) in &config.plans {
+    rows.push(["tokens".into(), String::new(), tokens(live)]);
+    rows.push(["default".into(), String::new(), limits_text(&live.limits.default)]);
+    for (name, limits) in &live.plans {
         rows.push(["plan".into(), name.clone(), limits_text(limits)]);
     }
-    for (name, upstream) in &config.upstreams {
+    for (name, upstream) in &live.upstreams {
         let endpoints: Vec<String> = upstream.endpoints.iter().map(endpoint).collect();
         rows.push(["upstream".into(), name.clone(), endpoints.join(", ")]);
     }
-    for route in &config.routes {
+    for route in &live.routes {
         rows.push([
             "route".into(),
             pattern(route),
-            format!("-> {}, {}{}", route.upstream, auth(route.auth), route_limits(route)),
+            format!("-> {}, {}{}", route.upstream.name, auth(route), route_limits(route)),
         ]);
     }
     aligned(&rows)
@@ -74,12 +78,12 @@ fn route_limits(route: &Route) -> String {
 
 /// The store's row.
 fn store(config: &Config) -> [String; 3] {
-    let away = match config.limits.on_store_failure {
-        OnStoreFailure::Local => "local",
-        OnStoreFailure::Allow => "allow",
-        OnStoreFailure::Deny => "deny",
+    let away = match config.live.limits.on_store_failure {
+        FailurePolicy::Local => "local",
+        FailurePolicy::Allow => "allow",
+        FailurePolicy::Deny => "deny",
     };
-    match &config.redis {
+    match &config.startup.redis {
         None => ["store".into(), "embedded".into(), String::new()],
         Some(redis) => {
             let timeout = humantime::format_duration(redis.timeout);
@@ -107,15 +111,15 @@ pub fn place(url: &Secret) -> String {
 }
 
 /// The keys that verify tokens, and the records the configuration keeps.
-fn tokens(config: &Config) -> String {
-    let key = |key: &JwtKey| {
-        let kid = key.kid.as_ref().map(|kid| format!(" ({kid})")).unwrap_or_default();
-        format!("{}{kid}", key.algorithm.name())
+fn tokens(config: &LiveConfig) -> String {
+    let key = |key: &IssuerKey| {
+        let kid = key.kid().map(|kid| format!(" ({kid})")).unwrap_or_default();
+        format!("{}{kid}", key.algorithm().name())
     };
-    let issuer = |issuer: &JwtIssuer| {
+    let issuer = |issuer: &IssuerRules| {
         let jwks = issuer.jwks.as_ref().map(|jwks| format!("those of {}", jwks.source));
         let keys: Vec<_> = issuer.keys.iter().map(key).chain(jwks).collect();
-        let of = issuer.issuer.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+        let of = issuer.name.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
         format!("JWT keys{of}: {}", keys.join(", "))
     };
     let issuers: Vec<String> = config.auth.jwt.issuers.iter().map(issuer).collect();
@@ -123,25 +127,22 @@ fn tokens(config: &Config) -> String {
     format!("{keys}; records in auth.tokens: {}", config.auth.tokens.len())
 }
 
-fn endpoint(endpoint: &Endpoint) -> String {
-    let url = endpoint.url.as_str().trim_end_matches('/');
+fn endpoint(endpoint: &EndpointRules) -> String {
     match endpoint.weight {
-        1 => url.to_owned(),
-        weight => format!("{url} (weight {weight})"),
+        1 => endpoint.to_string(),
+        weight => format!("{endpoint} (weight {weight})"),
     }
 }
 
 /// What a route matches: methods, host and prefix.
 fn pattern(route: &Route) -> String {
-    let methods = if route.methods.is_empty() { "*".into() } else { route.methods.join(",") };
-    format!("{methods} {}{}", route.host.as_deref().unwrap_or_default(), route.prefix)
+    let Matcher { prefix, host, methods } = &route.matcher;
+    let methods = if methods.is_empty() { "*".into() } else { methods.join(",") };
+    format!("{methods} {}{prefix}", host.as_deref().unwrap_or_default())
 }
 
-fn auth(auth: RouteAuth) -> &'static str {
-    match auth {
-        RouteAuth::Required => "auth required",
-        RouteAuth::None => "auth none",
-    }
+fn auth(route: &Route) -> &'static str {
+    if route.auth_required { "auth required" } else { "auth none" }
 }
 
 /// Rows as lines, each column as wide as its widest cell.
@@ -179,13 +180,12 @@ mod tests {
     #[test]
     fn what_the_loader_lets_pass_and_run_refuses_is_refused() {
         let environment = std::iter::empty::<(String, String)>().collect();
-        let read = |text: &str| crate::config::parse(text, "t.yaml", &environment).unwrap();
-        let refused = |config: &Config| compiled(config).unwrap_err().to_string();
-
-        let encoding = refused(&read("redis: { url: \"redis://:%ff@127.0.0.1\" }"));
+        let open = |text: &str| {
+            opens_store(&crate::config::parse(text, "t.yaml", &environment).unwrap().startup)
+        };
+        let encoding = open("redis: { url: \"redis://:%ff@127.0.0.1\" }").unwrap_err().to_string();
         assert!(encoding.starts_with("redis.url: "), "{encoding}");
-
-        compiled(&read("")).unwrap();
+        open("").unwrap();
     }
 
     #[test]

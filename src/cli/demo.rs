@@ -10,7 +10,7 @@ use super::{DemoArguments, Failure};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::config::{self, Config, Environment};
 use crate::gateway::Gateway;
-use crate::gateway::listeners::BoundSocket;
+use crate::listener::sockets::BoundSocket;
 
 /// Requests a minute that the demo's token may make.
 const LIMIT: u64 = 20;
@@ -26,16 +26,17 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let pending = catch_hangup()?;
     let echo = BoundSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
         .map_err(|error| Failure::Unavailable(error.to_string()))?;
-    let config = configuration(arguments, echo.address())?;
-    let _log = start_log(&config.log)?;
+    let source = Source::new(arguments, echo.address())?;
+    let config = source.load()?;
+    let _log = start_log(&config)?;
     let now = SystemClock::default().now();
     let expires = now + LIFE;
     if let Some(redis) = &arguments.redis {
         Admin::connect(redis)?.put("demo", &record_fields(), Some(expires))?;
     }
-    let issuer = config.auth.jwt.issuers.first().cloned().unwrap_or_default();
+    let issuer = config.live.auth.jwt.issuers.first().cloned().unwrap_or_default();
     let token = create::sign(&issuer, "demo", &serde_json::Map::new(), now, expires)?;
-    let gateway = Gateway::prepare(config.clone(), false).map_err(|error| match error {
+    let gateway = Gateway::prepare(config, false).map_err(|error| match error {
         crate::gateway::StartError::Bind(error) => Failure::Unavailable(format!(
             "{error}; choose another port with --port N, or --port 0 for any"
         )),
@@ -43,22 +44,30 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     })?;
     let address = gateway.address().ok_or_else(|| Failure::Internal("no listener".into()))?;
     super::say(&welcome(address, token.expose(), arguments.redis.is_some()))?;
-    let load = Arc::new(move || Ok(config.clone()));
+    let load = Arc::new(move || source.load().map_err(|failure| failure.to_string()));
     gateway.with_echo(echo).run(load, pending).map_err(failure)
 }
 
-fn configuration(arguments: &DemoArguments, echo: SocketAddr) -> Result<Config, Failure> {
-    let secret = super::secret::generate()?;
-    let port = arguments.port;
-    let record =
-        format!(r#"{{ api_key: demo, limits: [ {LIMIT}/minute ], allowed_routes: [ "/api/*" ] }}"#);
-    let store = match &arguments.redis {
-        Some(_) => "redis: { url: \"${DEMO_REDIS}\", timeout: 250ms }".to_owned(),
-        None => String::new(),
-    };
-    let tokens = if arguments.redis.is_some() { String::new() } else { record };
-    let text = format!(
-        "listeners: [ {{ address: 127.0.0.1:{port} }} ]
+/// The demo's configuration as text, with the variables it refers to.
+struct Source {
+    text: String,
+    environment: Environment,
+}
+
+impl Source {
+    fn new(arguments: &DemoArguments, echo: SocketAddr) -> Result<Self, Failure> {
+        let secret = super::secret::generate()?;
+        let port = arguments.port;
+        let record = format!(
+            r#"{{ api_key: demo, limits: [ {LIMIT}/minute ], allowed_routes: [ "/api/*" ] }}"#
+        );
+        let store = match &arguments.redis {
+            Some(_) => "redis: { url: \"${DEMO_REDIS}\", timeout: 250ms }".to_owned(),
+            None => String::new(),
+        };
+        let tokens = if arguments.redis.is_some() { String::new() } else { record };
+        let text = format!(
+            "listeners: [ {{ address: 127.0.0.1:{port} }} ]
 metrics: {{ address: none }}
 server: {{ threads: 1, grace_period_seconds: 0 }}
 log: {{ level: info, format: console }}
@@ -71,14 +80,18 @@ routes:
   - {{ prefix: /api, upstream: echo }}
   - {{ prefix: /admin, upstream: echo }}
 "
-    );
-    let mut variables = vec![("DEMO_SECRET".to_owned(), secret.expose().to_owned())];
-    if let Some(redis) = &arguments.redis {
-        variables.push(("DEMO_REDIS".to_owned(), redis.expose().to_owned()));
+        );
+        let mut variables = vec![("DEMO_SECRET".to_owned(), secret.expose().to_owned())];
+        if let Some(redis) = &arguments.redis {
+            variables.push(("DEMO_REDIS".to_owned(), redis.expose().to_owned()));
+        }
+        Ok(Self { text, environment: variables.into_iter().collect() })
     }
-    let environment: Environment = variables.into_iter().collect();
-    config::parse(&text, "the demo's configuration", &environment)
-        .map_err(|faults| Failure::Configuration(faults.to_string()))
+
+    fn load(&self) -> Result<Config, Failure> {
+        config::parse(&self.text, "the demo's configuration", &self.environment)
+            .map_err(|faults| Failure::Configuration(faults.to_string()))
+    }
 }
 
 fn record_fields() -> Vec<(String, String)> {
@@ -126,9 +139,10 @@ mod tests {
     fn the_demos_configuration_is_valid_on_either_store() {
         for redis in [None, Some(crate::base::secret::Secret::new("redis://127.0.0.1"))] {
             let arguments = DemoArguments { redis: redis.clone(), port: 0 };
-            let config = configuration(&arguments, "127.0.0.1:9".parse().unwrap()).unwrap();
-            assert_eq!(config.redis.is_some(), redis.is_some());
-            assert_eq!(config.auth.tokens.len(), usize::from(redis.is_none()));
+            let source = Source::new(&arguments, "127.0.0.1:9".parse().unwrap()).unwrap();
+            let config = source.load().unwrap();
+            assert_eq!(config.startup.redis.is_some(), redis.is_some());
+            assert_eq!(config.live.auth.tokens.len(), usize::from(redis.is_none()));
             Gateway::prepare(config, false).unwrap();
         }
     }

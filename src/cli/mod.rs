@@ -157,7 +157,7 @@ impl ConfigArguments {
         let Some(file) = &self.file else {
             let config = config::parse("", "the environment", &environment).map_err(faulty)?;
             // Defaults alone serve nothing: whoever sees this forgot to name a file.
-            if config.routes.is_empty() && config.redis.is_none() {
+            if config.live.routes.is_empty() && config.startup.redis.is_none() {
                 return Err(Failure::Usage(NO_CONFIGURATION.into()));
             }
             return Ok(config);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use log::error;
 
 use super::{Failure, RunArguments};
-use crate::config::{Log, LogColor, LogFormat};
+use crate::config::Config;
 use crate::gateway::reload::PendingReload;
 use crate::gateway::{Gateway, StartError};
-use crate::telemetry::log_output::{self, Form, LogGuard};
+use crate::telemetry::log_output::{self, LogGuard};
 
 /// Runs the gateway until a signal ends it.
 ///
@@ -19,7 +19,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     // First of all: an early SIGHUP must not end the process.
     let pending = catch_hangup()?;
     let config = arguments.config.load()?;
-    let _log = start_log(&config.log)?;
+    let _log = start_log(&config)?;
     let source = arguments.config.clone();
     let load = Arc::new(move || source.load().map_err(|failure| failure.to_string()));
     let result =
@@ -36,25 +36,16 @@ pub(super) fn catch_hangup() -> Result<PendingReload, Failure> {
 }
 
 /// Installs the log.
-pub(super) fn start_log(log: &Log) -> Result<LogGuard, Failure> {
-    let form = match log.format {
-        LogFormat::Json => Form::Json,
-        LogFormat::Console => Form::Console {
-            color: match log.color {
-                LogColor::Auto => log_output::color_by_default(),
-                LogColor::Always => true,
-                LogColor::Never => false,
-            },
-        },
-    };
-    log_output::install(form, log.level)
+pub(super) fn start_log(config: &Config) -> Result<LogGuard, Failure> {
+    let Config { startup, live } = config;
+    log_output::install(startup.log_format, startup.log_color, live.log_level)
         .map_err(|error| Failure::Internal(format!("starting the log: {error}")))
 }
 
 /// What a failed start means for the exit code.
 pub(super) fn failure(error: StartError) -> Failure {
     match error {
-        StartError::Policy(_) | StartError::Redis(_) => Failure::Configuration(error.to_string()),
+        StartError::Redis(_) => Failure::Configuration(error.to_string()),
         StartError::Bind(_) => Failure::Unavailable(error.to_string()),
         StartError::System(_) => Failure::Internal(error.to_string()),
     }

@@ -19,7 +19,7 @@ impl Scalar for SocketAddr {
     }
 }
 
-/// Where metrics are served, if anywhere.
+/// The address that serves metrics, or none.
 pub struct MetricsAddress(pub Option<SocketAddr>);
 
 impl Scalar for MetricsAddress {
@@ -53,7 +53,14 @@ impl Scalar for IpNet {
 }
 
 /// The URL of one server of an upstream.
-pub struct EndpointUrl(pub Url);
+pub struct EndpointUrl {
+    /// A name or an address.
+    pub host: String,
+    /// The port, which may be the scheme's own.
+    pub port: u16,
+    /// Whether the scheme is https.
+    pub tls: bool,
+}
 
 impl Scalar for EndpointUrl {
     fn allowed() -> String {
@@ -75,7 +82,12 @@ impl Scalar for EndpointUrl {
                 wrong("has a query or fragment")
             }
             url if url.port() == Some(0) => wrong("has the port 0"),
-            _ => Ok(Self(url)),
+            url => match (url.host_str(), url.port_or_known_default()) {
+                (Some(host), Some(port)) => {
+                    Ok(Self { host: host.to_owned(), port, tls: url.scheme() == "https" })
+                }
+                _ => wrong("is not a URL"),
+            },
         }
     }
 }

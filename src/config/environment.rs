@@ -10,14 +10,14 @@ use serde_yaml::{Mapping, Value};
 use super::fault::Report;
 use super::file;
 use super::key_path::{KeyPath, Step};
-use super::location::Place;
+use super::location::Location;
 
 /// What the names of overriding variables begin with.
 const PREFIX: &str = "TOLLGATE_";
 
-/// Variables that are not of the configuration: where the file is, and what the build was made from,
-/// which cargo also sets for a program it runs.
-const OTHERS: [&str; 2] = ["TOLLGATE_CONFIG", "TOLLGATE_COMMIT"];
+/// Variables that are not of the configuration: the path of the file, and the commit of the build, which
+/// cargo also sets for a program it runs.
+const NOT_OVERRIDES: [&str; 2] = ["TOLLGATE_CONFIG", "TOLLGATE_COMMIT"];
 
 /// Steps an overriding variable may name; the deepest key there is needs half of them.
 const MAX_STEPS: usize = 16;
@@ -53,20 +53,20 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
 pub(super) fn override_keys(tree: &mut Value, environment: &Environment, report: &mut Report) {
     let mut overrides = BTreeMap::new();
     let references = references(tree, environment);
-    let ours = |name: &&String| name.starts_with(PREFIX) && !OTHERS.contains(&name.as_str());
+    let ours = |name: &&String| name.starts_with(PREFIX) && !NOT_OVERRIDES.contains(&name.as_str());
     for name in environment.0.keys().filter(ours) {
         let path: KeyPath =
             name[PREFIX.len()..].to_ascii_lowercase().split("__").map(step).collect();
-        let known =
+        let names_a_section =
             matches!(path.steps(), [Step::Key(top), ..] if file::TOP_KEYS.contains(&top.as_str()));
-        if known || !(references.contains(name) || is_service_link(name, environment)) {
+        if names_a_section || !(references.contains(name) || is_service_link(name, environment)) {
             overrides.insert(path, name);
         }
     }
     // Sorted: a list before its elements, elements by number.
     for (path, name) in overrides {
         if let Err(message) = put(tree, &path, name, environment, report) {
-            report.at(Place::Environment(name.clone()), &KeyPath::root(), message);
+            report.at(Location::Environment(name.clone()), &KeyPath::root(), message);
         }
     }
 }
@@ -76,7 +76,7 @@ pub(super) fn override_keys(tree: &mut Value, environment: &Environment, report:
 fn is_service_link(name: &str, environment: &Environment) -> bool {
     match &name[PREFIX.len()..] {
         "SERVICE_HOST" | "SERVICE_PORT" => true,
-        // A bare number is somebody who meant `TOLLGATE_LISTENERS__0__ADDRESS`.
+        // With a bare number, a user has meant `TOLLGATE_LISTENERS__0__ADDRESS`.
         "PORT" => environment.get(name).is_some_and(|value| value.contains("://")),
         rest => {
             rest.starts_with("SERVICE_PORT_")
@@ -112,7 +112,7 @@ fn put(
         (at, node) = enter(node, at, step, name, report)?;
     }
     *node = value;
-    report.places.replace(&at, name);
+    report.locations.replace(&at, name);
     Ok(())
 }
 
@@ -130,7 +130,7 @@ fn enter<'a>(
             Step::Key(_) => Value::Mapping(Mapping::new()),
         };
         if !at.is_root() {
-            report.places.replace(&at, name);
+            report.locations.replace(&at, name);
         }
     }
     match (node, step) {

@@ -1,18 +1,18 @@
-//! What is wrong with a configuration, and where: one line a fault, all of them at once.
+//! The faults of a configuration with their locations: one line a fault, all of them at once.
 //!
-//! It knows where keys stand, not what they mean. Values are not echoed by the code that reports:
-//! any of them may be a secret in the wrong place.
+//! It knows the locations of keys, not their meaning. No fault shows a value: any value may be a secret
+//! under the wrong key.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::key_path::KeyPath;
-use super::location::{Place, Places};
+use super::location::{Location, Locations};
 
-/// Faults reported in one go; what lies beyond is found when these are mended.
+/// Faults reported in one go; the rest are reported once these are mended.
 pub(super) const MAX_FAULTS: usize = 100;
 
-/// Everything that is wrong with a configuration. `Display` gives one line a fault:
+/// The faults of a configuration. `Display` gives one line a fault:
 /// `file:line:column: key.path[0].x: what is wrong; what is allowed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
@@ -41,30 +41,30 @@ impl std::error::Error for Faults {}
 
 /// Collects faults while a configuration is read.
 ///
-/// A node once reported as broken is silent from then on: nothing is said about it, or about what
-/// lies beneath it, a second time.
+/// A node that was reported as broken is silent from then on: neither it nor any node beneath it is reported
+/// again.
 pub(super) struct Report {
-    /// Where the keys stand.
-    pub places: Places,
+    /// The locations of the keys.
+    pub locations: Locations,
     broken: BTreeSet<KeyPath>,
     faults: Vec<Fault>,
 }
 
 struct Fault {
-    place: Place,
+    location: Location,
     path: KeyPath,
     message: String,
 }
 
 impl Report {
-    pub fn new(places: Places) -> Self {
-        Self { places, broken: BTreeSet::new(), faults: Vec::new() }
+    pub fn new(locations: Locations) -> Self {
+        Self { locations, broken: BTreeSet::new(), faults: Vec::new() }
     }
 
     /// Notes that the value at `path` is wrong.
     pub fn fault(&mut self, path: &KeyPath, message: impl fmt::Display) {
         if !self.is_broken(path) {
-            self.at(self.places.of(path), path, message);
+            self.at(self.locations.of(path), path, message);
         }
     }
 
@@ -74,9 +74,9 @@ impl Report {
         self.broken.insert(path.clone());
     }
 
-    /// Notes a fault at a place that `path` alone does not lead to.
-    pub fn at(&mut self, place: Place, path: &KeyPath, message: impl fmt::Display) {
-        self.faults.push(Fault { place, path: path.clone(), message: message.to_string() });
+    /// Notes a fault at a location that does not follow from `path`.
+    pub fn at(&mut self, location: Location, path: &KeyPath, message: impl fmt::Display) {
+        self.faults.push(Fault { location, path: path.clone(), message: message.to_string() });
     }
 
     /// Whether anything was reported at `path`, beneath it, or as broken above it.
@@ -89,7 +89,7 @@ impl Report {
         path.and_ancestors().any(|ancestor| self.broken.contains(&ancestor))
     }
 
-    /// Whether as many faults are known as are reported.
+    /// Whether [`MAX_FAULTS`] faults are noted.
     pub fn is_full(&self) -> bool {
         self.faults.len() >= MAX_FAULTS
     }
@@ -99,7 +99,7 @@ impl Report {
         if let (Some(value), true) = (value, self.faults.is_empty()) {
             return Ok(value);
         }
-        self.faults.sort_by(|a, b| a.place.cmp(&b.place));
+        self.faults.sort_by(|a, b| a.location.cmp(&b.location));
         let mut lines: Vec<_> =
             self.faults.iter().take(MAX_FAULTS).map(|fault| fault.line(file)).collect();
         if self.is_full() {
@@ -111,15 +111,15 @@ impl Report {
 
 impl Fault {
     fn line(&self, file: &str) -> String {
-        let place = match &self.place {
-            Place::File { line, column } => format!("{file}:{line}:{column}"),
-            Place::Environment(name) => format!("environment {name}"),
+        let location = match &self.location {
+            Location::File { line, column } => format!("{file}:{line}:{column}"),
+            Location::Environment(name) => format!("environment {name}"),
         };
         let path = match self.path.is_root() {
             true => String::new(),
             false => format!(" {}:", self.path),
         };
-        one_line(&format!("{place}:{path} {}", self.message))
+        one_line(&format!("{location}:{path} {}", self.message))
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_broken_node_is_reported_once() {
-        let mut report = Report::new(Places::default());
+        let mut report = Report::new(Locations::default());
         report.broken(&KeyPath::top("redis"), "is a list");
         report.fault(&KeyPath::top("redis").key("url"), "missing");
         report.fault(&KeyPath::top("log"), "a\nb");

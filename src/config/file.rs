@@ -1,7 +1,7 @@
 //! The configuration as people write it: one struct a section, field by field like the YAML.
 //!
-//! Everything may be absent, and a list element or map entry may be empty: what must be there is
-//! `compile`'s business, so that one fault does not hide the next.
+//! Every key may be absent, and a list element or map entry may be empty: `compile` reports a key that is
+//! missing, so that one fault does not hide the next.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,12 +17,17 @@ use url::Url;
 
 use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
 use super::matching::{Host, Method, Prefix};
-use super::scalar::{DAY, Leaf, Name, Scalar, Size, SocketPath, Span, Whole, Window};
-use super::{FailureRate, LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
+use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
+use super::words::RouteAuth;
+use crate::auth::guard::FailureRate;
 use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::base::secret::Secret;
+use crate::limit::headers::RateHeaders;
+use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
+use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
+use crate::telemetry::log_output::{LogColor, LogFormat};
 
 /// A scalar that may be absent.
 pub type Maybe<T> = Option<Leaf<T>>;
@@ -141,7 +146,7 @@ impl Scalar for Failures {
         if text == "none" {
             return Ok(Self(None));
         }
-        let rate = crate::quota::Limit::parse(text).ok();
+        let rate = Rate::parse(text).ok();
         let rate = rate.filter(|rate| rate.quota <= 1_000_000 && rate.window.as_secs() <= 3_600);
         match rate.map(|rate| (u32::try_from(rate.quota), rate.window)) {
             Some((Ok(failures), window)) => Ok(Self(Some(FailureRate { failures, window }))),
@@ -231,17 +236,17 @@ pub struct Plan {
 pub struct Limits {
     pub default: List<Limit>,
     pub window: Maybe<Window>,
-    pub on_store_failure: Maybe<OnStoreFailure>,
+    pub on_store_failure: Maybe<FailurePolicy>,
     pub headers: Maybe<RateHeaders>,
-    pub sync: Maybe<LimitSync>,
+    pub sync: Maybe<SyncMode>,
     pub algorithm: Maybe<Algorithm>,
-    pub max_in_flight: Maybe<Few>,
+    pub max_in_flight: Maybe<MaxInFlight>,
 }
 
 /// How many requests at a time, or `none` for any number.
-pub struct Few(pub Option<u32>);
+pub struct MaxInFlight(pub Option<isize>);
 
-impl Scalar for Few {
+impl Scalar for MaxInFlight {
     const UNQUOTED: bool = true;
 
     fn allowed() -> String {
@@ -261,34 +266,39 @@ impl Scalar for Few {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Limit {
-    pub rate: Maybe<RateText>,
+    pub rate: Maybe<Rate>,
     pub burst: Maybe<Whole<1, MAX_QUOTA>>,
     pub algorithm: Maybe<Algorithm>,
-    pub by: Option<Words>,
+    pub by: Option<OneOrMore>,
     pub name: Maybe<String>,
 }
 
-/// One word, or a list of them.
+/// One word, or a list of words.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub enum Words {
+pub enum OneOrMore {
     One(String),
-    Several(Vec<String>),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    /// All of them.
+    pub fn words(&self) -> &[String] {
+        match self {
+            Self::One(word) => std::slice::from_ref(word),
+            Self::More(words) => words,
+        }
+    }
 }
 
 /// `N/unit`.
-pub struct RateText(pub String);
-
-impl Scalar for RateText {
+impl Scalar for Rate {
     fn allowed() -> String {
         format!("N/second, N/minute, N/hour or N/day with N from 1 to {MAX_QUOTA}")
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        match crate::quota::Limit::parse(text) {
-            Ok(limit) => Ok(Self(format!("{}/{}", limit.quota, limit.name))),
-            Err(error) => Err(error.to_string()),
-        }
+        Self::parse(text).map_err(|error| error.to_string())
     }
 }
 
@@ -300,11 +310,11 @@ impl<'de> Deserialize<'de> for Limit {
             type Value = Limit;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}, or {{ rate, burst, algorithm, by, name }}", RateText::allowed())
+                write!(f, "{}, or {{ rate, burst, algorithm, by, name }}", Rate::allowed())
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<Limit, E> {
-                let rate = Some(Leaf(RateText::read(text).map_err(E::custom)?));
+                let rate = Some(Leaf(Rate::read(text).map_err(E::custom)?));
                 Ok(Limit { rate, burst: None, algorithm: None, by: None, name: None })
             }
 
@@ -373,10 +383,10 @@ pub struct Route {
     pub prefix: Maybe<Prefix>,
     pub host: Maybe<Host>,
     pub methods: List<Leaf<Method>>,
-    pub upstream: Maybe<Name>,
+    pub upstream: Maybe<Identifier>,
     pub auth: Maybe<RouteAuth>,
     pub limits: List<Limit>,
-    pub max_in_flight: Maybe<Few>,
+    pub max_in_flight: Maybe<MaxInFlight>,
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
     pub headers: Option<RouteHeaders>,

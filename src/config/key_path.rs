@@ -1,6 +1,6 @@
-//! The name of one place in the configuration: `routes[0].headers.request.set`.
+//! The path of one node of the configuration: `routes[0].headers.request.set`.
 //!
-//! It knows neither YAML text nor what the keys mean.
+//! This file knows neither YAML text nor the meaning of keys.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub enum Step {
     Key(String),
 }
 
-/// The way from the top of the configuration to one node; empty for the whole of it.
+/// The steps from the top of the configuration to one node; empty for the whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyPath(Vec<Step>);
 

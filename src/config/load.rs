@@ -1,4 +1,4 @@
-//! From a file and the environment to a valid [`Config`], or to everything that is wrong with them.
+//! From a file and the environment to a valid [`Config`], or to all of their faults.
 //!
 //! The steps, each in a file of its own: YAML to a tree, overrides, `${VAR}`, structs, valid values.
 
@@ -12,7 +12,7 @@ use super::compile::compile;
 use super::environment::{self, Environment};
 use super::fault::{Faults, Report};
 use super::key_path::KeyPath;
-use super::location::{Place, Places};
+use super::location::{Location, Locations};
 use super::structure;
 
 /// Largest configuration file, in bytes.
@@ -43,7 +43,7 @@ fn read(path: &Path) -> std::io::Result<String> {
 /// # Errors
 /// Every fault that can be found at once. After a YAML syntax error, that is the only one.
 pub fn parse(text: &str, file_name: &str, environment: &Environment) -> Result<Config, Faults> {
-    let mut report = Report::new(Places::walk(text));
+    let mut report = Report::new(Locations::walk(text));
     let Some(mut tree) = tree(text, &mut report) else {
         return report.finish(file_name, None);
     };
@@ -61,15 +61,15 @@ fn tree(text: &str, report: &mut Report) -> Option<Value> {
         Ok(tree) => return Some(tree.unwrap_or(Value::Null)),
         Err(error) => error,
     };
-    let duplicates = report.places.duplicates().to_vec();
+    let duplicates = report.locations.duplicates().to_vec();
     if error.to_string().contains("duplicate entry") && !duplicates.is_empty() {
-        for (path, place) in duplicates {
-            report.at(place, &path, "is written twice; write each key once");
+        for (path, location) in duplicates {
+            report.at(location, &path, "is written twice; write each key once");
         }
     } else {
         let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
         let message = format!("is not YAML: {}", environment::syntax(&error));
-        report.at(Place::File { line, column }, &KeyPath::root(), message);
+        report.at(Location::File { line, column }, &KeyPath::root(), message);
     }
     None
 }

@@ -1,4 +1,4 @@
-//! Where each key stands: the line and column in the file, or the environment variable it came from.
+//! The location of each key: the line and column in the file, or the environment variable it came from.
 //!
 //! `serde_yaml` gives values without positions, so the text is walked once more for its events.
 //! This file knows nothing about which keys there are.
@@ -9,9 +9,9 @@ use saphyr_parser::{Event, Parser};
 
 use super::key_path::KeyPath;
 
-/// Where something was written. Places in the file sort first, by line.
+/// The location of a key or a fault. Locations in the file sort before those in the environment, by line.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Location {
     /// In the file; both count from 1, columns in characters.
     File {
         /// The line.
@@ -23,11 +23,11 @@ pub enum Place {
     Environment(String),
 }
 
-/// The place of every key and list element.
+/// The locations of every key and list element.
 #[derive(Debug, Default)]
-pub struct Places {
-    known: BTreeMap<KeyPath, Place>,
-    duplicates: Vec<(KeyPath, Place)>,
+pub struct Locations {
+    by_path: BTreeMap<KeyPath, Location>,
+    duplicates: Vec<(KeyPath, Location)>,
 }
 
 /// A mapping or list whose end has not been reached.
@@ -36,26 +36,26 @@ enum Open {
     List { at: KeyPath, next: usize },
 }
 
-impl Places {
+impl Locations {
     /// Walks `text` as far as it is YAML.
     pub fn walk(text: &str) -> Self {
-        let mut places = Self::default();
+        let mut locations = Self::default();
         let mut open: Vec<Open> = Vec::new();
         for item in Parser::new_from_str(text) {
             let Ok((event, span)) = item else { break };
-            let place = Place::File { line: span.start.line(), column: span.start.col() + 1 };
+            let location = Location::File { line: span.start.line(), column: span.start.col() + 1 };
             match event {
                 Event::MappingEnd | Event::SequenceEnd => {
                     open.pop();
                 }
                 Event::DocumentEnd => break,
                 Event::Scalar(text, ..) => {
-                    if !places.key(&mut open, &text, &place) {
-                        places.node(&mut open, place);
+                    if !locations.key(&mut open, &text, &location) {
+                        locations.node(&mut open, location);
                     }
                 }
                 Event::Alias(_) | Event::MappingStart(..) | Event::SequenceStart(..) => {
-                    let Some(at) = places.node(&mut open, place) else {
+                    let Some(at) = locations.node(&mut open, location) else {
                         break;
                     };
                     match event {
@@ -72,53 +72,53 @@ impl Places {
                 | Event::DocumentStart(_) => {}
             }
         }
-        places
+        locations
     }
 
     /// Takes a scalar as a key, when it stands where a key is due.
-    fn key(&mut self, open: &mut [Open], text: &str, place: &Place) -> bool {
+    fn key(&mut self, open: &mut [Open], text: &str, location: &Location) -> bool {
         let Some(Open::Mapping { at, value_of: value_of @ None, seen }) = open.last_mut() else {
             return false;
         };
         let path = at.key(text);
         if seen.insert(text.to_owned()) {
-            self.known.insert(path.clone(), place.clone());
+            self.by_path.insert(path.clone(), location.clone());
         } else {
-            self.duplicates.push((path.clone(), place.clone()));
+            self.duplicates.push((path.clone(), location.clone()));
         }
         *value_of = Some(path);
         true
     }
 
     /// The path of a node that is no key; `None` where a mapping or list is used as a key.
-    fn node(&mut self, open: &mut [Open], place: Place) -> Option<KeyPath> {
+    fn node(&mut self, open: &mut [Open], location: Location) -> Option<KeyPath> {
         match open.last_mut() {
             None => Some(KeyPath::root()),
             Some(Open::Mapping { value_of, .. }) => value_of.take(),
             Some(Open::List { at, next }) => {
                 let path = at.index(*next);
                 *next += 1;
-                self.known.insert(path.clone(), place);
+                self.by_path.insert(path.clone(), location);
                 Some(path)
             }
         }
     }
 
-    /// Where `path` stands, or the nearest node above it that stands anywhere.
-    pub fn of(&self, path: &KeyPath) -> Place {
+    /// The location of `path`, or of the nearest node above it that has one.
+    pub fn of(&self, path: &KeyPath) -> Location {
         path.and_ancestors()
-            .find_map(|ancestor| self.known.get(&ancestor).cloned())
-            .unwrap_or(Place::File { line: 1, column: 1 })
+            .find_map(|ancestor| self.by_path.get(&ancestor).cloned())
+            .unwrap_or(Location::File { line: 1, column: 1 })
     }
 
-    /// Says that what is at `path` now, and all beneath it, came from the variable `name`.
+    /// Notes that the value at `path`, and all beneath it, now comes from the variable `name`.
     pub fn replace(&mut self, path: &KeyPath, name: &str) {
-        self.known.retain(|known, _| !known.is_within(path));
-        self.known.insert(path.clone(), Place::Environment(name.to_owned()));
+        self.by_path.retain(|written, _| !written.is_within(path));
+        self.by_path.insert(path.clone(), Location::Environment(name.to_owned()));
     }
 
-    /// Keys that were written a second time in one mapping, and where.
-    pub fn duplicates(&self) -> &[(KeyPath, Place)] {
+    /// Keys that were written a second time in one mapping, with the second location.
+    pub fn duplicates(&self) -> &[(KeyPath, Location)] {
         &self.duplicates
     }
 }
@@ -130,13 +130,13 @@ mod tests {
     #[test]
     fn keys_and_elements_are_found_again() {
         let text = "log:\n  level: info\nlisteners:\n  - address: a\n  - { address: b }\nx: &a [1]\ny: *a\nz: 1\n";
-        let places = Places::walk(text);
-        let at = |path: &KeyPath| match places.of(path) {
-            Place::File { line, column } => (line, column),
-            Place::Environment(name) => panic!("{name}"),
+        let locations = Locations::walk(text);
+        let at = |path: &KeyPath| match locations.of(path) {
+            Location::File { line, column } => (line, column),
+            Location::Environment(name) => panic!("{name}"),
         };
         let listeners = KeyPath::top("listeners");
-        for (path, place) in [
+        for (path, location) in [
             (KeyPath::top("log"), (1, 1)),
             (KeyPath::top("log").key("level"), (2, 3)),
             (KeyPath::top("log").key("absent"), (1, 1)),
@@ -147,14 +147,15 @@ mod tests {
             (KeyPath::top("y").index(0), (7, 1)),
             (KeyPath::top("z"), (8, 1)),
         ] {
-            assert_eq!(at(&path), place, "{path}");
+            assert_eq!(at(&path), location, "{path}");
         }
     }
 
     #[test]
     fn a_key_written_twice_is_noticed() {
-        let places = Places::walk("a: { b: 1, c: 2, b: 3 }\nd: { b: 1 }\na: 1\n");
-        let found: Vec<_> = places.duplicates().iter().map(|(path, _)| path.to_string()).collect();
+        let locations = Locations::walk("a: { b: 1, c: 2, b: 3 }\nd: { b: 1 }\na: 1\n");
+        let found: Vec<_> =
+            locations.duplicates().iter().map(|(path, _)| path.to_string()).collect();
         assert_eq!(found, ["a.b", "a"]);
     }
 }

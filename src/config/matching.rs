@@ -3,13 +3,11 @@
 use std::net::Ipv6Addr;
 
 use super::scalar::{Scalar, instead};
+use crate::route::reserved::endpoint_at_or_above;
 use crate::route::written::check_path;
 
 /// A route's prefix in the canonical form that request paths are brought into before matching.
 pub struct Prefix(pub String);
-
-/// Paths the gateway answers itself, with all beneath them.
-const RESERVED: [&str; 2] = ["/health", "/ready"];
 
 impl Scalar for Prefix {
     fn allowed() -> String {
@@ -25,10 +23,7 @@ impl Scalar for Prefix {
         if text.contains('*') {
             return wrong("holds a `*`");
         }
-        let reserved = |own: &str| {
-            text.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        match RESERVED.into_iter().find(|own| reserved(own)) {
+        match endpoint_at_or_above(text) {
             Some(own) => {
                 Err(format!("belongs to the gateway's own endpoint {own}; write another path"))
             }

@@ -1,4 +1,7 @@
-//! The configuration as valid values. What people write is in `file`; nothing here can be wrong.
+//! The configuration as valid values. The written form is in `file`; nothing here can be wrong.
+//!
+//! A value that belongs to another room has that room's type, so that nothing is translated later. Keys that
+//! are read only at the start are kept apart from keys that a reload puts into effect.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,15 +11,22 @@ use std::time::Duration;
 use ipnet::IpNet;
 use log::LevelFilter;
 use serde_json::{Map, Value};
-use url::Url;
 
-use crate::auth::jwks::JwksRules;
-use crate::auth::verification::{self, KeyError, VerificationKey};
+use crate::auth::cache::CacheRules;
+use crate::auth::guard::FailureRate;
+use crate::auth::issuer::IssuerRules;
+use crate::auth::jwt::JwtRules;
 use crate::base::secret::Secret;
+use crate::limit::headers::RateHeaders;
+use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitRule;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
+use crate::route::headers::HeaderRules;
+use crate::route::table::Matcher;
+use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::upstream::pool::UpstreamRules;
 
 mod address;
 mod compile;
@@ -36,16 +46,60 @@ pub use fault::Faults;
 pub use load::{load, parse};
 
 /// Everything the configuration file and the environment say, checked.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
-    /// The process: threads and shutdown.
+    /// The keys that keep their first value until the process is started again.
+    pub startup: StartupConfig,
+    /// The keys that a reload puts into effect.
+    pub live: LiveConfig,
+}
+
+/// The keys that are only read when the process starts.
+#[derive(Clone, Debug)]
+pub struct StartupConfig {
+    /// `server`: threads and shutdown.
     pub server: Server,
-    /// Where clients connect; at least one.
+    /// `listeners`: where clients connect; at least one.
     pub listeners: Vec<Listener>,
-    /// Where Prometheus scrapes; `None` for nowhere.
+    /// `metrics`: where Prometheus scrapes; `None` for nowhere.
     pub metrics: Option<SocketAddr>,
-    /// What is logged and how.
-    pub log: Log,
+    /// `log.format`.
+    pub log_format: LogFormat,
+    /// `log.color`.
+    pub log_color: LogColor,
+    /// `redis`: the shared store; `None` for the embedded one.
+    pub redis: Option<Redis>,
+    /// `auth.cache`: the cache of records and revocations.
+    pub token_cache: CacheRules,
+}
+
+impl StartupConfig {
+    /// The keys of `other` that differ, as they are written in the file.
+    pub fn changed_keys(&self, other: &Self) -> Vec<&'static str> {
+        // Without `..`: a new key does not compile until it is compared here.
+        let Self { server, listeners, metrics, log_format, log_color, redis, token_cache } = self;
+        [
+            ("server", *server != other.server),
+            ("listeners", *listeners != other.listeners),
+            ("metrics", *metrics != other.metrics),
+            ("log.format", *log_format != other.log_format),
+            ("log.color", *log_color != other.log_color),
+            ("redis", *redis != other.redis),
+            ("auth.cache", *token_cache != other.token_cache),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+}
+
+/// The keys that a reload puts into effect.
+#[derive(Debug)]
+pub struct LiveConfig {
+    /// `log.level`: the least severe level that is written.
+    pub log_level: LevelFilter,
+    /// `log.access`: whether each request gets a line.
+    pub access_log: bool,
     /// Deadlines towards the client.
     pub timeouts: ClientTimeouts,
     /// Largest request body, in bytes.
@@ -54,17 +108,15 @@ pub struct Config {
     pub max_connections: usize,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// The shared store; `None` for the embedded one.
-    pub redis: Option<Redis>,
     /// How tokens are checked.
     pub auth: Auth,
     /// Named sets of limits that records refer to.
     pub plans: BTreeMap<String, Arc<[LimitRule]>>,
     /// How limits behave.
     pub limits: Limits,
-    /// Where requests go, by name.
-    pub upstreams: BTreeMap<String, Upstream>,
-    /// Which requests go where; every `upstream` of theirs exists.
+    /// Servers that requests go to, by name.
+    pub upstreams: BTreeMap<String, Arc<UpstreamRules>>,
+    /// Which requests go where.
     pub routes: Vec<Route>,
 }
 
@@ -90,39 +142,6 @@ pub struct Listener {
     pub address: SocketAddr,
 }
 
-/// What is logged and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The least severe level that is written.
-    pub level: LevelFilter,
-    /// One JSON object a line, or text for people.
-    pub format: LogFormat,
-    /// Whether console text is coloured.
-    pub color: LogColor,
-    /// Whether each request gets a line.
-    pub access: bool,
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// Text for people.
-    Console,
-}
-
-/// When console text is coloured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogColor {
-    /// When the output is a terminal and `NO_COLOR` is unset.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
 /// Deadlines towards the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientTimeouts {
@@ -137,7 +156,7 @@ pub struct ClientTimeouts {
 }
 
 /// The shared store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
     /// `redis://` or `rediss://`, with user, password and database; secret because of the password.
     pub url: Secret,
@@ -146,25 +165,14 @@ pub struct Redis {
 }
 
 /// How tokens are checked.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Auth {
     /// How a JWT is verified.
     pub jwt: Jwt,
-    /// Records kept in the configuration; looked up before any store.
+    /// Records kept in the configuration, each id once; looked up before any store.
     pub tokens: Vec<StaticToken>,
-    /// The record cache.
-    pub cache: TokenCache,
-    /// Invalid credentials that one client address may send in a time; `None` for any number.
+    /// Invalid credentials that one client address may send; `None` for any number.
     pub max_failures: Option<FailureRate>,
-}
-
-/// How many invalid credentials of one client address are answered with 401 in a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailureRate {
-    /// So many.
-    pub failures: u32,
-    /// In this time: a second, a minute or an hour.
-    pub window: Duration,
 }
 
 impl Auth {
@@ -177,61 +185,10 @@ impl Auth {
 /// How a JWT is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Jwt {
-    /// Those whose tokens are accepted; their names differ.
-    pub issuers: Vec<JwtIssuer>,
-    /// Clock difference that is forgiven on `exp` and `nbf`.
-    pub leeway: Duration,
-    /// Whether a token needs a record besides its claims.
-    pub require_record: bool,
-}
-
-/// Who makes tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JwtIssuer {
-    /// The `iss` of its tokens; without one it is for every token that no other issuer is for.
-    pub issuer: Option<String>,
-    /// The `aud` its tokens must name.
-    pub audience: Option<String>,
-    /// Its keys, of which `kid` selects; one key without a `kid` fits every token.
-    pub keys: Vec<JwtKey>,
-    /// Where it publishes keys.
-    pub jwks: Option<JwksRules>,
-}
-
-/// One verification key. The key fixes the algorithm; the token never does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JwtKey {
-    /// The algorithm.
-    pub algorithm: verification::Algorithm,
-    /// The key itself, which fits the algorithm.
-    pub material: KeyMaterial,
-    /// The key's id.
-    pub kid: Option<String>,
-}
-
-/// What verifies signatures.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyMaterial {
-    /// A shared secret.
-    Secret(Secret),
-    /// A public key, in PEM or as a JWK.
-    Public(String),
-}
-
-impl JwtKey {
-    /// The key, ready to verify.
-    ///
-    /// # Errors
-    /// [`KeyError`] when it does not fit the algorithm.
-    pub fn verification_key(&self) -> Result<VerificationKey, KeyError> {
-        let (algorithm, kid) = (self.algorithm, self.kid.clone());
-        match &self.material {
-            KeyMaterial::Secret(secret) => {
-                VerificationKey::from_secret(algorithm, kid, secret.expose().as_bytes())
-            }
-            KeyMaterial::Public(text) => VerificationKey::from_public(algorithm, kid, text),
-        }
-    }
+    /// Issuers whose tokens are accepted; their names differ.
+    pub issuers: Vec<IssuerRules>,
+    /// What holds for the tokens of every issuer.
+    pub rules: JwtRules,
 }
 
 /// A record kept in the configuration.
@@ -245,19 +202,8 @@ pub struct StaticToken {
     pub fields: Map<String, Value>,
 }
 
-/// The record cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenCache {
-    /// How long a record is used without asking the store again.
-    pub ttl: Duration,
-    /// Most records kept.
-    pub entries: usize,
-    /// How long past `ttl` a record is still used while the store is away.
-    pub max_stale: Duration,
-}
-
 /// How limits behave.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Limits {
     /// The limits of a token whose record and plan name none; empty for none.
     pub default: Arc<[LimitRule]>,
@@ -265,100 +211,30 @@ pub struct Limits {
     pub algorithm: Algorithm,
     /// The window of a bare `rate_limit: N` in a record, in whole seconds.
     pub window: Duration,
-    /// Who decides: the store each time, or this process from shares paid for ahead.
-    pub sync: LimitSync,
+    /// Whether the store decides each time, or this process from shares paid for ahead.
+    pub sync: SyncMode,
     /// What happens while the store is away.
-    pub on_store_failure: OnStoreFailure,
+    pub on_store_failure: FailurePolicy,
     /// Which rate fields answers carry.
     pub headers: RateHeaders,
     /// Most requests of one token at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
 }
 
-/// Who decides about limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitSync {
-    /// The store, each time.
-    Exact,
-    /// This process, from small shares paid for ahead.
-    Leased,
-}
-
-/// What happens to known tokens while the store is away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnStoreFailure {
-    /// This process counts by itself.
-    Local,
-    /// Everything is admitted.
-    Allow,
-    /// Everything is answered with 503.
-    Deny,
-}
-
-/// Which rate fields answers carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RateHeaders {
-    /// `RateLimit-Policy` and `RateLimit`.
-    Standard,
-    /// `X-RateLimit-*`.
-    Legacy,
-    /// Standard and legacy.
-    Both,
-    /// Neither.
-    None,
-}
-
-/// Where requests go.
-#[derive(Clone, Debug)]
-pub struct Upstream {
-    /// The servers; at least one.
-    pub endpoints: Vec<Endpoint>,
-    /// Deadlines towards them.
-    pub timeouts: UpstreamTimeouts,
-    /// How many other attempts a request may take.
-    pub retries: usize,
-}
-
-/// One server of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// `http://host:port` or `https://host:port`, without path, query or user.
-    pub url: Url,
-    /// Its share of the requests, relative to its siblings; 1 to 100.
-    pub weight: u32,
-}
-
-/// Deadlines towards an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UpstreamTimeouts {
-    /// To establish a connection.
-    pub connect: Duration,
-    /// Between two reads.
-    pub read: Duration,
-    /// For one write.
-    pub write: Duration,
-    /// How long an unused connection is kept.
-    pub idle: Duration,
-}
-
 /// Which requests go where.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Route {
-    /// The canonical path prefix, matched by whole segments; starts with `/`.
-    pub prefix: String,
-    /// The only host it serves, lower case, without port; `None` for any.
-    pub host: Option<String>,
-    /// The only methods it serves, upper case; empty for any.
-    pub methods: Vec<String>,
-    /// The upstream's name; it exists.
-    pub upstream: String,
+    /// The requests it serves.
+    pub matcher: Matcher,
+    /// The upstream that its requests go to.
+    pub upstream: Arc<UpstreamRules>,
     /// Whether a token is needed.
-    pub auth: RouteAuth,
+    pub auth_required: bool,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.
     pub limits: Arc<[LimitRule]>,
     /// Most requests at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
-    /// Whether `prefix` is cut off before forwarding.
+    /// Whether the prefix is cut off before forwarding.
     pub strip_prefix: bool,
     /// Whether the client's credential reaches the upstream.
     pub forward_credential: bool,
@@ -368,20 +244,38 @@ pub struct Route {
     pub response_headers: HeaderRules,
 }
 
-/// Whether a route needs a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteAuth {
-    /// A valid token.
-    Required,
-    /// Nothing.
-    None,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Changes to header fields: first `remove`, then `set`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HeaderRules {
-    /// Fields that replace those of the same name.
-    pub set: Vec<(http::HeaderName, http::HeaderValue)>,
-    /// Fields that go.
-    pub remove: Vec<http::HeaderName>,
+    /// The list of README.
+    const STARTUP_KEYS: [(&str, &str); 7] = [
+        ("server", "server: { threads: 77 }"),
+        ("listeners", "listeners: [ { address: 127.0.0.1:1 } ]"),
+        ("metrics", "metrics: { address: none }"),
+        ("log.format", "log: { format: console }"),
+        ("log.color", "log: { color: never }"),
+        ("redis", "redis: { url: \"redis://127.0.0.1\" }"),
+        ("auth.cache", "auth: { cache: { ttl: 7s } }"),
+    ];
+
+    #[test]
+    fn keys_that_need_a_restart_are_noticed_and_no_others() {
+        let read = |text: &str| {
+            let environment = std::iter::empty::<(String, String)>().collect();
+            parse(text, "t.yaml", &environment).unwrap().startup
+        };
+        let before = read("");
+        for (key, text) in STARTUP_KEYS {
+            assert_eq!(before.changed_keys(&read(text)), [key]);
+        }
+        for text in [
+            "log: { level: debug, access: false }",
+            "timeouts: { header: 9s }\nmax_body: 1KiB\nmax_connections: 7",
+            "auth: { max_failures: none, jwt: { leeway: 7s } }\nlimits: { default: [] }",
+            "plans: { a: { limits: [] } }\nupstreams: { a: { endpoints: [ http://a ] } }",
+        ] {
+            assert!(before.changed_keys(&read(text)).is_empty(), "{text}");
+        }
+    }
 }

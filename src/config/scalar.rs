@@ -1,7 +1,7 @@
 //! Single values: how a text, number or boolean of the file becomes a valid value.
 //!
-//! A [`Leaf`] reads itself from the file and refuses what is wrong with a message that says what is
-//! allowed. Which key a value belongs to is not known here.
+//! A [`Leaf`] reads itself from the file and refuses a wrong value with a message that says which values are
+//! allowed. The key of a value is not known here.
 
 use std::fmt;
 use std::time::Duration;
@@ -79,7 +79,7 @@ impl<'de, T: Scalar> Deserialize<'de> for Leaf<T> {
     }
 }
 
-/// Text that says something.
+/// Text that is not empty.
 impl Scalar for String {
     fn allowed() -> String {
         "text (quote numbers)".into()
@@ -210,10 +210,10 @@ impl Scalar for Size {
     }
 }
 
-/// What plans and upstreams are called: it appears in metrics, logs and header fields.
-pub struct Name(pub String);
+/// The name of a plan or an upstream: it appears in metrics, logs and header fields.
+pub struct Identifier(pub String);
 
-impl Scalar for Name {
+impl Scalar for Identifier {
     fn allowed() -> String {
         PLAN_NAME.into()
     }
@@ -227,9 +227,10 @@ impl Scalar for Name {
 }
 
 /// Where a Unix socket is made.
+/// The path of a Unix socket.
 pub struct SocketPath(pub String);
 
-/// What fits into `sockaddr_un.sun_path` with its final zero.
+/// Most bytes that fit into `sockaddr_un.sun_path` with its final zero.
 const MAX_SOCKET_PATH: usize = 107;
 
 impl Scalar for SocketPath {
@@ -272,9 +273,9 @@ mod tests {
         for text in ["0", "2TiB", "-1", "ten", ""] {
             assert!(Size::read(text).is_err(), "{text}");
         }
-        assert!(Name::read("users-v1.2_x").is_ok());
+        assert!(Identifier::read("users-v1.2_x").is_ok());
         for text in ["", "a b", "é", "a/b", &"x".repeat(65)] {
-            assert!(Name::read(text).is_err(), "{text}");
+            assert!(Identifier::read(text).is_err(), "{text}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From a tree of YAML values to the structs of `file`, with every structural fault, not just the first.
 //!
-//! Serde stops at the first fault. So the node it stopped at is reported, taken out of the tree, and
-//! the rest read again, until nothing is left to report. What the values mean is not known here.
+//! Serde stops at the first fault. So the node it stopped at is reported and taken out of the tree, and the
+//! rest is read again, until nothing is left to report. The meaning of values is not known here.
 
 use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
@@ -10,7 +10,7 @@ use super::fault::Report;
 use super::file::File;
 use super::key_path::{KeyPath, Step};
 
-/// Reports what YAML can say and a configuration cannot: tags, and keys that are not text.
+/// Reports YAML that no configuration has: tags, and keys that are not text.
 pub(super) fn plain(node: &mut Value, at: &KeyPath, report: &mut Report) {
     match node {
         Value::Tagged(_) => {
@@ -94,7 +94,7 @@ fn explain(message: &str, node: Option<&mut Value>) -> String {
             text if text.starts_with("struct ") => "a mapping",
             text => text,
         };
-        return format!("is {}; write {expected}", kind(node));
+        return format!("is {}; write {expected}", yaml_type(node));
     }
     if message.starts_with("unknown field ") {
         let expected = message.rsplit_once(", expected ").map_or("", |(_, expected)| expected);
@@ -104,7 +104,8 @@ fn explain(message: &str, node: Option<&mut Value>) -> String {
     message.to_owned()
 }
 
-fn kind(node: Option<&mut Value>) -> &'static str {
+/// The YAML type of a node, in words.
+fn yaml_type(node: Option<&mut Value>) -> &'static str {
     match node {
         None | Some(Value::Null) => "empty",
         Some(Value::Bool(_)) => "a boolean",

@@ -3,9 +3,23 @@
 use log::LevelFilter;
 
 use super::scalar::{Scalar, instead};
-use super::{LimitSync, LogColor, LogFormat, OnStoreFailure, RateHeaders, RouteAuth};
 use crate::auth::verification::Algorithm as JwtAlgorithm;
+use crate::limit::headers::RateHeaders;
+use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
+use crate::telemetry::log_output::{LogColor, LogFormat};
+
+/// Whether a route needs a token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum RouteAuth {
+    /// It needs a valid token.
+    Required,
+    /// It needs no token.
+    None,
+}
+
+/// Why a word is refused.
+const NOT_ALLOWED: &str = "is not allowed here";
 
 /// Makes a type readable from one of its words.
 macro_rules! words {
@@ -20,7 +34,7 @@ macro_rules! words {
             fn read(text: &str) -> Result<Self, String> {
                 match text {
                     $($word => Ok($value),)+
-                    _ => Err(instead::<Self>("is not allowed here")),
+                    _ => Err(instead::<Self>(NOT_ALLOWED)),
                 }
             }
         }
@@ -37,22 +51,7 @@ words!(LevelFilter:
 );
 words!(LogFormat: "json" => Self::Json, "console" => Self::Console);
 words!(LogColor: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
-words!(JwtAlgorithm:
-    "HS256" => Self::Hs256,
-    "HS384" => Self::Hs384,
-    "HS512" => Self::Hs512,
-    "RS256" => Self::Rs256,
-    "RS384" => Self::Rs384,
-    "RS512" => Self::Rs512,
-    "PS256" => Self::Ps256,
-    "PS384" => Self::Ps384,
-    "PS512" => Self::Ps512,
-    "ES256" => Self::Es256,
-    "ES384" => Self::Es384,
-    "ES512" => Self::Es512,
-    "EdDSA" => Self::EdDsa,
-);
-words!(OnStoreFailure: "local" => Self::Local, "allow" => Self::Allow, "deny" => Self::Deny);
+words!(FailurePolicy: "local" => Self::Local, "allow" => Self::Allow, "deny" => Self::Deny);
 words!(RateHeaders:
     "standard" => Self::Standard,
     "legacy" => Self::Legacy,
@@ -61,15 +60,32 @@ words!(RateHeaders:
 );
 words!(RouteAuth: "required" => Self::Required, "none" => Self::None);
 
-words!(LimitSync: "leased" => Self::Leased, "exact" => Self::Exact);
+words!(SyncMode: "leased" => Self::Leased, "exact" => Self::Exact);
 
-words!(Algorithm:
-    "fixed_window" => Self::FixedWindow,
-    "sliding_window" => Self::SlidingWindow,
-    "sliding_log" => Self::SlidingLog,
-    // Whoever knows the rate fills the bucket's size in.
-    "token_bucket" => Self::TokenBucket { burst: 0 },
-);
+impl Scalar for JwtAlgorithm {
+    const UNQUOTED: bool = true;
+
+    fn allowed() -> String {
+        either(&Self::NAMES.map(|(name, _)| name))
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        Self::named(text).ok_or_else(|| instead::<Self>(NOT_ALLOWED))
+    }
+}
+
+/// A bucket gets its size from the limit that names it.
+impl Scalar for Algorithm {
+    const UNQUOTED: bool = true;
+
+    fn allowed() -> String {
+        either(&Self::NAMES)
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        Self::named(text, 0).map_err(|_| instead::<Self>(NOT_ALLOWED))
+    }
+}
 
 /// `a, b or c`.
 fn either(words: &[&str]) -> String {
@@ -86,7 +102,7 @@ mod tests {
     #[test]
     fn the_words_are_said() {
         assert_eq!(LogFormat::allowed(), "json or console");
-        assert_eq!(LimitSync::allowed(), "leased or exact");
+        assert_eq!(SyncMode::allowed(), "leased or exact");
         assert_eq!(RateHeaders::allowed(), "standard, legacy, both or none");
         assert_eq!(
             LogFormat::read("xml").unwrap_err(),

@@ -13,14 +13,15 @@ use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 
 use crate::admission::Admission;
-use crate::auth::cache::{CacheOutcome, CacheRules, Records, Revocations, StoreCache};
+use crate::auth::cache::{CacheOutcome, Records, Revocations, StoreCache};
 use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
-use crate::policy::{Policy, PolicyError};
-use crate::proxy::connection::Connections;
-use crate::proxy::{Proxy, Readiness};
+use crate::listener::accept::Connections;
+use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
+use crate::policy::Policy;
+use crate::proxy::{Proxy, Readiness, problem};
 use crate::store::memory::MemoryQuota;
 use crate::store::redis::{RecordChange, RedisStore, RedisUrlError};
 use crate::store::{QuotaStore, TokenStore};
@@ -29,13 +30,11 @@ use crate::telemetry::metrics::METRICS;
 pub mod background;
 pub mod echo;
 pub mod learn;
-pub mod listeners;
 pub mod reload;
 pub mod shutdown;
 
 use background::Background;
 use echo::Echo;
-use listeners::{BindError, Bound, BoundSocket, Listening};
 use reload::{PendingReload, Reload};
 use shutdown::{Drain, Signals};
 
@@ -51,9 +50,6 @@ pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration cannot be put into effect.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
     /// `redis.url` names no server.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisUrlError),
@@ -67,7 +63,7 @@ pub enum StartError {
 
 /// A gateway about to run.
 pub struct Gateway {
-    config: Config,
+    config: StartupConfig,
     policy: Arc<ArcSwap<Policy>>,
     upgrade: bool,
     bound: Bound,
@@ -81,7 +77,8 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; nothing is left behind then.
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
-        let policy = Policy::compile(&config, None)?;
+        let Config { startup: config, live } = config;
+        let policy = Policy::compile(live, None);
         make_ready(&policy)?;
         let bound = if upgrade { Bound::default() } else { Bound::bind(&config)? };
         let policy = Arc::new(ArcSwap::from_pointee(policy));
@@ -135,14 +132,17 @@ impl Gateway {
         server.bootstrap();
 
         let drain = Drain::new(readiness, Arc::clone(&ledger), &config);
-        let connections =
-            Connections::new(http_proxy(&server.configuration, proxy), Arc::clone(&policy));
+        let connections = Connections::new(
+            http_proxy(&server.configuration, proxy),
+            Arc::clone(&policy),
+            problem::closing_response,
+        );
         let mut service = Service::new("gateway".into(), connections);
         service.threads = Some(config.server.threads);
         let addresses = config.listeners.iter().map(|listener| listener.address);
         server.add_service(
             Listening::new(service, addresses, bound.listeners, "listening", drain.listeners())
-                .on_start(redis.clone()),
+                .on_start(start_redis(redis.clone())),
         );
         if let Some(address) = config.metrics {
             let mut service = pingora_prometheus::prometheus_http_service();
@@ -178,7 +178,7 @@ fn make_ready(policy: &Policy) -> Result<(), StartError> {
     Ok(())
 }
 
-fn server_conf(config: &Config) -> ServerConf {
+fn server_conf(config: &StartupConfig) -> ServerConf {
     let defaults = ServerConf::default();
     ServerConf {
         threads: 1,
@@ -202,7 +202,7 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError> {
+fn redis_store(config: &StartupConfig) -> Result<Option<Arc<RedisStore>>, RedisUrlError> {
     let Some(redis) = &config.redis else { return Ok(None) };
     let on_operation = Arc::new(|operation, outcome, elapsed| {
         METRICS.store_operation(operation, outcome, elapsed);
@@ -210,14 +210,19 @@ fn redis_store(config: &Config) -> Result<Option<Arc<RedisStore>>, RedisUrlError
     RedisStore::new(&redis.url, redis.timeout, on_operation).map(|store| Some(Arc::new(store)))
 }
 
+/// Keeps the connection to Redis on the runtime of the requests that use it.
+fn start_redis(redis: Option<Arc<RedisStore>>) -> impl FnOnce() + Send + Sync {
+    move || {
+        if let Some(redis) = redis {
+            redis.start();
+        }
+    }
+}
+
 /// Caches of what Redis says of tokens, which hear of changes.
-fn stored(config: &Config, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> Stored {
+fn stored(config: &StartupConfig, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> Stored {
     let store = Arc::clone(redis) as Arc<dyn TokenStore>;
-    let rules = CacheRules {
-        ttl: config.auth.cache.ttl,
-        entries: config.auth.cache.entries,
-        max_stale: config.auth.cache.max_stale,
-    };
+    let rules = config.token_cache;
     let on_lookup = |outcome| {
         let lookups = &METRICS.token_cache;
         let counter = match outcome {

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Load;
 use super::learn::learn;
-use crate::config::Config;
+use crate::config::{Config, StartupConfig};
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
 
@@ -34,8 +34,8 @@ impl PendingReload {
 pub struct Reload {
     load: Load,
     pending: PendingReload,
-    /// What the process was started with: some keys keep their first value.
-    started_with: Config,
+    /// The keys that keep their first value.
+    started_with: StartupConfig,
     policy: Arc<ArcSwap<Policy>>,
 }
 
@@ -44,7 +44,7 @@ impl Reload {
     pub fn new(
         load: Load,
         pending: PendingReload,
-        started_with: Config,
+        started_with: StartupConfig,
         policy: Arc<ArcSwap<Policy>>,
     ) -> Self {
         Self { load, pending, started_with, policy }
@@ -90,35 +90,17 @@ impl Reload {
     async fn next_policy(&self) -> Result<Policy, String> {
         // What a file's system does not answer must hinder neither other work in the background nor the end.
         let load = Arc::clone(&self.load);
-        let config = tokio::task::spawn_blocking(move || load())
+        let Config { startup, live } = tokio::task::spawn_blocking(move || load())
             .await
             .map_err(|error| format!("reading it failed: {error}"))??;
-        let policy = Policy::compile(&config, Some(&self.policy.load()))
-            .map_err(|error| error.to_string())?;
+        let log_level = live.log_level;
+        let policy = Policy::compile(live, Some(&self.policy.load()));
         learn(&policy).await;
-        log::set_max_level(config.log.level);
-        let kept = needs_restart(&self.started_with, &config);
+        log::set_max_level(log_level);
+        let kept = self.started_with.changed_keys(&startup);
         if !kept.is_empty() {
             warn!("these keys need a restart to take effect: {}", kept.join(", "));
         }
         Ok(policy)
     }
-}
-
-/// The keys that differ and are only read at the start.
-fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let redis =
-        |config: &Config| config.redis.as_ref().map(|redis| (redis.url.clone(), redis.timeout));
-    let format = |config: &Config| (config.log.format, config.log.color);
-    [
-        ("server", old.server != new.server),
-        ("listeners", old.listeners != new.listeners),
-        ("metrics", old.metrics != new.metrics),
-        ("log.format", format(old) != format(new)),
-        ("redis", redis(old) != redis(new)),
-        ("auth.cache", old.auth.cache != new.auth.cache),
-    ]
-    .into_iter()
-    .filter_map(|(key, differs)| differs.then_some(key))
-    .collect()
 }

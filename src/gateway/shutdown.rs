@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::SHORT;
-use crate::config::Config;
+use crate::config::StartupConfig;
 use crate::limit::ledger::Ledger;
 use crate::proxy::Readiness;
 use crate::telemetry::metrics::METRICS;
@@ -34,7 +34,7 @@ pub struct Drain {
 
 impl Drain {
     /// A drain by the server's own times.
-    pub fn new(readiness: Arc<Readiness>, ledger: Arc<Ledger>, config: &Config) -> Self {
+    pub fn new(readiness: Arc<Readiness>, ledger: Arc<Ledger>, config: &StartupConfig) -> Self {
         Self {
             readiness,
             ledger,

@@ -1,42 +1,62 @@
-//! What this process knows and holds of one subject: plain arithmetic, with time passed in.
+//! What this process knows and holds of a subject: plain arithmetic, with time passed in.
 //!
 //! Times called `now` are of the monotonic clock; windows are of the store's clock. The store's clock
-//! is known from its last answer: it was read after the question was sent and before the answer came,
+//! is known from its last answer: the store read it after the question was sent and before the answer came,
 //! so a window may end as early as the question plus its rest, and has surely ended at the answer plus
-//! its rest. Tokens are spent by the first bound, refusals last until the second.
+//! its rest. Units are spent until the first bound, refusals last until the second.
+//!
+//! A request of weight n spends n units or none. A request that asks for more than any limit can ever hold is
+//! refused at once. Otherwise the refusal of a weight says nothing about smaller weights: a request is refused from
+//! memory only while what is known to be left at the store, and what is held, do not pay for it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::decision::{Counted, Decision, states};
+use super::decision::{Charge, Decision, states};
 use super::lease::{self, Demand};
+use super::unreported::Unreported;
+use super::weight::Weight;
 use crate::base::clock::{Moment, UnixTime};
 use crate::quota::{Limit, Standing};
 use crate::store::{Adjustment, Grant};
 
-/// The account of one subject under one set of limits.
+/// How long a refusal is believed: other gateways may give back what they do not use.
+const RECHECK: Duration = Duration::from_secs(1);
+
+/// The account of a subject under a set of limits.
 #[derive(Debug, Default)]
 pub struct Account {
-    /// Requests paid for at the store and not yet admitted.
+    /// Units granted by the store and not yet spent.
     held: u64,
-    /// When `held` is worth nothing any more.
+    /// When `held` can no longer be spent.
     held_until: Moment,
     /// When `held` goes back if it still lies there.
     lease_until: Moment,
     /// What `held` is counted under, limit by limit.
     marks: SmallVec<[UnixTime; 2]>,
-    /// Refuse until then without asking.
+    /// Until then, what the store's last answer does not leave is refused without asking.
     refused_until: Moment,
     /// The store's last answer.
     known: Known,
-    /// What was admitted without the store.
-    local: Option<Box<Local>>,
+    /// What was spent and the store has not counted.
+    unreported: Option<Box<Unreported>>,
     demand: Demand,
 }
 
-/// The store's answer of a moment; without standings, that nothing was heard of it yet.
+/// What was asked of the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The fewest units that were of use.
+    pub least: u64,
+    /// The weight of the requests for which a lease was asked.
+    pub weight: Weight,
+    /// When the question was sent.
+    pub sent_at: Moment,
+}
+
+/// The store's answer of a moment; without standings, no answer has come yet.
 #[derive(Debug, Default)]
 struct Known {
     /// What is left of each limit, and the microseconds until that changes.
@@ -63,7 +83,7 @@ impl Known {
         self.store_now + (now - self.at)
     }
 
-    /// How limit `at` stands at `store_now`, for all this process knows.
+    /// How limit `at` stands at `store_now`, as far as this process knows.
     fn standing(&self, at: usize, limit: &Limit, store_now: UnixTime) -> Standing {
         let Some((left, reset_us)) = self.standings.get(at) else {
             return unused(limit, store_now);
@@ -78,59 +98,57 @@ fn unused(limit: &Limit, store_now: UnixTime) -> Standing {
     Standing { left: limit.capacity(), reset_after: limit.window_end(store_now) - store_now }
 }
 
-/// What was admitted without the store and has not been told to it.
-#[derive(Debug)]
-struct Local {
-    /// Limit by limit.
-    windows: SmallVec<[LocalWindow; 2]>,
-    /// When all of these windows have ended.
-    until: Moment,
-    /// What the store is being told, and its id: the same until it has said that it knows.
-    telling: Option<(u64, Adjustment)>,
-}
-
-/// Requests admitted without the store in one window of one limit. Without the store every limit is one
-/// of fixed windows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LocalWindow {
-    end: UnixTime,
-    used: u64,
-}
-
 impl Account {
     /// Notes that a request asks.
-    pub fn note_demand(&mut self, now: Moment) {
-        self.demand.note(now);
+    pub fn note_demand(&mut self, weight: Weight, now: Moment) {
+        self.demand.note(weight, now);
     }
 
     /// A decision without the store, where there can be one.
-    pub fn decide(&mut self, limits: &Arc<[Limit]>, now: Moment) -> Option<Decision> {
-        if self.held > 0 && now < self.held_until {
-            return Some(self.spend(limits, now));
+    pub fn decide(
+        &mut self,
+        limits: &Arc<[Limit]>,
+        weight: Weight,
+        now: Moment,
+    ) -> Option<Decision> {
+        let units = weight.units();
+        if !fits(limits, weight) {
+            return Some(self.decision(limits, now, Charge::None));
         }
-        let refused = now < self.refused_until;
-        (self.held == 0 && refused).then(|| self.spend(limits, now))
+        if self.held >= units && now < self.held_until {
+            return Some(self.spend(limits, weight, now));
+        }
+        let is_refused = self.held < units
+            && now < self.refused_until
+            && self.left(limits, now).saturating_add(self.held) < units;
+        is_refused.then(|| self.decision(limits, now, Charge::None))
     }
 
     /// Takes out what can no longer be spent, to be given back where it is still counted.
     pub fn take_worthless(&mut self, now: Moment) -> Option<Adjustment> {
-        (self.held > 0 && now >= self.held_until).then(|| self.give_back())
+        (self.held > 0 && now >= self.held_until).then(|| self.give_back(self.held))
     }
 
     /// Takes out a lease that has lain unused for its life.
     pub fn take_idle(&mut self, now: Moment) -> Option<Adjustment> {
-        let over = now >= self.lease_until.min(self.held_until);
-        (self.held > 0 && over).then(|| self.give_back())
+        let is_over = now >= self.lease_until.min(self.held_until);
+        (self.held > 0 && is_over).then(|| self.give_back(self.held))
+    }
+
+    /// Takes out up to `most` units, which pay for no request that waits.
+    pub(super) fn take_remainder(&mut self, most: u64) -> Option<Adjustment> {
+        let units = self.held.min(most);
+        (units > 0).then(|| self.give_back(units))
     }
 
     /// Takes everything out.
     pub fn take_all(&mut self) -> Option<Adjustment> {
-        (self.held > 0).then(|| self.give_back())
+        (self.held > 0).then(|| self.give_back(self.held))
     }
 
-    fn give_back(&mut self) -> Adjustment {
-        let amount = i64::try_from(std::mem::take(&mut self.held)).unwrap_or(i64::MAX);
-        returned(&self.marks, amount)
+    fn give_back(&mut self, units: u64) -> Adjustment {
+        self.held -= units;
+        returned(&self.marks, units)
     }
 
     /// When what is held should go back, if anything is held.
@@ -138,18 +156,18 @@ impl Account {
         (self.held > 0).then(|| self.lease_until.min(self.held_until))
     }
 
-    /// How much to take beyond what is waiting.
-    pub fn lease(&self, limits: &[Limit], now: Moment, gateways: u32) -> u64 {
-        lease::size(&self.demand, self.left(limits, now), gateways)
+    /// How many units to take beyond what waiting requests need.
+    pub fn lease(&self, limits: &[Limit], weight: Weight, now: Moment, gateways: u32) -> u64 {
+        lease::size(&self.demand, weight, self.left(limits, now), gateways)
     }
 
     /// Whether the next lease should be fetched now, so that no request waits for it.
-    pub fn runs_low(&self, limits: &[Limit], now: Moment, gateways: u32) -> bool {
-        let lease = self.lease(limits, now, gateways);
+    pub fn runs_low(&self, limits: &[Limit], weight: Weight, now: Moment, gateways: u32) -> bool {
+        let lease = self.lease(limits, weight, now, gateways);
         lease > 0 && self.held <= lease / 4 && now >= self.refused_until
     }
 
-    /// Requests left at the store, as far as is known.
+    /// Units left at the store, as far as is known.
     fn left(&self, limits: &[Limit], now: Moment) -> u64 {
         if self.known.is_nothing() {
             return 0;
@@ -159,47 +177,55 @@ impl Account {
         limits.iter().enumerate().map(left).min().unwrap_or(0)
     }
 
-    /// Books a grant that was asked for at `sent_at`. `recheck` bounds how long a refusal is believed.
-    /// Gives back what was held under other marks.
+    /// Books a grant. Gives back what was held under other marks.
     pub fn receive(
         &mut self,
         limits: &[Limit],
+        asked: &Asked,
         grant: &Grant,
-        sent_at: Moment,
         now: Moment,
-        recheck: Duration,
     ) -> Option<Adjustment> {
         let marks: SmallVec<[UnixTime; 2]> =
             limits.iter().map(|limit| limit.mark(grant.now)).collect();
         let spendable = limits.iter().map(|limit| limit.spendable_for(grant.now)).min();
         let spendable = spendable.unwrap_or_default();
-        // What is soon worth nothing would make all of it worth nothing.
+        // Units that expire soon would shorten the life of the whole balance.
         let lasts = self.marks == marks || self.held_until >= now + spendable / 2;
         let (marks, stale) = match merged(limits, &self.marks, &marks).filter(|_| lasts) {
             _ if self.held == 0 => (marks, None),
             Some(merged) => (merged, None),
-            None => (marks, Some(self.give_back())),
+            None => (marks, Some(self.give_back(self.held))),
         };
         if grant.granted > 0 {
-            let until = sent_at + spendable;
+            let until = asked.sent_at + spendable;
             self.held_until = if self.held > 0 { until.min(self.held_until) } else { until };
-            self.lease_until = now + self.demand.life();
+            self.lease_until = now + self.demand.life(asked.weight);
             self.held += grant.granted;
             self.refused_until = Moment::default();
         } else {
-            let used_up = grant.standings.iter().filter(|standing| standing.left == 0);
-            let longest = used_up.map(|standing| standing.reset_after).max().unwrap_or_default();
-            self.refused_until = now + longest.min(recheck);
+            let standings = limits.iter().zip(&grant.standings);
+            let waits = standings.map(|(limit, standing)| standing.wait_for(limit, asked.least));
+            self.refused_until = now + waits.max().unwrap_or_default().min(RECHECK);
         }
         self.marks = marks;
         self.known = Known::of(grant, now);
         stale
     }
 
-    /// Spends one held request, or refuses.
-    pub fn spend(&mut self, limits: &Arc<[Limit]>, now: Moment) -> Decision {
-        let admitted = self.held > 0;
-        self.held = self.held.saturating_sub(1);
+    /// Spends held units on a request, or refuses it.
+    pub fn spend(&mut self, limits: &Arc<[Limit]>, weight: Weight, now: Moment) -> Decision {
+        let units = weight.units();
+        let charge = match self.held.checked_sub(units) {
+            Some(rest) => {
+                self.held = rest;
+                Charge::Store { units, marks: self.marks.clone() }
+            }
+            None => Charge::None,
+        };
+        self.decision(limits, now, charge)
+    }
+
+    fn decision(&self, limits: &Arc<[Limit]>, now: Moment, charge: Charge) -> Decision {
         let states = if self.known.is_nothing() {
             SmallVec::new()
         } else {
@@ -208,33 +234,46 @@ impl Account {
             let standings = standings.map(|(at, limit)| self.known.standing(at, limit, store_now));
             states(limits, standings, self.held)
         };
-        let counted = match admitted {
-            true => Counted::AtStore(self.marks.clone()),
-            false => Counted::Nowhere,
-        };
-        Decision { admitted, limits: Arc::clone(limits), states, counted }
+        Decision {
+            admitted: !matches!(charge, Charge::None),
+            limits: Arc::clone(limits),
+            states,
+            charge,
+        }
     }
 
-    /// Takes back one request that was counted and not made. What is counted under other marks by now
-    /// is to be given back to the store.
-    pub(super) fn put_back(&mut self, counted: &Counted) -> Option<Adjustment> {
-        match counted {
-            Counted::Nowhere => None,
-            Counted::AtStore(marks) if *marks == self.marks => {
-                self.held += 1;
+    /// Takes back so many units of a charge, which were not used. Units that are counted under other marks by now are
+    /// to be given back to the store.
+    pub(super) fn take_back(&mut self, charge: &Charge, units: u64) -> Option<Adjustment> {
+        match charge {
+            Charge::Store { marks, .. } if *marks == self.marks => {
+                self.held += units;
                 None
             }
-            Counted::AtStore(marks) => Some(returned(marks, 1)),
-            Counted::Here(ends) => {
-                let windows = self.local.iter_mut().flat_map(|local| &mut local.windows);
-                for (local, end) in windows.zip(ends) {
-                    if local.end == *end {
-                        local.used = local.used.saturating_sub(1);
-                    }
+            Charge::Store { marks, .. } => Some(returned(marks, units)),
+            Charge::Local { ends, .. } => {
+                if let Some(unreported) = &mut self.unreported {
+                    unreported.take_back(ends, units);
                 }
                 None
             }
+            Charge::None => None,
         }
+    }
+
+    /// Books what an answer cost beyond its charge: held units pay for it; what they do not cover is to be reported to
+    /// the store before it is asked for more.
+    pub(super) fn owe(&mut self, limits: &[Limit], units: u64, now: Moment) {
+        let paid = if now < self.held_until { self.held.min(units) } else { 0 };
+        self.held -= paid;
+        if units > paid {
+            self.unreported.get_or_insert_default().owe(limits, units - paid, now);
+        }
+    }
+
+    /// Whether answers cost more than the store knows.
+    pub(super) fn owes(&self) -> bool {
+        self.unreported.as_ref().is_some_and(|unreported| unreported.owes())
     }
 
     /// Decides without the store, within this gateway's share of what was left. `wall` stands in for
@@ -242,89 +281,62 @@ impl Account {
     pub fn spend_locally(
         &mut self,
         limits: &Arc<[Limit]>,
+        weight: Weight,
         now: Moment,
         wall: UnixTime,
         gateways: u32,
     ) -> Decision {
         let store_now = if self.known.is_nothing() { wall } else { self.known.store_now(now) };
-        let new = |limit: &Limit| LocalWindow { end: limit.window_end(store_now), used: 0 };
-        let local = self.local.get_or_insert_with(|| {
-            let windows = limits.iter().map(new).collect();
-            Box::new(Local { windows, until: now, telling: None })
-        });
-        for (window, limit) in local.windows.iter_mut().zip(limits.iter()) {
-            if window.end != limit.window_end(store_now) {
-                *window = new(limit);
-            }
-        }
-        let last_end = local.windows.iter().map(|window| window.end).max().unwrap_or(store_now);
-        local.until = now + (last_end - store_now);
-        let allowance = |at: usize, limit: &Limit| {
+        let allowance = |(at, limit): (usize, &Limit)| {
             let left = self.known.standing(at, limit, store_now).left.min(limit.quota);
-            // Whoever has something left has at least one.
+            // A share of something is at least a unit.
             (left / u64::from(gateways.max(1))).max(left.min(1))
         };
-        let rooms: SmallVec<[u64; 2]> = limits
-            .iter()
-            .enumerate()
-            .zip(&local.windows)
-            .map(|((at, limit), window)| allowance(at, limit).saturating_sub(window.used))
-            .collect();
-        let admitted = rooms.iter().all(|room| *room > 0);
-        if admitted {
-            local.windows.iter_mut().for_each(|window| window.used += 1);
-        }
-        let standings = local.windows.iter().zip(&rooms).map(|(local, room)| Standing {
-            left: room.saturating_sub(u64::from(admitted)),
-            reset_after: local.end - store_now,
-        });
+        let allowances: SmallVec<[u64; 2]> = limits.iter().enumerate().map(allowance).collect();
+        let unreported = self.unreported.get_or_insert_default();
+        let (charge, standings) = unreported.spend(limits, &allowances, weight, store_now, now);
         let states = states(limits, standings, 0);
-        let counted = match admitted {
-            true => Counted::Here(local.windows.iter().map(|window| window.end).collect()),
-            false => Counted::Nowhere,
-        };
-        Decision { admitted, limits: Arc::clone(limits), states, counted }
-    }
-
-    /// What was admitted without the store and has not been told to it, and an id under which it may be
-    /// told any number of times.
-    pub fn untold(&mut self) -> Option<(u64, Adjustment)> {
-        let local = self.local.as_deref_mut()?;
-        if local.telling.is_none() && local.windows.iter().any(|window| window.used > 0) {
-            let change =
-                |window: &LocalWindow| (window.end, i64::try_from(window.used).unwrap_or(i64::MAX));
-            let changes = local.windows.iter().map(change).collect();
-            local.telling = Some((fastrand::u64(1..1 << 53), Adjustment { changes }));
-        }
-        local.telling.clone()
-    }
-
-    /// Notes that the store knows what it was being told; more may have been admitted meanwhile.
-    pub fn told(&mut self) {
-        let Some(local) = self.local.as_deref_mut() else { return };
-        let Some((_, told)) = local.telling.take() else { return };
-        for (window, (end, by)) in local.windows.iter_mut().zip(&told.changes) {
-            if window.end == *end {
-                window.used = window.used.saturating_sub(by.unsigned_abs());
-            }
+        Decision {
+            admitted: !matches!(charge, Charge::None),
+            limits: Arc::clone(limits),
+            states,
+            charge,
         }
     }
 
-    /// Requests held.
+    /// What the store should be told next of what it has not counted, and the id under which it may be told any number
+    /// of times.
+    pub(super) fn report(&mut self, limits: &[Limit]) -> Option<(u64, Adjustment)> {
+        self.unreported.as_deref_mut()?.report(limits)
+    }
+
+    /// Notes that the store counts the report `id`.
+    pub(super) fn reported(&mut self, id: u64) {
+        if let Some(unreported) = &mut self.unreported {
+            unreported.reported(id);
+        }
+    }
+
+    /// Units held.
     pub fn held(&self) -> u64 {
         self.held
     }
 
+    /// Units held that can be spent.
+    pub(super) fn spendable(&self, now: Moment) -> u64 {
+        if now < self.held_until { self.held } else { 0 }
+    }
+
     /// Whether there is nothing here that would be missed.
     pub fn is_idle(&self, now: Moment) -> bool {
-        let local_is_open = || {
-            self.local.as_ref().is_some_and(|local| {
-                let untold = local.telling.is_some() || local.windows.iter().any(|w| w.used > 0);
-                untold && now < local.until
-            })
-        };
-        self.held == 0 && now >= self.refused_until && !local_is_open()
+        let is_open = || self.unreported.as_ref().is_some_and(|unreported| unreported.is_open(now));
+        self.held == 0 && now >= self.refused_until && !is_open()
     }
+}
+
+/// Whether every limit can ever hold what a request of `weight` spends.
+pub(super) fn fits(limits: &[Limit], weight: Weight) -> bool {
+    weight == Weight::ONE || limits.iter().all(|limit| limit.capacity() >= weight.units())
 }
 
 /// The marks of grants held together, if they may be.
@@ -337,6 +349,7 @@ fn merged(
     marks.map(|(limit, (held, more))| limit.merged_mark(*held, *more)).collect()
 }
 
-fn returned(marks: &[UnixTime], amount: i64) -> Adjustment {
-    Adjustment { changes: marks.iter().map(|mark| (*mark, -amount)).collect() }
+fn returned(marks: &[UnixTime], units: u64) -> Adjustment {
+    let units = i64::try_from(units).unwrap_or(i64::MAX);
+    Adjustment { changes: marks.iter().map(|mark| (*mark, -units)).collect() }
 }

@@ -11,7 +11,7 @@ use crate::quota::{Limit, Standing};
 /// How one limit stands after a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitState {
-    /// Requests left at present, as far as this process knows; at most the quota.
+    /// Units left at present, as far as this process knows; at most the quota.
     pub remaining: u64,
     /// Time until that changes, as [`Standing::reset_after`] has it; never shorter than the truth.
     pub reset_after: Duration,
@@ -26,20 +26,40 @@ pub struct Decision {
     pub limits: Arc<[Limit]>,
     /// How each of them stands; empty where nothing is known (admitted during an outage).
     pub states: SmallVec<[LimitState; 2]>,
-    /// Where the request was counted.
-    pub(super) counted: Counted,
+    /// What the request was charged.
+    pub(super) charge: Charge,
 }
 
-/// Where an admitted request was counted, so that it can be put back.
+/// What an admitted request was charged, so that it can be settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Counted {
-    /// Nowhere.
+pub(super) enum Charge {
+    /// Nothing.
     #[default]
-    Nowhere,
-    /// At the store, under these marks.
-    AtStore(SmallVec<[UnixTime; 2]>),
-    /// In this process, in the windows with these ends.
-    Here(SmallVec<[UnixTime; 2]>),
+    None,
+    /// Units that the store had granted.
+    Store {
+        /// How many.
+        units: u64,
+        /// What the grant is counted under, limit by limit.
+        marks: SmallVec<[UnixTime; 2]>,
+    },
+    /// Units that this process counted without the store.
+    Local {
+        /// How many.
+        units: u64,
+        /// The ends of the windows in which they were counted, limit by limit.
+        ends: SmallVec<[UnixTime; 2]>,
+    },
+}
+
+impl Charge {
+    /// The units charged.
+    pub(super) fn units(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Store { units, .. } | Self::Local { units, .. } => *units,
+        }
+    }
 }
 
 impl Decision {
@@ -64,12 +84,12 @@ impl Decision {
             admitted: true,
             limits: Arc::clone(limits),
             states: SmallVec::new(),
-            counted: Counted::Nowhere,
+            charge: Charge::None,
         }
     }
 }
 
-/// How limits that stand like this look to a client while `held` requests are paid for.
+/// How limits that stand like this look to a client while this process holds `held` units.
 pub fn states(
     limits: &[Limit],
     standings: impl IntoIterator<Item = Standing>,

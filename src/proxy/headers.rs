@@ -13,19 +13,21 @@ use uuid::Builder;
 use crate::admission::Findings;
 use crate::auth::Principal;
 use crate::base::clock::UnixTime;
-use crate::config::{HeaderRules, RateHeaders};
+use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{Decision, LimitState};
 use crate::quota::Limit;
+use crate::route::fields;
+use crate::route::headers::HeaderRules;
 
-// Names that http has no constant for; from text they would be parsed at each look.
-static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+// Names for which the http crate has no constant. A name given as text would be parsed at each use.
+static X_REQUEST_ID: HeaderName = HeaderName::from_static(fields::REQUEST_ID);
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-static X_TOKEN_ID: HeaderName = HeaderName::from_static("x-token-id");
-static X_ORGANIZATION_ID: HeaderName = HeaderName::from_static("x-organization-id");
-static X_PLAN_TIER: HeaderName = HeaderName::from_static("x-plan-tier");
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static(fields::FORWARDED_FOR);
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static(fields::FORWARDED_PROTO);
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static(fields::FORWARDED_HOST);
+static X_TOKEN_ID: HeaderName = HeaderName::from_static(fields::TOKEN_ID);
+static X_ORGANIZATION_ID: HeaderName = HeaderName::from_static(fields::ORGANIZATION_ID);
+static X_PLAN_TIER: HeaderName = HeaderName::from_static(fields::PLAN_TIER);
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -37,25 +39,8 @@ static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Most fields that a request or an answer is given here.
 const OWN_FIELDS: usize = 8;
 
-/// Fields that say who a request is from. Whatever a client sends under these names, in any spelling,
-/// does not pass.
-const IDENTITY: [&str; 5] =
-    ["x-organization-id", "x-plan-tier", "x-token-id", "x-real-ip", "x-forwarded-prefix"];
-
-/// Fields that say which way a request came. Only believed of trusted proxies.
-const FORWARDING: [&str; 5] =
-    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded"];
-
-/// Fields that frame or address a message: in another spelling they are nobody's, but an upstream may
-/// take them for these.
-const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
-
-/// Fields of an answer that concern one connection only (RFC 9110 section 7.6.1). `Connection` and
-/// `Upgrade` also do, unless the answer switches protocols.
-const HOP_BY_HOP: [&str; 3] = ["keep-alive", "proxy-connection", "te"];
-
-/// Which fields a request has, of those that matter here. Found in one look at the names, which costs
-/// less than one look-up, and most are absent from most requests.
+/// Which fields a request has, of those that matter here. One look at all names costs less than one
+/// look-up in the map, and most of these fields are absent from most requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// `Content-Length`.
@@ -69,12 +54,12 @@ pub struct Seen {
     api_key: bool,
     request_id: bool,
     trace: bool,
-    /// Something in the spelling of a field that the gateway sets, or that frames the message.
+    /// Fields that claim what a client may not say, or that are spelled like one.
     suspicious: bool,
 }
 
 impl Seen {
-    /// Whatever there may be, before anybody has looked.
+    /// Any field may be there: the names have not been looked at.
     pub const ANYTHING: Self = Self::all(true);
 
     const fn all(seen: bool) -> Self {
@@ -101,16 +86,8 @@ impl Seen {
                 "x-request-id" => seen.request_id = true,
                 "traceparent" | "tracestate" => seen.trace = true,
                 "upgrade" => (seen.upgrade, seen.hop_by_hop) = (true, true),
-                "connection"
-                | "keep-alive"
-                | "proxy-connection"
-                | "proxy-authenticate"
-                | "proxy-authorization"
-                | "te"
-                | "trailer"
-                | "transfer-encoding"
-                | "http2-settings" => seen.hop_by_hop = true,
-                name => seen.suspicious |= is_suspicious(name),
+                name if fields::is_hop_by_hop(name) => seen.hop_by_hop = true,
+                name => seen.suspicious |= fields::claim(name).is_some(),
             }
         }
         seen
@@ -152,10 +129,10 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 /// Whether `Connection` names `Upgrade`.
 pub fn asks_for_upgrade(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONNECTION).iter().any(|value| {
-        let names = value.to_str().unwrap_or_default();
-        names.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
-    })
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .any(|value| fields::list_names(value.as_bytes(), b"upgrade"))
 }
 
 /// The client's address: the peer, or what trusted proxies say, read from the right.
@@ -185,27 +162,27 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
     address.or_else(|_| hop.trim_matches(['[', ']']).parse()).ok()
 }
 
-/// What the gateway knows about where a request comes from.
+/// Where a request comes from, as far as the gateway knows.
 pub struct Origin<'a> {
-    /// Which fields it has.
+    /// Which fields the request has.
     pub seen: Seen,
     /// The address at the other end of the connection.
     pub peer: Option<IpAddr>,
-    /// Whether its forwarding fields are believed.
+    /// Whether the peer is a trusted proxy, whose forwarding fields are believed.
     pub trusted: bool,
     /// `http` or `https`.
     pub scheme: &'static str,
     /// The request's id.
     pub request_id: &'a HeaderValue,
-    /// Who it is from.
+    /// The owner of its token, where it has one.
     pub principal: Option<&'a Principal>,
 }
 
 /// Drops how the names of a request's fields were spelled: they are not case-sensitive (RFC 9110
 /// section 5.1). Pingora keeps that in a second map, which it copies and looks into with the first.
 ///
-/// What an absolute target says beyond path and query goes with it; where there is a `Host`, it has said
-/// the same.
+/// The scheme and authority of an absolute target are dropped too: where there is a `Host`, it says the
+/// same.
 pub fn forget_spelling(request: &mut RequestHeader) {
     *request = take_parts(request).into();
 }
@@ -250,7 +227,7 @@ fn set_request_fields(
     }
     headers.reserve(OWN_FIELDS + rules.set.len());
     headers.insert(&X_REQUEST_ID, origin.request_id.clone());
-    // What a peer said that is not believed is gone, and need not be looked for.
+    // Forwarding fields of a peer that is not trusted were removed above.
     let trusted = origin.trusted;
     if let Some(peer) = origin.peer {
         let earlier = trusted.then(|| headers.get_all(&X_FORWARDED_FOR));
@@ -297,42 +274,14 @@ fn number(number: u64) -> Result<HeaderValue> {
     value(itoa::Buffer::new().format(number))
 }
 
-/// Whether an upstream may take `name` for a field that only the gateway sets, or that frames the
-/// message: `X_Token.ID` is `X-Token-ID` to a CGI.
-fn is_suspicious(name: &str) -> bool {
-    let known = |list: &[&str]| list.iter().any(|own| spelled_like(name, own));
-    match name.as_bytes().first() {
-        Some(b'x') if name.len() > 8 => {
-            known(&IDENTITY) || known(&FORWARDING) || spelled_like(name, X_REQUEST_ID.as_str())
-        }
-        Some(b'f') => name == "forwarded",
-        Some(b'c' | b't') => known(&FRAMING),
-        _ => false,
-    }
-}
-
-/// Removes identity fields, and forwarding fields unless they are believed, in every spelling that an
-/// upstream may take for them.
+/// Removes fields that claim what the sender may not say, in every spelling that an upstream may take for
+/// them.
 fn remove_spoofed(headers: &mut HeaderMap, trusted: bool) {
-    let may_pass = |name: &str| {
-        (trusted && FORWARDING.contains(&name))
-            || FRAMING.contains(&name)
-            || name == X_REQUEST_ID.as_str()
-    };
-    let spoofed = |name: &&HeaderName| is_suspicious(name.as_str()) && !may_pass(name.as_str());
+    let spoofed = |name: &&HeaderName| !fields::may_pass(name.as_str(), trusted);
     let names: Vec<HeaderName> = headers.keys().filter(spoofed).cloned().collect();
     for name in &names {
         headers.remove(name);
     }
-}
-
-/// Whether `name` is `own` when `_` and `.` are read as `-`.
-fn spelled_like(name: &str, own: &str) -> bool {
-    name.len() == own.len()
-        && name
-            .bytes()
-            .zip(own.bytes())
-            .all(|(byte, own)| byte == own || (own == b'-' && (byte == b'_' || byte == b'.')))
 }
 
 /// The peer, after what the proxies before it said.
@@ -409,14 +358,14 @@ fn is_traceparent(value: &[u8]) -> bool {
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
 pub fn clean_response(response: &mut ResponseHeader) -> Result<()> {
-    if response.headers.keys().any(is_hop_by_hop) {
+    if response.headers.keys().any(stays_on_its_hop) {
         remove_hop_by_hop(response);
     }
     if response.status == http::StatusCode::NO_CONTENT || response.status.is_informational() {
         response.remove_header(&header::CONTENT_LENGTH);
         response.remove_header(&header::TRANSFER_ENCODING);
     }
-    // Pingora has made sure that several are equal. Nearly always no name comes twice.
+    // Pingora has made sure that several lengths are equal. Nearly always no name comes twice.
     let repeated = response.headers.len() > response.headers.keys_len();
     if repeated
         && response.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
@@ -427,15 +376,15 @@ pub fn clean_response(response: &mut ResponseHeader) -> Result<()> {
     Ok(())
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    name == header::CONNECTION
-        || name == header::UPGRADE
-        || HOP_BY_HOP.iter().any(|own| name == own)
+/// Whether a field of an answer goes no further. The framing is left to Pingora.
+fn stays_on_its_hop(name: &HeaderName) -> bool {
+    fields::is_hop_by_hop(name.as_str()) && name != header::TRANSFER_ENCODING
 }
 
 fn remove_hop_by_hop(response: &mut ResponseHeader) {
-    let nominated: Vec<HeaderName> = response
-        .headers
+    let switching = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    let headers = &response.headers;
+    let nominated = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
@@ -446,21 +395,19 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
             *name != header::CONTENT_LENGTH
                 && *name != header::TRANSFER_ENCODING
                 && *name != header::UPGRADE
-        })
-        .collect();
-    for name in &nominated {
+        });
+    let own = headers
+        .keys()
+        .filter(|name| stays_on_its_hop(name))
+        .filter(|name| !(switching && [header::CONNECTION, header::UPGRADE].contains(name)))
+        .cloned();
+    let names: Vec<HeaderName> = nominated.chain(own).collect();
+    for name in &names {
         response.remove_header(name);
-    }
-    for name in HOP_BY_HOP {
-        response.remove_header(name);
-    }
-    if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
-        response.remove_header(&header::CONNECTION);
-        response.remove_header(&header::UPGRADE);
     }
 }
 
-/// Sets what every answer carries, then applies the route's rules.
+/// Sets the fields that every answer carries, then applies the route's rules.
 ///
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
@@ -481,7 +428,7 @@ pub fn finish_response(
     let headers = &mut parts.headers;
     headers.reserve(OWN_FIELDS + rules.set.len());
     if client == Version::HTTP_10 {
-        // It knows no chunks: the end of the connection ends the body (RFC 9112 section 6.3).
+        // HTTP/1.0 knows no chunks: the end of the connection ends the body (RFC 9112 section 6.3).
         headers.remove(header::TRANSFER_ENCODING);
     }
     if let Some(id) = request_id {
@@ -515,7 +462,7 @@ pub fn set_rate_fields(
     let tightness = |(decision, at, _, state): &(&Decision, usize, &Limit, &LimitState)| {
         (decision.admitted, decision.tightness(*at, state))
     };
-    // Nearly always there is one, and nothing to compare.
+    // Nearly always there is one limit, and nothing to compare.
     let tighter = |one, other| if tightness(&other) < tightness(&one) { other } else { one };
     let Some((_, _, tightest, left)) = known().reduce(tighter) else { return Ok(()) };
     if matches!(wanted, RateHeaders::Standard | RateHeaders::Both) {
@@ -538,7 +485,7 @@ pub fn set_rate_fields(
 fn policy(findings: &Findings) -> Result<HeaderValue> {
     let sets = findings.policies.iter().zip(&findings.decisions);
     let mut known = sets.filter(|(_, decision)| !decision.states.is_empty()).map(|set| set.0);
-    // Nearly always there is one, which is shared.
+    // Nearly always there is one policy, whose bytes are shared.
     let first = known.next().cloned().unwrap_or_default();
     let all = known.fold(first, |all, policy| [&all[..], b", ", policy].concat().into());
     HeaderValue::from_maybe_shared(all)
@@ -555,7 +502,7 @@ fn push_member(members: &mut String, limit: &Limit, state: &LimitState) {
     members.push_str(itoa::Buffer::new().format(whole_seconds(state.reset_after)));
 }
 
-/// Seconds, rounded up: who waits that long does not come too early.
+/// Seconds, rounded up: a client that waits so long does not come too early.
 pub fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
@@ -573,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_who_the_first_untrusted_hop_says() {
+    fn the_client_is_the_first_hop_that_is_not_trusted() {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         for (peer, fields, client) in [
             ("203.0.113.9", &[("x-forwarded-for", "1.1.1.1")][..], "203.0.113.9"),
@@ -650,6 +597,8 @@ mod tests {
                 ("X_Forwarded-For", "6.6.6.6"),
                 ("Forwarded", "for=6.6.6.6"),
                 ("X-Real-IP", "6.6.6.6"),
+                ("X-Forwarded-User", "root"),
+                ("X_Forwarded_Email", "root@example.com"),
                 ("Transfer_Encoding", "chunked"),
                 ("content.length", "9"),
                 ("X-Custom", "stays"),
@@ -681,6 +630,7 @@ mod tests {
             ("X-Forwarded-For", "1.1.1.1"),
             ("X-Forwarded-Proto", "https"),
             ("X-Forwarded-Host", "public"),
+            ("X-Forwarded-User", "alice"),
             ("X-Token-ID", "root"),
             ("X_Forwarded_For", "6.6.6.6"),
         ];
@@ -688,6 +638,7 @@ mod tests {
         assert_eq!(request.headers["x-forwarded-for"], "1.1.1.1, 10.0.0.1");
         assert_eq!(request.headers["x-forwarded-proto"], "https");
         assert_eq!(request.headers["x-forwarded-host"], "public");
+        assert_eq!(request.headers["x-forwarded-user"], "alice");
         assert!(!request.headers.contains_key("x-token-id"));
         assert!(!request.headers.contains_key("x_forwarded_for"));
     }
@@ -710,6 +661,8 @@ mod tests {
             ("Connection", "close, X-Internal"),
             ("X-Internal", "secret"),
             ("Keep-Alive", "timeout=5"),
+            ("Proxy-Authenticate", "Basic"),
+            ("Trailer", "X-Checksum"),
             ("Content-Length", "0"),
             ("Transfer-Encoding", "chunked"),
             ("X-Public", "stays"),

@@ -16,20 +16,19 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::{Admission, Rejection, Request};
 use crate::auth::Principal;
+use crate::listener::connection::peer_ip;
+use crate::listener::http1;
 use crate::policy::Policy;
 use crate::record::HeaderText;
 use crate::route::path::CanonicalPath;
+use crate::route::reserved::{Endpoint, endpoint};
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
 
-pub mod chunks;
-pub mod connection;
 pub mod context;
-pub mod head;
 pub mod headers;
 pub mod problem;
 
-use connection::peer_ip;
 use context::RequestContext;
 use headers::Seen;
 
@@ -84,10 +83,9 @@ impl Proxy {
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
         }
-        if is_endpoint(path.as_str()) {
-            let path = path.as_str().to_owned();
+        if let Some(endpoint) = endpoint(path.as_str()) {
             // Boxed, lest what is rare makes every request's future large.
-            return Box::pin(self.answer_endpoint(session, ctx, &path)).await.map(|()| true);
+            return Box::pin(self.answer_endpoint(session, ctx, endpoint)).await.map(|()| true);
         }
         let asked = Request {
             now,
@@ -109,13 +107,13 @@ impl Proxy {
         &self,
         session: &mut Session,
         ctx: &RequestContext,
-        path: &str,
+        endpoint: Endpoint,
     ) -> Result<(), Rejection> {
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             return Err(Rejection::MethodNotAllowed("GET, HEAD".into()));
         }
-        let status = match path {
-            "/ready" | "/health/ready" => {
+        let status = match endpoint {
+            Endpoint::Ready => {
                 if self.readiness.draining.load(Ordering::Relaxed) {
                     return Err(Rejection::Draining);
                 }
@@ -124,7 +122,7 @@ impl Proxy {
                 }
                 "ready"
             }
-            _ => "alive",
+            Endpoint::Alive => "alive",
         };
         let body = format!("{{\"status\":\"{status}\"}}\n");
         let answer = async {
@@ -137,11 +135,6 @@ impl Proxy {
         // Who cannot be written to has left.
         answer.await.or(Ok(()))
     }
-}
-
-/// The gateway's own paths, which no route may have.
-fn is_endpoint(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready" | "/ready")
 }
 
 #[async_trait]
@@ -368,7 +361,7 @@ impl ProxyHttp for Proxy {
             log_failure(session, e, ctx);
         }
         if answered && session.get_keepalive().is_some() && session.is_body_done() {
-            connection::keep_after_failure(session);
+            http1::answered_whole(&session.downstream_session);
         }
         FailToProxy { error_code, can_reuse_downstream: answered }
     }

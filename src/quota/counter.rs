@@ -19,29 +19,29 @@ use crate::base::clock::UnixTime;
 /// One counter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Counter {
-    /// Requests in the window that ends at `end`.
+    /// Units in the window that ends at `end`.
     Fixed {
         /// When the window ends.
         end: UnixTime,
-        /// Requests counted in it.
+        /// Units counted in it.
         used: u64,
     },
-    /// Requests in the window that ends at `end`, and in the one before it.
+    /// Units in the window that ends at `end`, and in the one before it.
     Sliding {
         /// When the window ends.
         end: UnixTime,
-        /// Requests counted in it.
+        /// Units counted in it.
         used: u64,
-        /// Requests counted in the window before.
+        /// Units counted in the window before.
         before: u64,
     },
-    /// Requests by the moments when they were granted.
+    /// Units by the moments when they were granted.
     Log(Log),
     /// What had not leaked out at a moment.
     Bucket {
         /// The moment.
         at: UnixTime,
-        /// Requests in the bucket then.
+        /// Units in the bucket then.
         level: f64,
     },
 }
@@ -69,7 +69,7 @@ impl Counter {
         )
     }
 
-    /// How many requests may be taken.
+    /// How many units may be taken.
     pub fn room(&self, limit: &Limit, now: UnixTime) -> u64 {
         match self {
             Self::Fixed { end, used } => {
@@ -89,27 +89,27 @@ impl Counter {
         }
     }
 
-    /// Takes `requests`, for which there is room.
-    pub fn take(&mut self, limit: &Limit, now: UnixTime, requests: u64) {
-        if requests == 0 {
+    /// Takes `units`, for which there is room.
+    pub fn take(&mut self, limit: &Limit, now: UnixTime, units: u64) {
+        if units == 0 {
             return;
         }
         let (used, before) = self.sliding(limit, now);
         match self {
             Self::Fixed { end, used } => {
                 let present = limit.window_end(now);
-                *used = requests + if *end == present { *used } else { 0 };
+                *used = units + if *end == present { *used } else { 0 };
                 *end = present;
             }
             Self::Sliding { .. } => {
-                *self = Self::Sliding { end: limit.window_end(now), used: used + requests, before };
+                *self = Self::Sliding { end: limit.window_end(now), used: used + units, before };
             }
             Self::Log(log) => {
                 log.forget_old(limit, now);
-                log.insert(now, requests);
+                log.insert(now, units);
             }
             Self::Bucket { at, level } => {
-                *level = leaked(limit, *at, *level, now) + requests as f64;
+                *level = leaked(limit, *at, *level, now) + units as f64;
                 *at = now;
             }
         }
@@ -140,10 +140,11 @@ impl Counter {
         Standing { left, reset_after }
     }
 
-    /// Gives back what was taken under `mark` (`by` below zero), or counts what was admitted elsewhere
-    /// in the aligned window that ends at `mark`.
+    /// Gives back what was taken under `mark` (`by` below zero), or counts what was spent elsewhere
+    /// in the aligned window that ends at `mark`. A mark of 0 stands for the present window.
     pub fn adjust(&mut self, limit: &Limit, now: UnixTime, mark: UnixTime, by: i64) {
         let present = limit.window_end(now);
+        let mark = if mark == UnixTime::default() { present } else { mark };
         let (now_used, now_before) = self.sliding(limit, now);
         let amount = by.unsigned_abs();
         match self {
@@ -152,18 +153,18 @@ impl Counter {
                     (*end, *used) = (present, 0);
                 }
                 if *end == mark && mark == present {
-                    *used = used.saturating_add_signed(by);
+                    *used = changed(limit, *used, by);
                 }
             }
             Self::Sliding { .. } => {
-                let changed = |count: u64, changes: bool| match changes {
-                    true => count.saturating_add_signed(by),
+                let in_mark = |count: u64, is_its_window: bool| match is_its_window {
+                    true => changed(limit, count, by),
                     false => count,
                 };
                 *self = Self::Sliding {
                     end: present,
-                    used: changed(now_used, mark == present),
-                    before: changed(now_before, mark + limit.window == present),
+                    used: in_mark(now_used, mark == present),
+                    before: in_mark(now_before, mark + limit.window == present),
                 };
             }
             Self::Log(log) => {
@@ -217,6 +218,12 @@ impl Counter {
     }
 }
 
+/// A count of a window after a change. Beyond twice the quota it grows no further: the window refuses everything
+/// anyhow, and the scripts' numbers stay exact.
+fn changed(limit: &Limit, count: u64, by: i64) -> u64 {
+    count.saturating_add_signed(by).min(count.max(limit.quota.saturating_mul(2)))
+}
+
 /// Milliseconds until the present window ends, as a clock of whole milliseconds sees it: never too few.
 fn rest_ms(limit: &Limit, now: UnixTime) -> u64 {
     limit.window_end(now).as_millis() - now.as_millis()
@@ -246,7 +253,7 @@ fn sliding_wait(limit: &Limit, now: UnixTime, used: u64, before: u64) -> Duratio
     Duration::from_millis(wait).saturating_sub(now_part)
 }
 
-/// Moments and how many requests were granted in each, oldest first.
+/// Moments and how many units were granted in each, oldest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Log {
     entries: VecDeque<(UnixTime, u64)>,
@@ -255,39 +262,39 @@ pub struct Log {
 }
 
 impl Log {
-    /// How many requests of the last window's length it holds.
+    /// How many units of the last window's length it holds.
     fn counted(&self, limit: &Limit, now: UnixTime) -> u64 {
         let old = self.entries.iter().take_while(|(at, _)| *at + limit.window <= now);
-        self.total - old.map(|(_, requests)| requests).sum::<u64>()
+        self.total - old.map(|(_, units)| units).sum::<u64>()
     }
 
     fn forget_old(&mut self, limit: &Limit, now: UnixTime) {
-        while let Some((at, requests)) = self.entries.front()
+        while let Some((at, units)) = self.entries.front()
             && *at + limit.window <= now
         {
-            self.total -= requests;
+            self.total -= units;
             self.entries.pop_front();
         }
     }
 
-    /// Adds requests to the entry of their moment, in order.
-    fn insert(&mut self, at: UnixTime, requests: u64) {
-        if requests == 0 {
+    /// Adds units to the entry of their moment, in order.
+    fn insert(&mut self, at: UnixTime, units: u64) {
+        if units == 0 {
             return;
         }
-        self.total += requests;
+        self.total += units;
         let place = self.entries.partition_point(|(earlier, _)| *earlier < at);
         match self.entries.get_mut(place) {
-            Some(entry) if entry.0 == at => entry.1 += requests,
-            _ => self.entries.insert(place, (at, requests)),
+            Some(entry) if entry.0 == at => entry.1 += units,
+            _ => self.entries.insert(place, (at, units)),
         }
     }
 
-    /// Removes requests from the entry of their moment.
-    fn remove(&mut self, at: UnixTime, requests: u64) {
+    /// Removes units from the entry of their moment.
+    fn remove(&mut self, at: UnixTime, units: u64) {
         let place = self.entries.partition_point(|(earlier, _)| *earlier < at);
         let Some(entry) = self.entries.get_mut(place).filter(|entry| entry.0 == at) else { return };
-        let removed = requests.min(entry.1);
+        let removed = units.min(entry.1);
         entry.1 -= removed;
         self.total -= removed;
         if entry.1 == 0 {
@@ -295,15 +302,15 @@ impl Log {
         }
     }
 
-    /// How long until one more is admitted; where one is, until the log is empty.
+    /// How long until one more unit is free; where one is, until the log is empty.
     fn wait(&self, limit: &Limit, now: UnixTime, left: u64) -> Duration {
         let leaves = |at: &UnixTime| (*at + limit.window) - now;
         if left > 0 {
             return self.entries.back().map_or(Duration::ZERO, |(at, _)| leaves(at));
         }
         let mut rest = self.total;
-        for (at, requests) in &self.entries {
-            rest -= requests;
+        for (at, units) in &self.entries {
+            rest -= units;
             if rest < limit.quota {
                 return leaves(at);
             }
@@ -475,8 +482,12 @@ mod tests {
             let mut counter = Counter::new(&limit);
             counter.adjust(&limit, now, limit.window_end(now), 4);
             assert_eq!(counter.room(&limit, now), 5, "{algorithm:?}");
+            counter.adjust(&limit, now, UnixTime::default(), 2);
+            assert_eq!(counter.room(&limit, now), 3, "{algorithm:?}: the present window");
             counter.adjust(&limit, now, limit.window_end(now), 400);
             assert_eq!(counter.room(&limit, now), 0, "{algorithm:?}");
+            counter.adjust(&limit, now, limit.window_end(now), i64::MAX);
+            assert_eq!(counter.room(&limit, now), 0, "{algorithm:?}: beyond any number");
             let later = now + Duration::from_secs(3_600);
             counter.adjust(&limit, later, limit.window_end(now), 4);
             assert_eq!(counter.room(&limit, later), 9, "{algorithm:?}: long ago");

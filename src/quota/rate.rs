@@ -102,6 +102,9 @@ pub enum RateError {
 }
 
 impl Algorithm {
+    /// The names that [`Algorithm::named`] knows.
+    pub const NAMES: [&str; 4] = ["fixed_window", "sliding_window", "sliding_log", "token_bucket"];
+
     /// Reads the name of an algorithm; a bucket's burst is `burst`.
     ///
     /// # Errors

@@ -81,6 +81,19 @@ pub struct Written {
     pub name: Option<String>,
 }
 
+/// What a limit says besides its rate.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Details<'a> {
+    /// Most requests at once: makes it a token bucket.
+    pub burst: Option<u64>,
+    /// The algorithm; `None` for the configured one. The burst of a bucket is `burst`, or else the quota.
+    pub algorithm: Option<Algorithm>,
+    /// What it counts by; `None` for the token.
+    pub by: Option<&'a [String]>,
+    /// What it is called; `None` for a name made of the rest.
+    pub name: Option<&'a str>,
+}
+
 /// A valid limit that does not know its route or the configured algorithm yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitRule {
@@ -120,22 +133,36 @@ impl LimitRule {
     /// [`RateError`] says which part is wrong and what is allowed.
     pub fn read(written: &Written) -> Result<Self, RateError> {
         let rate = Limit::parse(&written.rate)?;
-        let algorithm = match (written.algorithm.as_deref(), written.burst) {
+        let named = |name| Algorithm::named(name, rate.quota);
+        let algorithm = written.algorithm.as_deref().map(named).transpose()?;
+        let details = Details {
+            burst: written.burst,
+            algorithm,
+            by: written.by.as_deref(),
+            name: written.name.as_deref(),
+        };
+        Self::new(rate, details)
+    }
+
+    /// The limit of `rate`, a fixed window, with `details`.
+    ///
+    /// # Errors
+    /// [`RateError`] says which part is wrong and what is allowed.
+    pub fn new(rate: Limit, details: Details<'_>) -> Result<Self, RateError> {
+        let algorithm = match (details.algorithm, details.burst) {
             (None, None) => None,
             (None, Some(burst)) => Some(Algorithm::TokenBucket { burst }),
-            (Some(name), burst) => {
-                let algorithm = Algorithm::named(name, burst.unwrap_or(rate.quota))?;
-                if burst.is_some() && !matches!(algorithm, Algorithm::TokenBucket { .. }) {
-                    return Err(RateError::NoBucket);
-                }
-                Some(algorithm)
+            (Some(Algorithm::TokenBucket { .. }), burst) => {
+                Some(Algorithm::TokenBucket { burst: burst.unwrap_or(rate.quota) })
             }
+            (Some(_), Some(_)) => return Err(RateError::NoBucket),
+            (Some(algorithm), None) => Some(algorithm),
         };
         if let Some(algorithm) = algorithm {
             rate.clone().counted_by(algorithm)?;
         }
-        let by = written.by.as_deref().map_or(Ok(By::TOKEN), By::read)?;
-        let name = written.name.as_deref().map(checked_name).transpose()?;
+        let by = details.by.map_or(Ok(By::TOKEN), By::read)?;
+        let name = details.name.map(checked_name).transpose()?;
         Ok(Self { rate, algorithm, by, name })
     }
 

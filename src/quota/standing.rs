@@ -8,7 +8,7 @@ use crate::base::clock::UnixTime;
 /// How one limit of a subject stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Requests that may be taken now.
+    /// Units that may be taken now.
     pub left: u64,
     /// Where nothing is left, the time until something is; otherwise the time until everything is,
     /// if nothing more is taken. A fixed window ends as it ends.
@@ -16,6 +16,30 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// About how long until `units` are left of `limit`, if nothing more is taken. Of a fixed window it is the truth
+    /// and of a bucket not much more; the counts of other algorithms are taken to shrink evenly.
+    pub fn wait_for(&self, limit: &Limit, units: u64) -> Duration {
+        let missing = units.saturating_sub(self.left);
+        if missing == 0 {
+            return Duration::ZERO;
+        }
+        // Where nothing is left, the first unit comes at the reset.
+        let refill = |units: u64| {
+            let micros = units as f64 * limit.window_micros() as f64 / limit.quota as f64;
+            Duration::from_micros(micros.ceil() as u64)
+        };
+        match (limit.algorithm, self.left) {
+            (Algorithm::FixedWindow, _) => self.reset_after,
+            (Algorithm::TokenBucket { .. }, 0) => self.reset_after + refill(missing - 1),
+            (Algorithm::TokenBucket { .. }, _) => refill(missing),
+            (_, 0) => self.reset_after,
+            (_, left) => {
+                let used = limit.capacity().saturating_sub(left).max(missing);
+                self.reset_after.mul_f64(missing as f64 / used as f64)
+            }
+        }
+    }
+
     /// How `limit`, which stood like this at `then`, stands at `now` if nothing was taken since: at
     /// least so much is left.
     pub fn later(self, limit: &Limit, then: UnixTime, now: UnixTime) -> Self {
@@ -78,6 +102,34 @@ mod tests {
                     assert!(early < then || counter.room(&limit, early) == 0, "{algorithm:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_wait_for_several_units_ends_when_they_are_there() {
+        use crate::quota::counter::Counter;
+        let mut random = fastrand::Rng::with_seed(6);
+        let then = UnixTime::from_secs(1_000_000_020);
+        for algorithm in [Algorithm::FixedWindow, Algorithm::TokenBucket { burst: 10 }] {
+            let limit = Limit::parse("30/minute").unwrap().counted_by(algorithm).unwrap();
+            for _ in 0..1_000 {
+                let mut counter = Counter::new(&limit);
+                counter.take(&limit, then, random.u64(1..=limit.capacity()));
+                let now = then + Duration::from_micros(random.u64(..50_000_000));
+                let standing = counter.standing(&limit, now);
+                let units = random.u64(1..=limit.capacity());
+                let ready = now + standing.wait_for(&limit, units);
+                assert!(counter.room(&limit, ready) >= units, "{algorithm:?} {standing:?} {units}");
+            }
+        }
+        for algorithm in [Algorithm::SlidingWindow, Algorithm::SlidingLog] {
+            let limit = Limit::parse("30/minute").unwrap().counted_by(algorithm).unwrap();
+            let standing = Standing { left: 10, reset_after: Duration::from_secs(40) };
+            assert_eq!(standing.wait_for(&limit, 10), Duration::ZERO);
+            assert_eq!(standing.wait_for(&limit, 20), Duration::from_secs(20));
+            assert_eq!(standing.wait_for(&limit, 30), Duration::from_secs(40));
+            let nothing = Standing { left: 0, ..standing };
+            assert_eq!(nothing.wait_for(&limit, 20), nothing.reset_after, "asked again then");
         }
     }
 }

@@ -30,16 +30,16 @@ pub const PUBLIC_DIGITS: usize = 16;
 /// Longest key that is looked at, in bytes.
 pub const MAX_KEY: usize = 8 * 1024;
 
-/// Why a text is no key.
+/// Why a text cannot be a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No request could carry it.
     #[error("is not 1 to {MAX_KEY} visible ASCII characters")]
     Form,
-    /// It would be taken for a JWT.
+    /// The gateway would take it for a JWT.
     #[error("has two dots, as only a JWT has")]
     Jwt,
-    /// It starts as keys made here do, and is not one.
+    /// The text starts as keys made here do, and its checksum is wrong.
     #[error("starts with {PREFIX} and its checksum is wrong")]
     Checksum,
 }
@@ -67,7 +67,7 @@ pub fn generate() -> Result<Secret, getrandom::Error> {
 /// The hexadecimal SHA-256 of `key`, which its record is stored under: `token:<hash>`.
 ///
 /// # Errors
-/// [`KeyError`] for what cannot be a key: nothing needs to be looked up then.
+/// [`KeyError`] when the text cannot be a key: no record needs to be looked up then.
 pub fn hash(key: &str) -> Result<Arc<str>, KeyError> {
     if key.starts_with(PREFIX) && !is_whole(key) {
         return Err(KeyError::Checksum);
@@ -81,10 +81,10 @@ pub fn hash(key: &str) -> Result<Arc<str>, KeyError> {
     Ok(std::str::from_utf8(&text).unwrap_or_default().into())
 }
 
-/// The [hash] of a key that comes from a person or a file, not from a request that was read already.
+/// The [hash] of a key that a person or a file gives. A key that a request carries has been checked already.
 ///
 /// # Errors
-/// [`KeyError`] for what no request could carry as a key.
+/// [`KeyError`] when no request could carry the text as a key.
 pub fn hash_of_written(key: &str) -> Result<Arc<str>, KeyError> {
     let visible = key.bytes().all(|byte| byte.is_ascii_graphic());
     match key.bytes().filter(|byte| *byte == b'.').count() {
@@ -100,18 +100,18 @@ pub fn is_credential(text: &str) -> bool {
     key || (text.starts_with("eyJ") && text.matches('.').count() == 2)
 }
 
-/// Whether `id` is what the record of an opaque key is stored under.
+/// Whether the record that is stored under `id` is that of an opaque key.
 pub fn is_hash(id: &str) -> bool {
     id.len() == HASH_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What may be shown of the token whose record is stored under `id`: the id of a JWT, the first 16
-/// digits of a key's hash.
+/// The public id of the token whose record is stored under `id`: of a JWT the id itself, of a key the first 16
+/// digits of its hash.
 pub fn public_id(id: &str) -> &str {
     if is_hash(id) { &id[..PUBLIC_DIGITS] } else { id }
 }
 
-/// Whether nothing of a key made here was lost or mistyped.
+/// Whether a key made here has its right length, digits and checksum.
 fn is_whole(key: &str) -> bool {
     let Some((body, end)) = key.split_at_checked(PREFIX.len() + RANDOM) else { return false };
     let base62 = body[PREFIX.len()..].bytes().all(|byte| byte.is_ascii_alphanumeric());

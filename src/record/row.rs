@@ -1,4 +1,4 @@
-//! What one line of an import says: a record that gateways understand, or why not.
+//! A line of an import: a record that gateways understand, or the reason why they would not.
 //!
 //! No message repeats a value of the line, for a key may stand in any place of a line that is wrong.
 
@@ -15,12 +15,12 @@ use super::members::{Members, MembersError};
 use super::stored::{NewRecord, texts};
 use super::token::Draft;
 
-/// What a configuration says about records.
+/// What the configuration says about records.
 #[derive(Debug, Default)]
 pub struct Rules {
-    /// The plans there are; `None` where nobody knows.
+    /// The plans that exist; `None` where no configuration is read.
     pub plans: Option<BTreeSet<String>>,
-    /// Whether the claims of JWTs stand for their records, which nobody reads then.
+    /// Whether the claims of JWTs stand for their records, which no gateway reads then.
     pub are_claims: bool,
 }
 
@@ -71,7 +71,7 @@ impl Rows {
             Some(columns) => csv_fields(columns, &cells(&mut self.csv, line)?)?,
             None => json_fields(line)?,
         };
-        // Which token is meant is read without the values of the line.
+        // The errors of an identity repeat no value of the line.
         let identity = Identity::read(|name| fields.get(name).cloned());
         let id = identity.map_err(|error| error.to_string())?.id;
         for name in IDENTITIES {
@@ -111,7 +111,7 @@ fn cells(reader: &mut csv_core::Reader, line: &str) -> Result<Vec<String>, Strin
     if result == ReadRecordResult::InputEmpty {
         return Err("a quote is not closed on the same line".into());
     }
-    // To the reader a line ends there: what follows would be lost.
+    // The reader takes a carriage return for the end of the line: the rest would be lost.
     if !text.get(consumed..).unwrap_or_default().trim().is_empty() {
         return Err("has a carriage return inside".into());
     }
@@ -153,7 +153,7 @@ fn json_fields(line: &str) -> Result<Map<String, Value>, String> {
     if !fields.keys().all(|name| known(name).is_some()) {
         return Err(format!("has a member that is none of {}", known_names()));
     }
-    // Of two members with one name, whoever wrote the file may have meant the other.
+    // The author of the file may have meant either of two members with one name.
     match Members::read(line.as_bytes(), known) {
         Err(error @ MembersError::Twice) => Err(error.to_string()),
         Err(MembersError::Form) | Ok(_) => Ok(fields),

@@ -1,6 +1,10 @@
 //! Which route a request takes: one canonical path, matched against a table of prefixes.
 
+pub mod fields;
+pub mod headers;
+pub mod host;
 pub mod path;
 pub mod pattern;
+pub mod reserved;
 pub mod table;
 pub mod written;

@@ -21,7 +21,8 @@ impl Matcher {
         host().is_some_and(|host| own.eq_ignore_ascii_case(host))
     }
 
-    fn serves_method(&self, method: &str) -> bool {
+    /// Whether requests with `method` are served.
+    pub fn serves_method(&self, method: &str) -> bool {
         self.methods.is_empty()
             || self.methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
     }

@@ -32,21 +32,21 @@ pub struct MemoryQuota<C> {
 #[derive(Default)]
 struct Counters {
     /// What every subject was granted lately.
-    subjects: HashMap<Arc<str>, SmallVec<[Counted; 2]>>,
+    subjects: HashMap<Arc<str>, SmallVec<[LimitCounter; 2]>>,
     /// Each subject once, by a time not later than when its last counter is gone.
     ends: BinaryHeap<Reverse<(UnixTime, Arc<str>)>>,
 }
 
-/// The counter of one limit. Limits of one name, window and algorithm share it, whatever their quota:
+/// A limit's counter. Limits of one name, window and algorithm share it, whatever their quota:
 /// a changed quota keeps the count.
-struct Counted {
+struct LimitCounter {
     name: Arc<str>,
     window: Duration,
     counter: Counter,
     gone_at: UnixTime,
 }
 
-impl Counted {
+impl LimitCounter {
     fn belongs_to(&self, limit: &Limit) -> bool {
         self.window == limit.window && self.name == limit.name && self.counter.fits(limit)
     }
@@ -58,25 +58,32 @@ impl<C: Clock> MemoryQuota<C> {
         Self { clock, max_subjects, counters: Mutex::default() }
     }
 
-    fn take_now(&self, subject: &str, limits: &[Limit], wanted: u64) -> Result<Grant, StoreError> {
+    fn take_now(
+        &self,
+        subject: &str,
+        limits: &[Limit],
+        least: u64,
+        wanted: u64,
+    ) -> Result<Grant, StoreError> {
         let now = self.clock.now();
         let mut counters = self.counters.lock();
         counters.drop_ended(now, DROPPED_PER_CALL);
 
         let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
-        let room = |limit: &Limit| match kept.iter().find(|counted| counted.belongs_to(limit)) {
-            Some(counted) => counted.counter.room(limit, now),
+        let room = |limit: &Limit| match kept.iter().find(|known| known.belongs_to(limit)) {
+            Some(known) => known.counter.room(limit, now),
             None => limit.capacity(),
         };
-        let granted = limits.iter().map(room).fold(wanted.min(MAX_QUOTA), u64::min);
+        let room = limits.iter().map(room).fold(wanted.min(MAX_QUOTA), u64::min);
+        let granted = if room < least { 0 } else { room };
         if granted > 0 && !limits.is_empty() {
             self.change(&mut counters, subject, limits, now, |_, counter, limit| {
                 counter.take(limit, now, granted);
             })?;
         }
         let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
-        let standing = |limit: &Limit| match kept.iter().find(|counted| counted.belongs_to(limit)) {
-            Some(counted) => counted.counter.standing(limit, now),
+        let standing = |limit: &Limit| match kept.iter().find(|known| known.belongs_to(limit)) {
+            Some(known) => known.counter.standing(limit, now),
             None => Counter::new(limit).standing(limit, now),
         };
         Ok(Grant { granted, now, standings: limits.iter().map(standing).collect() })
@@ -99,10 +106,10 @@ impl<C: Clock> MemoryQuota<C> {
         }
         let Some(kept) = counters.subjects.get_mut(subject) else { return Ok(()) };
         for (at, limit) in limits.iter().enumerate() {
-            let place = kept.iter().position(|counted| counted.belongs_to(limit));
+            let place = kept.iter().position(|known| known.belongs_to(limit));
             let place = place.unwrap_or_else(|| {
-                kept.retain(|counted| counted.gone_at > now);
-                kept.push(Counted {
+                kept.retain(|known| known.gone_at > now);
+                kept.push(LimitCounter {
                     name: Arc::clone(&limit.name),
                     window: limit.window,
                     counter: Counter::new(limit),
@@ -110,9 +117,9 @@ impl<C: Clock> MemoryQuota<C> {
                 });
                 kept.len() - 1
             });
-            if let Some(counted) = kept.get_mut(place) {
-                change(at, &mut counted.counter, limit);
-                counted.gone_at = counted.counter.gone_at(limit).max(now);
+            if let Some(LimitCounter { counter, gone_at, .. }) = kept.get_mut(place) {
+                change(at, counter, limit);
+                *gone_at = counter.gone_at(limit).max(now);
             }
         }
         Ok(())
@@ -142,7 +149,7 @@ impl Counters {
             }
             let Some(Reverse((_, subject))) = self.ends.pop() else { return };
             let kept = self.subjects.get(&subject);
-            let last = kept.and_then(|kept| kept.iter().map(|counted| counted.gone_at).max());
+            let last = kept.and_then(|kept| kept.iter().map(|known| known.gone_at).max());
             match last {
                 Some(last) if last > now => self.ends.push(Reverse((last, subject))),
                 _ => {
@@ -155,13 +162,14 @@ impl Counters {
 
 #[async_trait]
 impl<C: Clock> QuotaStore for MemoryQuota<C> {
-    async fn take(
+    async fn take_at_least(
         &self,
         subject: &str,
         limits: &[Limit],
+        least: u64,
         wanted: u64,
     ) -> Result<Grant, StoreError> {
-        self.take_now(subject, limits, wanted)
+        self.take_now(subject, limits, least, wanted)
     }
 
     /// A call within the process is made once: `id` has nothing to guard.
@@ -210,7 +218,7 @@ mod tests {
         let quota = quota(10);
         let limits = [Limit::parse("3/second").unwrap(), Limit::parse("5/minute").unwrap()];
         let take = |wanted| {
-            let grant = quota.take_now("a", &limits, wanted).unwrap();
+            let grant = quota.take_now("a", &limits, 0, wanted).unwrap();
             (grant.granted, left(&grant))
         };
         assert_eq!(take(2), (2, vec![1, 3]));
@@ -227,7 +235,7 @@ mod tests {
     #[test]
     fn a_changed_quota_keeps_the_count() {
         let quota = quota(10);
-        let take = |rate: &str| quota.take_now("a", &[Limit::parse(rate).unwrap()], 4).unwrap();
+        let take = |rate: &str| quota.take_now("a", &[Limit::parse(rate).unwrap()], 0, 4).unwrap();
         assert_eq!(take("10/minute").granted, 4);
         assert_eq!(take("2/minute").granted, 0);
         assert_eq!(take("6/minute").granted, 2);
@@ -238,24 +246,24 @@ mod tests {
         let quota = quota(3);
         let second = [Limit::parse("1/second").unwrap()];
         let both = [Limit::parse("1/second").unwrap(), Limit::parse("5/minute").unwrap()];
-        assert_eq!(quota.take_now("long", &both, 1).unwrap().granted, 1);
+        assert_eq!(quota.take_now("long", &both, 0, 1).unwrap().granted, 1);
         for subject in ["a", "b"] {
-            assert_eq!(quota.take_now(subject, &second, 1).unwrap().granted, 1);
+            assert_eq!(quota.take_now(subject, &second, 0, 1).unwrap().granted, 1);
         }
-        let full = quota.take_now("c", &second, 1).unwrap_err();
+        let full = quota.take_now("c", &second, 0, 1).unwrap_err();
         assert!(matches!(full, StoreError::Failed(_)), "{full}");
         assert_eq!(
-            quota.take_now("a", &second, 1).unwrap().granted,
+            quota.take_now("a", &second, 0, 1).unwrap().granted,
             0,
             "a known subject is still counted"
         );
 
         quota.clock.advance(Duration::from_secs(1));
-        assert_eq!(quota.take_now("c", &second, 1).unwrap().granted, 1);
-        assert_eq!(left(&quota.take_now("long", &both, 1).unwrap()), [0, 3]);
+        assert_eq!(quota.take_now("c", &second, 0, 1).unwrap().granted, 1);
+        assert_eq!(left(&quota.take_now("long", &both, 0, 1).unwrap()), [0, 3]);
         quota.clock.advance(Duration::from_secs(60));
         for subject in ["x", "x", "x"] {
-            quota.take_now(subject, &second, 1).unwrap();
+            quota.take_now(subject, &second, 0, 1).unwrap();
         }
         assert_eq!(subjects(&quota), 1);
     }
@@ -264,8 +272,8 @@ mod tests {
     fn what_grants_nothing_is_not_kept() {
         let quota = quota(10);
         let limits = [Limit::parse("1/minute").unwrap()];
-        assert_eq!(quota.take_now("a", &limits, 0).unwrap().granted, 0);
-        assert_eq!(quota.take_now("b", &[], 7).unwrap().granted, 7);
+        assert_eq!(quota.take_now("a", &limits, 0, 0).unwrap().granted, 0);
+        assert_eq!(quota.take_now("b", &[], 0, 7).unwrap().granted, 7);
         assert_eq!(subjects(&quota), 0);
     }
 }

@@ -34,13 +34,32 @@ pub trait TokenStore: Send + Sync {
 /// Hands out quota.
 #[async_trait]
 pub trait QuotaStore: Send + Sync {
-    /// Takes up to `wanted` requests from every limit of `subject` at once, or none at all.
+    /// Takes up to `wanted` units from every limit of `subject` at once; none at all where any limit has less than
+    /// `least` left.
     ///
     /// # Errors
     /// [`StoreError`] when the store did not answer in time. What it may have counted by then stays
     /// counted until the window ends: an error never leads to more than the limit.
-    async fn take(&self, subject: &str, limits: &[Limit], wanted: u64)
-    -> Result<Grant, StoreError>;
+    async fn take_at_least(
+        &self,
+        subject: &str,
+        limits: &[Limit],
+        least: u64,
+        wanted: u64,
+    ) -> Result<Grant, StoreError>;
+
+    /// Takes up to `wanted` units from every limit of `subject` at once.
+    ///
+    /// # Errors
+    /// As [`QuotaStore::take_at_least`].
+    async fn take(
+        &self,
+        subject: &str,
+        limits: &[Limit],
+        wanted: u64,
+    ) -> Result<Grant, StoreError> {
+        self.take_at_least(subject, limits, 0, wanted).await
+    }
 
     /// Changes what is counted of `subject`: gives back what was taken and not used, or counts what was
     /// admitted while the store was away. What is no longer counted at all is left alone.
@@ -62,14 +81,19 @@ pub trait QuotaStore: Send + Sync {
 pub struct Adjustment {
     /// One entry a limit, in the order of the limits: what the change belongs to, which is the
     /// [mark](Limit::mark) of a grant that is given back, or the end of the aligned window in which
-    /// requests were admitted elsewhere; and the difference.
+    /// units were spent elsewhere, or [`Adjustment::PRESENT`]; and the difference.
     pub changes: SmallVec<[(UnixTime, i64); 2]>,
+}
+
+impl Adjustment {
+    /// Stands for the window in which the store makes the change.
+    pub const PRESENT: UnixTime = UnixTime::from_micros(0);
 }
 
 /// What a store granted, and how the subject stands after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Requests granted: at most what was asked for, 0 when any limit is used up.
+    /// Units granted: at most what was asked for, 0 when any limit has too little left.
     pub granted: u64,
     /// The store's clock when it decided.
     pub now: UnixTime,

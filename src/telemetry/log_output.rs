@@ -24,19 +24,33 @@ pub const ACCESS: &str = "tollgate::access";
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// Text for people, coloured or not.
-    Console {
-        /// Whether to colour.
-        color: bool,
-    },
+    /// Text for people.
+    Console,
 }
 
-/// Whether text on standard output should be coloured when nobody says.
-pub fn color_by_default() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+/// When console text is coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogColor {
+    /// When the output is a terminal and `NO_COLOR` is unset.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl LogColor {
+    /// Whether text on standard output is coloured.
+    fn is_wanted(self) -> bool {
+        match self {
+            Self::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
 }
 
 /// Writes what is left when dropped.
@@ -67,7 +81,8 @@ impl Drop for LogGuard {
 ///
 /// # Errors
 /// When the thread cannot be started or a logger is installed already.
-pub fn install(form: Form, level: LevelFilter) -> io::Result<LogGuard> {
+pub fn install(format: LogFormat, color: LogColor, level: LevelFilter) -> io::Result<LogGuard> {
+    let color = color.is_wanted();
     let (sender, lines) = sync_channel::<Vec<u8>>(QUEUE);
     let (finished, done) = sync_channel(1);
     let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
@@ -93,9 +108,9 @@ pub fn install(form: Form, level: LevelFilter) -> io::Result<LogGuard> {
         // The store's room says what there is to say about its connection.
         .filter_module("fred", LevelFilter::Off)
         .filter_module("tollgate", LevelFilter::Trace)
-        .format(move |out, record| match form {
-            Form::Json => json_line(out, record),
-            Form::Console { color } => console_line(out, record, color),
+        .format(move |out, record| match format {
+            LogFormat::Json => json_line(out, record),
+            LogFormat::Console => console_line(out, record, color),
         })
         .target(Target::Pipe(Box::new(Queue(sender.clone()))))
         .try_init()
@@ -271,7 +286,7 @@ impl<'kvs> VisitSource<'kvs> for ConsolePairs<'_> {
 mod tests {
     use super::*;
 
-    fn line(form: Form) -> String {
+    fn line(format: LogFormat) -> String {
         let mut out = Vec::new();
         let pairs: &[(&str, kv::Value<'_>)] = &[
             ("path", kv::Value::from("/a\"\u{1b}[31m")),
@@ -284,16 +299,16 @@ mod tests {
             .args(format_args!("a \"line\"\nof two"))
             .key_values(&pairs)
             .build();
-        match form {
-            Form::Json => json_line(&mut out, &record).unwrap(),
-            Form::Console { color } => console_line(&mut out, &record, color).unwrap(),
+        match format {
+            LogFormat::Json => json_line(&mut out, &record).unwrap(),
+            LogFormat::Console => console_line(&mut out, &record, false).unwrap(),
         }
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn a_json_line_is_one_object_with_typed_members() {
-        let line = line(Form::Json);
+        let line = line(LogFormat::Json);
         assert_eq!(line.matches('\n').count(), 1);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["message"], "a \"line\"\nof two");
@@ -304,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_console_line_lets_no_escape_through() {
-        let line = line(Form::Console { color: false });
+        let line = line(LogFormat::Console);
         assert!(line.contains("path=/a\\\"\\u{1b}[31m status=200"), "{line}");
         assert!(!line.contains('\u{1b}'));
     }

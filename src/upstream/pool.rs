@@ -1,5 +1,6 @@
 //! An upstream: endpoints in weighted rotation, each with peers built ahead.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,8 +34,21 @@ pub struct EndpointRules {
     pub port: u16,
     /// Whether to speak TLS, verifying the certificate for `host`.
     pub tls: bool,
-    /// Its share of the requests.
+    /// Its share of the requests, relative to its siblings.
     pub weight: u32,
+}
+
+/// As a URL without path: `https://host`, or `https://host:port` where the port is not the scheme's own.
+impl fmt::Display for EndpointRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, tls, weight: _ } = self;
+        let (scheme, own_port) = if *tls { ("https", 443) } else { ("http", 80) };
+        write!(f, "{scheme}://{host}")?;
+        if *port != own_port {
+            write!(f, ":{port}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Deadlines towards an upstream.
@@ -52,7 +66,7 @@ pub struct Timeouts {
 
 /// An upstream.
 pub struct Upstream {
-    rules: UpstreamRules,
+    rules: Arc<UpstreamRules>,
     endpoints: Vec<Endpoint>,
     /// Indexes of endpoints, each as often as its weight asks, spread evenly.
     rotation: Vec<usize>,
@@ -69,8 +83,8 @@ pub struct Endpoint {
     peers: ArcSwap<Vec<HttpPeer>>,
 }
 
-impl std::fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Upstream").field(&self.rules.name).finish()
     }
 }
@@ -91,7 +105,7 @@ impl Turn {
 
 impl Upstream {
     /// An upstream by `rules`. Endpoints that are addresses are usable at once, names when resolved.
-    pub fn new(rules: UpstreamRules) -> Self {
+    pub fn new(rules: Arc<UpstreamRules>) -> Self {
         let endpoints: Vec<_> = rules
             .endpoints
             .iter()
@@ -203,7 +217,7 @@ mod tests {
 
     fn upstream(endpoints: &[(&str, u32)]) -> Upstream {
         let timeout = Duration::from_secs(1);
-        Upstream::new(UpstreamRules {
+        Upstream::new(Arc::new(UpstreamRules {
             name: "u".into(),
             endpoints: endpoints
                 .iter()
@@ -217,7 +231,7 @@ mod tests {
                 .collect(),
             retries: 2,
             timeouts: Timeouts { connect: timeout, read: timeout, write: timeout, idle: timeout },
-        })
+        }))
     }
 
     fn port(peer: Option<Box<HttpPeer>>) -> Option<u16> {
@@ -239,6 +253,20 @@ mod tests {
         let mut turn = Turn::default();
         let attempts: Vec<_> = (0..3).map(|_| port(upstream.pick(&mut turn))).collect();
         assert_eq!(attempts, [Some(1_000), Some(1_001), Some(1_000)]);
+    }
+
+    #[test]
+    fn endpoints_read_as_urls() {
+        for (host, port, tls, text) in [
+            ("127.0.0.1", 3001, false, "http://127.0.0.1:3001"),
+            ("a", 80, false, "http://a"),
+            ("a", 443, false, "http://a:443"),
+            ("a", 443, true, "https://a"),
+            ("[::1]", 8443, true, "https://[::1]:8443"),
+        ] {
+            let endpoint = EndpointRules { host: host.into(), port, tls, weight: 1 };
+            assert_eq!(endpoint.to_string(), text);
+        }
     }
 
     #[test]

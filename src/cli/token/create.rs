@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use super::issue::{Issued, Kept};
 use super::records::StoreArguments;
+use crate::auth::issuer::{IssuerKey, IssuerRules, KeyMaterial};
 use crate::auth::verification;
 use crate::base::clock::{Clock as _, SystemClock, UnixTime};
 use crate::base::secret::Secret;
 use crate::cli::{Failure, hidden};
-use crate::config::{Config, JwtIssuer, JwtKey, KeyMaterial};
+use crate::config::Config;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};
 use crate::record::field::{self, is_claim};
@@ -203,7 +204,7 @@ fn must_be_readable(id: &str, record: &Map<String, Value>) -> Result<(), Failure
 /// # Errors
 /// [`Failure::Usage`] when `jwt` has no key, [`Failure::Internal`] when signing fails.
 pub fn sign(
-    issuer: &JwtIssuer,
+    issuer: &IssuerRules,
     api_key: &str,
     grant: &Map<String, Value>,
     issued: UnixTime,
@@ -220,7 +221,7 @@ pub fn sign(
         api_key,
         iat: issued.as_secs(),
         exp: expires.as_secs(),
-        iss: issuer.issuer.as_deref(),
+        iss: issuer.name.as_deref(),
         aud: issuer.audience.as_deref(),
         grant,
     };
@@ -230,9 +231,9 @@ pub fn sign(
 }
 
 /// Only who has a secret can sign: public keys verify the tokens of others.
-fn signing_key(key: &JwtKey) -> Option<(Option<String>, Algorithm, &Secret)> {
-    let KeyMaterial::Secret(secret) = &key.material else { return None };
-    Some((key.kid.clone(), key.algorithm.name().parse().ok()?, secret))
+fn signing_key(key: &IssuerKey) -> Option<(Option<String>, Algorithm, &Secret)> {
+    let KeyMaterial::Secret(secret) = key.material() else { return None };
+    Some((key.kid().map(str::to_owned), key.algorithm().name().parse().ok()?, secret))
 }
 
 /// The claims of a token (contract section 5; RFC 7519 section 4.1).
@@ -272,9 +273,9 @@ fn new_record(
 }
 
 /// The keys and claims to sign with: `--secret`, else the configuration, else the environment.
-fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<JwtIssuer, Failure> {
-    let signs = |issuer: &&JwtIssuer| issuer.keys.iter().any(|key| signing_key(key).is_some());
-    let configured = config.and_then(|config| config.auth.jwt.issuers.iter().find(signs));
+fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<IssuerRules, Failure> {
+    let signs = |issuer: &&IssuerRules| issuer.keys.iter().any(|key| signing_key(key).is_some());
+    let configured = config.and_then(|config| config.live.auth.jwt.issuers.iter().find(signs));
     let secret = match (secret, configured) {
         (None, Some(issuer)) => return Ok(issuer.clone()),
         (Some(secret), _) => secret.clone(),
@@ -290,9 +291,10 @@ fn signing(secret: Option<&Secret>, config: Option<&Config>) -> Result<JwtIssuer
         return Err(Failure::Usage(message));
     }
     let material = KeyMaterial::Secret(secret);
-    let key = JwtKey { algorithm: verification::Algorithm::Hs256, material, kid: None };
+    let key = IssuerKey::new(verification::Algorithm::Hs256, None, material)
+        .map_err(|error| Failure::Usage(format!("the secret {error}")))?;
     let issuer = configured.cloned().unwrap_or_default();
-    Ok(JwtIssuer { keys: vec![key], ..issuer })
+    Ok(IssuerRules { keys: vec![key], ..issuer })
 }
 
 /// Refuses a plan that the configuration, if there is one, does not have.
@@ -300,10 +302,10 @@ pub(super) fn known_plan(plan: Option<&str>, config: Option<&Config>) -> Result<
     let (Some(plan), Some(config)) = (plan, config) else {
         return Ok(());
     };
-    if config.plans.contains_key(plan) {
+    if config.live.plans.contains_key(plan) {
         return Ok(());
     }
-    let known: Vec<&str> = config.plans.keys().map(String::as_str).collect();
+    let known: Vec<&str> = config.live.plans.keys().map(String::as_str).collect();
     let known = if known.is_empty() {
         "it has none".to_owned()
     } else {
@@ -396,11 +398,11 @@ mod tests {
 
     const KEY: &str = "0123456789abcdef0123456789abcdef";
 
-    fn jwt(kid: Option<&str>, issuer: Option<&str>) -> JwtIssuer {
+    fn jwt(kid: Option<&str>, issuer: Option<&str>) -> IssuerRules {
         let material = KeyMaterial::Secret(Secret::new(KEY));
         let algorithm = verification::Algorithm::Hs256;
-        let keys = vec![JwtKey { algorithm, material, kid: kid.map(str::to_owned) }];
-        JwtIssuer { keys, issuer: issuer.map(str::to_owned), ..JwtIssuer::default() }
+        let keys = vec![IssuerKey::new(algorithm, kid.map(str::to_owned), material).unwrap()];
+        IssuerRules { keys, name: issuer.map(str::to_owned), ..IssuerRules::default() }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The curl line that tries a token: an address, a path and a method that the gateway serves.
 
 use crate::base::secret::Secret;
-use crate::config::{Config, Route, RouteAuth};
+use crate::config::{Config, Route};
 
 /// Where a gateway listens when nothing says otherwise.
 const DEFAULT_BASE: &str = "http://127.0.0.1:8080";
@@ -9,13 +9,13 @@ const DEFAULT_BASE: &str = "http://127.0.0.1:8080";
 /// A line for a shell that sends one request with `credential` to a path that `allowed` permits,
 /// an empty list permitting every path.
 pub fn curl(credential: &Secret, config: Option<&Config>, allowed: &[String]) -> String {
-    let routes = config.map(|config| config.routes.as_slice()).unwrap_or_default();
+    let routes = config.map(|config| config.live.routes.as_slice()).unwrap_or_default();
     let (path, route) = target(routes, allowed);
     let mut words = vec!["curl".to_owned(), "-i".into()];
     if let Some(method) = route.and_then(unusual_method) {
         words.extend(["-X".into(), quoted(method)]);
     }
-    if let Some(host) = route.and_then(|route| route.host.as_ref()) {
+    if let Some(host) = route.and_then(|route| route.matcher.host.as_ref()) {
         words.extend(["-H".into(), quoted(&format!("Host: {host}"))]);
     }
     words.extend(["-H".into(), quoted(&format!("Authorization: Bearer {}", credential.expose()))]);
@@ -28,19 +28,16 @@ fn target<'a>(routes: &'a [Route], allowed: &[String]) -> (String, Option<&'a Ro
     let pattern = allowed.first().map_or("*", String::as_str);
     let literal = pattern.strip_suffix('*').unwrap_or(pattern);
     if literal.len() < pattern.len() {
-        let mut within = routes.iter().filter(|route| route.prefix.starts_with(literal));
-        let first = within
-            .clone()
-            .find(|route| route.auth == RouteAuth::Required)
-            .or_else(|| within.next());
+        let mut within = routes.iter().filter(|route| route.matcher.prefix.starts_with(literal));
+        let first = within.clone().find(|route| route.auth_required).or_else(|| within.next());
         if let Some(route) = first {
-            return (route.prefix.clone(), Some(route));
+            return (route.matcher.prefix.clone(), Some(route));
         }
     }
     let serving = routes
         .iter()
-        .filter(|route| covers(&route.prefix, literal))
-        .max_by_key(|route| route.prefix.len());
+        .filter(|route| covers(&route.matcher.prefix, literal))
+        .max_by_key(|route| route.matcher.prefix.len());
     let path = if literal.is_empty() { "/" } else { literal };
     (path.to_owned(), serving)
 }
@@ -53,16 +50,17 @@ fn covers(prefix: &str, path: &str) -> bool {
 
 /// The method to ask with, where GET will not do.
 fn unusual_method(route: &Route) -> Option<&str> {
-    if route.methods.iter().any(|method| method == "GET") {
+    let methods = &route.matcher.methods;
+    if methods.iter().any(|method| method == "GET") {
         return None;
     }
-    route.methods.first().map(String::as_str)
+    methods.first().map(String::as_str)
 }
 
 /// The first listener, as a client on this machine reaches it.
 fn base(config: Option<&Config>) -> String {
     let Some(mut address) =
-        config.and_then(|config| config.listeners.first()).map(|listener| listener.address)
+        config.and_then(|config| config.startup.listeners.first()).map(|listener| listener.address)
     else {
         return DEFAULT_BASE.into();
     };
@@ -84,17 +82,28 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HeaderRules;
+    use std::sync::Arc;
+    use std::time::Duration;
 
-    fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth: RouteAuth) -> Route {
+    use crate::route::headers::HeaderRules;
+    use crate::route::table::Matcher;
+    use crate::upstream::pool::{Timeouts, UpstreamRules};
+
+    fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth_required: bool) -> Route {
+        let second = Duration::from_secs(1);
+        let timeouts = Timeouts { connect: second, read: second, write: second, idle: second };
+        let upstream =
+            UpstreamRules { name: "u".into(), endpoints: Vec::new(), retries: 0, timeouts };
         Route {
             limits: [].into(),
             max_in_flight: None,
-            prefix: prefix.into(),
-            host: host.map(str::to_owned),
-            methods: methods.iter().map(|&method| method.to_owned()).collect(),
-            upstream: "u".into(),
-            auth,
+            matcher: Matcher {
+                prefix: prefix.into(),
+                host: host.map(str::to_owned),
+                methods: methods.iter().map(|&method| method.to_owned()).collect(),
+            },
+            upstream: Arc::new(upstream),
+            auth_required,
             strip_prefix: false,
             forward_credential: true,
             request_headers: HeaderRules::default(),
@@ -105,9 +114,9 @@ mod tests {
     #[test]
     fn the_path_is_one_that_is_permitted_and_served() {
         let routes = [
-            route("/open", &[], None, RouteAuth::None),
-            route("/api/v1/users", &[], None, RouteAuth::Required),
-            route("/api/v1/users/deep", &[], None, RouteAuth::Required),
+            route("/open", &[], None, false),
+            route("/api/v1/users", &[], None, true),
+            route("/api/v1/users/deep", &[], None, true),
         ];
         for (allowed, path, served_by) in [
             (None, "/api/v1/users", Some("/api/v1/users")),
@@ -122,7 +131,7 @@ mod tests {
             let allowed: Vec<String> = allowed.into_iter().map(str::to_owned).collect();
             let (got, route) = target(&routes, &allowed);
             assert_eq!(
-                (got.as_str(), route.map(|route| route.prefix.as_str())),
+                (got.as_str(), route.map(|route| route.matcher.prefix.as_str())),
                 (path, served_by),
                 "{allowed:?}"
             );
@@ -141,9 +150,9 @@ mod tests {
 
     #[test]
     fn method_follows_the_route() {
-        let post = route("/p", &["POST", "PUT"], Some("h"), RouteAuth::Required);
+        let post = route("/p", &["POST", "PUT"], Some("h"), true);
         assert_eq!(unusual_method(&post), Some("POST"));
-        assert_eq!(unusual_method(&route("/p", &["POST", "GET"], None, RouteAuth::Required)), None);
-        assert_eq!(unusual_method(&route("/p", &[], None, RouteAuth::Required)), None);
+        assert_eq!(unusual_method(&route("/p", &["POST", "GET"], None, true)), None);
+        assert_eq!(unusual_method(&route("/p", &[], None, true)), None);
     }
 }

@@ -115,18 +115,18 @@ impl Issued<'_> {
             }
             (_, Some(rate), _, _) if plain(rate).contains('/') => plain(rate),
             (_, Some(quota), _, Some(config)) => {
-                let window = humantime::format_duration(config.limits.window);
+                let window = humantime::format_duration(config.live.limits.window);
                 format!("{} every {window}", plain(quota))
             }
             (_, Some(quota), _, None) => format!("{} every limits.window", plain(quota)),
             (_, None, Some(plan), config) => {
-                let of_plan = config.and_then(|config| config.plans.get(plan.as_str()?));
+                let of_plan = config.and_then(|config| config.live.plans.get(plan.as_str()?));
                 let limits =
                     of_plan.map(|limits| format!(": {}", limits_text(limits))).unwrap_or_default();
                 format!("plan {}{limits}", plain(plan))
             }
             (_, None, None, Some(config)) => {
-                format!("default: {}", limits_text(&config.limits.default))
+                format!("default: {}", limits_text(&config.live.limits.default))
             }
             (_, None, None, None) => "limits.default".into(),
         }

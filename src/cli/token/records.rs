@@ -38,8 +38,10 @@ impl StoreArguments {
             (None, Some(_)) => None,
             _ => Some(self.config.load()?),
         };
-        let configured =
-            config.as_ref().and_then(|config| config.redis.as_ref()).map(|redis| &redis.url);
+        let configured = config
+            .as_ref()
+            .and_then(|config| config.startup.redis.as_ref())
+            .map(|redis| &redis.url);
         let admin = self.redis.as_ref().or(configured).map(Admin::connect).transpose()?;
         Ok(Records { config, admin })
     }
@@ -116,7 +118,7 @@ impl Records {
 
     /// Whether the claims of JWTs stand for their records.
     pub fn are_claims(&self) -> bool {
-        self.config.as_ref().is_some_and(|config| !config.auth.jwt.require_record)
+        self.config.as_ref().is_some_and(|config| !config.live.auth.jwt.rules.require_record)
     }
 
     /// Deletes the record of `id`, or revokes a token that needs none. One that the configuration holds
@@ -150,7 +152,7 @@ impl Records {
 
     /// The records of the configuration.
     pub fn configured(&self) -> Vec<Entry> {
-        let tokens = self.config.iter().flat_map(|config| &config.auth.tokens);
+        let tokens = self.config.iter().flat_map(|config| &config.live.auth.tokens);
         tokens
             .map(|token| Entry {
                 id: token.id.to_string(),

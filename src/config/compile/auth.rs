@@ -1,4 +1,4 @@
-//! Issuers and their keys. Secrets come and go here without being looked at, but for their length.
+//! Issuers and their keys. A key is made ready once, and its secret is never part of a fault.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,51 +7,57 @@ use std::time::Duration;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
-use super::super::{Auth, FailureRate, Jwt, JwtIssuer, JwtKey, KeyMaterial, TokenCache};
+use super::super::{Auth, Jwt};
 use super::{deadline, need, tokens};
+use crate::auth::cache::CacheRules;
+use crate::auth::guard::FailureRate;
+use crate::auth::issuer::{IssuerKey, IssuerRules, KeyMaterial};
 use crate::auth::jwks::{self, JwksRules, Source};
+use crate::auth::jwt::JwtRules;
 use crate::base::files::read_text;
 use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 
-/// Invalid credentials of one client address that are answered with 401, where nothing else is said.
+/// Invalid credentials of one client address that are answered with 401, where the file does not say.
 const MAX_FAILURES: FailureRate = FailureRate { failures: 100, window: Duration::from_secs(60) };
 
 /// Largest secret file, in bytes.
 const MAX_SECRET_FILE: u64 = 64 << 10;
 
+/// The checks of tokens, and the rules of the record cache.
 pub(super) fn compile(
     written: file::Auth,
     plans: &tokens::Plans,
     algorithm: Algorithm,
     report: &mut Report,
-) -> Auth {
+) -> (Auth, CacheRules) {
     let at = KeyPath::top("auth");
     let cache = written.cache.unwrap_or_default();
-    Auth {
+    let cache = CacheRules {
+        ttl: deadline(cache.ttl, 15 * 60),
+        entries: super::count(cache.entries.map(|n| n.0.0), 100_000),
+        max_stale: cache.max_stale.map_or(Duration::from_secs(5 * 60), |span| span.0.0),
+    };
+    let auth = Auth {
         jwt: jwt(written.jwt.unwrap_or_default(), &at.key("jwt"), report),
         tokens: tokens::compile(written.tokens, plans, algorithm, &at.key("tokens"), report),
-        cache: TokenCache {
-            ttl: deadline(cache.ttl, 15 * 60),
-            entries: super::count(cache.entries.map(|n| n.0.0), 100_000),
-            max_stale: cache.max_stale.map_or(Duration::from_secs(5 * 60), |span| span.0.0),
-        },
         max_failures: written.max_failures.map_or(Some(MAX_FAILURES), |rate| rate.0.0),
-    }
+    };
+    (auth, cache)
 }
 
 fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {
     let mut issuers = Vec::new();
-    let only = file::JwtIssuer {
+    let unlisted = file::JwtIssuer {
         issuer: written.issuer,
         audience: written.audience,
         keys: written.keys,
         jwks: written.jwks,
     };
-    if only.keys.as_ref().is_some_and(|keys| !keys.is_empty()) || only.jwks.is_some() {
-        issuers.push(issuer(only, at, report));
+    if has_keys(&unlisted) {
+        issuers.push(issuer(unlisted, at, report));
     } else {
-        for (name, written) in [("issuer", &only.issuer), ("audience", &only.audience)] {
+        for (name, written) in [("issuer", &unlisted.issuer), ("audience", &unlisted.audience)] {
             if written.is_some() && !report.has_fault_within(&at.key("keys")) {
                 report.fault(
                     &at.key(name),
@@ -66,33 +72,37 @@ fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {
         if written.issuer.is_none() {
             report.fault(&at.key("issuer"), "is missing; write the iss of its tokens");
         }
-        let has_keys = written.keys.as_ref().is_some_and(|keys| !keys.is_empty());
-        if !has_keys && written.jwks.is_none() && !report.has_fault_within(&at) {
+        if !has_keys(&written) && !report.has_fault_within(&at) {
             report.fault(&at, "has no keys; write keys or jwks");
         }
         let issuer = issuer(written, &at, report);
-        if issuer.issuer.is_some() && issuers.iter().any(|known| known.issuer == issuer.issuer) {
+        if issuer.name.is_some() && issuers.iter().any(|other| other.name == issuer.name) {
             report.fault(&at.key("issuer"), "is that of another issuer; write each issuer once");
         }
         issuers.push(issuer);
     }
-    Jwt {
-        issuers,
+    let rules = JwtRules {
         leeway: written.leeway.map_or(Duration::ZERO, |span| span.0.0),
         require_record: written.require_record.is_none_or(|required| required.0),
-    }
+    };
+    Jwt { issuers, rules }
 }
 
-fn issuer(written: file::JwtIssuer, at: &KeyPath, report: &mut Report) -> JwtIssuer {
-    JwtIssuer {
-        issuer: written.issuer.map(|text| text.0),
+/// Whether any key or set of keys is written.
+fn has_keys(written: &file::JwtIssuer) -> bool {
+    written.keys.as_ref().is_some_and(|keys| !keys.is_empty()) || written.jwks.is_some()
+}
+
+fn issuer(written: file::JwtIssuer, at: &KeyPath, report: &mut Report) -> IssuerRules {
+    IssuerRules {
+        name: written.issuer.map(|text| text.0),
         audience: written.audience.map(|text| text.0),
         keys: keys(written.keys, &at.key("keys"), report),
         jwks: written.jwks.and_then(|written| jwks(written, &at.key("jwks"), report)),
     }
 }
 
-fn keys(written: file::List<file::JwtKey>, at: &KeyPath, report: &mut Report) -> Vec<JwtKey> {
+fn keys(written: file::List<file::JwtKey>, at: &KeyPath, report: &mut Report) -> Vec<IssuerKey> {
     let mut keys = Vec::new();
     let mut kids = BTreeSet::new();
     for (i, key) in written.unwrap_or_default().into_iter().enumerate() {
@@ -108,14 +118,17 @@ fn keys(written: file::List<file::JwtKey>, at: &KeyPath, report: &mut Report) ->
             check_kid(&mut kids, &kid, &at, report);
             continue;
         };
-        let mut key = JwtKey { algorithm, material, kid };
-        match key.verification_key() {
-            // A JWK may bring its own.
-            Ok(ready) => key.kid = ready.kid().map(str::to_owned),
-            Err(error) => report.fault(&at.key(source), error),
+        match IssuerKey::new(algorithm, kid.clone(), material) {
+            Ok(key) => {
+                // A JWK may bring its own kid.
+                check_kid(&mut kids, &key.kid().map(str::to_owned), &at, report);
+                keys.push(key);
+            }
+            Err(error) => {
+                report.fault(&at.key(source), error);
+                check_kid(&mut kids, &kid, &at, report);
+            }
         }
-        check_kid(&mut kids, &key.kid, &at, report);
-        keys.push(key);
     }
     keys
 }
@@ -202,7 +215,7 @@ fn material(
         },
         None => {
             let names = ["secret", "secret_file", "public_key", "public_key_file"];
-            // All are silent when one was reported already.
+            // Nothing is missing where a value was written and refused.
             if !names.iter().any(|name| report.is_broken(&at.key(name))) {
                 let message = "is missing; write secret or secret_file, or of a public key public_key or public_key_file";
                 report.fault(&at.key("secret"), message);

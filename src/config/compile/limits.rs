@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::Limits;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
-use super::super::{LimitSync, Limits, OnStoreFailure, RateHeaders};
 use super::{need, or};
+use crate::limit::headers::RateHeaders;
+use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
-use crate::quota::rule::{LimitRule, Written, rule_set};
+use crate::quota::rule::{Details, LimitRule, rule_set};
 
-/// How limits count that do not say so themselves.
+/// The algorithm of limits that do not name one themselves.
 pub(super) fn algorithm(written: &file::Limits) -> Algorithm {
     written.algorithm.as_ref().map_or(Algorithm::FixedWindow, |algorithm| algorithm.0)
 }
@@ -27,16 +29,11 @@ pub(super) fn compile(written: file::Limits, report: &mut Report) -> Limits {
         default,
         algorithm,
         window: written.window.map_or(Duration::from_secs(60), |window| window.0.0),
-        sync: or(written.sync, LimitSync::Leased),
-        on_store_failure: or(written.on_store_failure, OnStoreFailure::Local),
+        sync: or(written.sync, SyncMode::Leased),
+        on_store_failure: or(written.on_store_failure, FailurePolicy::Local),
         headers: or(written.headers, RateHeaders::Both),
-        max_in_flight: written.max_in_flight.map_or(Some(1_000), few),
+        max_in_flight: written.max_in_flight.map_or(Some(1_000), |most| most.0.0),
     }
-}
-
-/// A number of requests at a time.
-pub(super) fn few(written: super::Leaf<file::Few>) -> Option<isize> {
-    written.0.0.and_then(|number| isize::try_from(number).ok())
 }
 
 pub(super) fn plan(
@@ -82,11 +79,18 @@ fn each_rule(
             report.fault(&at, "is empty; write a limit such as 100/minute");
             continue;
         };
-        let Some(written) = self::written(limit, &at, report) else { continue };
-        let rule = LimitRule::read(&written);
-        let rule = rule.and_then(|rule| match rule.limit(algorithm, of_route) {
-            Ok(_) => Ok(rule),
-            Err((_, error)) => Err(error),
+        let Some(rate) = need(limit.rate, &at.key("rate"), report) else { continue };
+        let details = Details {
+            burst: limit.burst.map(|burst| burst.0.0),
+            algorithm: limit.algorithm.map(|algorithm| algorithm.0),
+            by: limit.by.as_ref().map(file::OneOrMore::words),
+            name: limit.name.as_ref().map(|name| name.0.as_str()),
+        };
+        // A stored limit that the configured algorithm cannot count falls back to fixed windows. A limit of
+        // the file is refused instead.
+        let rule = LimitRule::new(rate, details).and_then(|rule| {
+            let fits = rule.limit(algorithm, of_route).map(drop);
+            fits.map_err(|(_, error)| error).map(|()| rule)
         });
         match rule {
             Ok(rule) => rules.push(rule),
@@ -94,18 +98,4 @@ fn each_rule(
         }
     }
     rules
-}
-
-/// One limit, without looking at what it says.
-fn written(limit: file::Limit, at: &KeyPath, report: &mut Report) -> Option<Written> {
-    Some(Written {
-        rate: need(limit.rate, &at.key("rate"), report)?.0,
-        burst: limit.burst.map(|burst| burst.0.0),
-        algorithm: limit.algorithm.map(|algorithm| algorithm.0.name().to_owned()),
-        by: limit.by.map(|by| match by {
-            file::Words::One(word) => vec![word],
-            file::Words::Several(words) => words,
-        }),
-        name: limit.name.map(|name| name.0),
-    })
 }

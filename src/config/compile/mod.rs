@@ -1,7 +1,7 @@
-//! From what was written to what is valid: defaults, and the checks that need more than one value.
+//! From written values to valid ones: defaults, and the checks that need more than one value.
 //!
-//! Each function reports every fault it finds under the key's path and gives `None` where it found
-//! one it cannot go on from. Nothing here reads YAML or the environment.
+//! Values become the types of the rooms that use them. Each function reports every fault it finds under the
+//! key's path, and returns `None` for a value it cannot make. Nothing here reads YAML or the environment.
 
 mod auth;
 mod limits;
@@ -15,8 +15,9 @@ use std::time::Duration;
 use super::fault::Report;
 use super::file::{self, File, List, Map, Maybe};
 use super::key_path::KeyPath;
-use super::scalar::{Leaf, Name, Scalar};
-use super::{ClientTimeouts, Config, Listener, Log, LogColor, LogFormat, Redis, Server};
+use super::scalar::{Identifier, Leaf, Scalar};
+use super::{ClientTimeouts, Config, Listener, LiveConfig, Redis, Server, StartupConfig};
+use crate::telemetry::log_output::{LogColor, LogFormat};
 
 /// The valid configuration, unless something was reported on the way.
 pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
@@ -24,31 +25,39 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     let metrics = metrics(file.metrics.unwrap_or_default(), &listeners, report);
     let written_limits = file.limits.unwrap_or_default();
     let algorithm = limits::algorithm(&written_limits);
-    let plans = named(file.plans, &KeyPath::top("plans"), report, |plan, at, report| {
+    let plans = named(file.plans, &KeyPath::top("plans"), report, |plan, _, at, report| {
         limits::plan(plan, algorithm, at, report)
     });
-    let auth = auth::compile(file.auth.unwrap_or_default(), &plans, algorithm, report);
+    let written_auth = file.auth.unwrap_or_default();
+    let (auth, token_cache) = auth::compile(written_auth, &plans, algorithm, report);
     let upstreams = named(file.upstreams, &KeyPath::top("upstreams"), report, routing::upstream);
     let has_credentials = auth.may_know_a_token() || file.redis.is_some();
-    let given = routing::Given { upstreams: &upstreams, has_credentials, algorithm };
-    let routes = routing::routes(file.routes, &given, report);
-    let present = |(name, value): (String, Option<_>)| Some((name, value?));
-    Some(Config {
+    let context = routing::Context { upstreams: &upstreams, has_credentials, algorithm };
+    let routes = routing::routes(file.routes, &context, report);
+    let log = file.log.unwrap_or_default();
+    let startup = StartupConfig {
         server: server(file.server.unwrap_or_default()),
         listeners,
         metrics,
-        log: log(file.log.unwrap_or_default()),
+        log_format: or(log.format, LogFormat::Json),
+        log_color: or(log.color, LogColor::Auto),
+        redis: file.redis.and_then(|redis| self::redis(redis, report)),
+        token_cache,
+    };
+    let live = LiveConfig {
+        log_level: or(log.level, log::LevelFilter::Info),
+        access_log: or(log.access, true),
         timeouts: client_timeouts(file.timeouts.unwrap_or_default()),
         max_body: file.max_body.map_or(10 << 20, |size| size.0.0),
         max_connections: count(file.max_connections.map(|n| n.0.0), 10_000),
         trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
-        redis: file.redis.and_then(|redis| self::redis(redis, report)),
         auth,
-        plans: plans.into_iter().filter_map(present).collect(),
+        plans: plans.into_iter().filter_map(|(name, limits)| Some((name, limits?))).collect(),
         limits: limits::compile(written_limits, report),
-        upstreams: upstreams.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        upstreams: upstreams.into_iter().filter_map(|(name, rules)| Some((name, rules?))).collect(),
         routes,
-    })
+    };
+    Some(Config { startup, live })
 }
 
 fn server(written: file::Server) -> Server {
@@ -111,15 +120,6 @@ fn metrics(
     Some(address)
 }
 
-fn log(written: file::Log) -> Log {
-    Log {
-        level: or(written.level, log::LevelFilter::Info),
-        format: or(written.format, LogFormat::Json),
-        color: or(written.color, LogColor::Auto),
-        access: or(written.access, true),
-    }
-}
-
 fn client_timeouts(written: file::ClientTimeouts) -> ClientTimeouts {
     ClientTimeouts {
         header: deadline(written.header, 5),
@@ -137,25 +137,27 @@ fn redis(written: file::Redis, report: &mut Report) -> Option<Redis> {
     })
 }
 
-/// A mapping from names to things. A thing with a fault keeps its name, so that references to it hold.
+/// The values of a mapping by their names. A name stays when its value has a fault, so that references to it
+/// hold.
 fn named<W, T>(
     written: Map<W>,
     at: &KeyPath,
     report: &mut Report,
-    compile: impl Fn(W, &KeyPath, &mut Report) -> Option<T>,
+    compile: impl Fn(W, &str, &KeyPath, &mut Report) -> Option<T>,
 ) -> Vec<(String, Option<T>)> {
-    let mut things = Vec::new();
-    for (name, thing) in written.unwrap_or_default() {
+    let mut values = Vec::new();
+    for (name, value) in written.unwrap_or_default() {
         let at = at.key(&name);
-        if let Err(message) = Name::read(&name) {
+        if let Err(message) = Identifier::read(&name) {
             report.fault(&at, message);
         }
-        if thing.is_none() {
+        if value.is_none() {
             report.fault(&at, "is empty; write a mapping");
         }
-        things.push((name, thing.and_then(|thing| compile(thing, &at, report))));
+        let value = value.and_then(|value| compile(value, &name, &at, report));
+        values.push((name, value));
     }
-    things
+    values
 }
 
 /// The elements of a list; an empty one is a fault.
@@ -164,7 +166,7 @@ fn each<T: Scalar>(written: List<Leaf<T>>, at: &KeyPath, report: &mut Report) ->
     written.filter_map(|(i, leaf)| need(leaf, &at.index(i), report)).collect()
 }
 
-/// A value that must be there.
+/// A value that must be written.
 fn need<T: Scalar>(written: Maybe<T>, at: &KeyPath, report: &mut Report) -> Option<T> {
     if written.is_none() {
         report.fault(at, super::scalar::instead::<T>("is missing"));
@@ -185,11 +187,7 @@ fn count(written: Option<u64>, default: usize) -> usize {
 }
 
 /// The message for a reference to something that does not exist.
-pub(super) fn unknown<'a>(
-    what: &str,
-    name: &str,
-    known: impl Iterator<Item = &'a String>,
-) -> String {
+fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<_> = known.map(String::as_str).collect();
     match known.as_slice() {
         [] => format!("names the {what} `{name}`, but there are none; write it under {what}s"),

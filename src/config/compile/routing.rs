@@ -1,44 +1,53 @@
 //! Upstreams, routes and their header rules.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use http::header::{self, HeaderName};
 
+use super::super::Route;
+use super::super::address::EndpointUrl;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
-use super::super::{Endpoint, HeaderRules, Route, RouteAuth, Upstream, UpstreamTimeouts};
+use super::super::words::RouteAuth;
 use super::{deadline, each, limits, need, or, unknown};
 use crate::quota::Algorithm;
+use crate::route::fields;
+use crate::route::headers::HeaderRules;
+use crate::route::table::Matcher;
+use crate::upstream::pool::{EndpointRules, Timeouts, UpstreamRules};
 
 pub(super) fn upstream(
     written: file::Upstream,
+    name: &str,
     at: &KeyPath,
     report: &mut Report,
-) -> Option<Upstream> {
+) -> Option<Arc<UpstreamRules>> {
     let timeouts = written.timeouts.unwrap_or_default();
-    Some(Upstream {
+    Some(Arc::new(UpstreamRules {
+        name: name.to_owned(),
         endpoints: endpoints(written.endpoints, &at.key("endpoints"), report),
-        timeouts: UpstreamTimeouts {
+        timeouts: Timeouts {
             connect: deadline(timeouts.connect, 1),
             read: deadline(timeouts.read, 30),
             write: deadline(timeouts.write, 30),
             idle: deadline(timeouts.idle, 60),
         },
         retries: super::count(written.retries.map(|n| n.0.0), 2),
-    })
+    }))
 }
 
 fn endpoints(
     written: file::List<file::Endpoint>,
     at: &KeyPath,
     report: &mut Report,
-) -> Vec<Endpoint> {
+) -> Vec<EndpointRules> {
     let written = written.unwrap_or_default();
     if written.is_empty() {
         report.fault(at, "has no endpoint; write at least one, such as [ http://127.0.0.1:3001 ]");
     }
-    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut endpoints: Vec<EndpointRules> = Vec::new();
     for (i, endpoint) in written.into_iter().enumerate() {
         let at = at.index(i);
         let (url, weight) =
@@ -46,86 +55,89 @@ fn endpoints(
         let Some(url) = need(url, &at.key("url"), report) else {
             continue;
         };
-        if endpoints.iter().any(|other| other.url == url.0) {
+        let weight = weight.map_or(1, |n| u32::try_from(n.0.0).unwrap_or(u32::MAX));
+        let EndpointUrl { host, port, tls } = url;
+        let same = |other: &EndpointRules| {
+            (other.host.as_str(), other.port, other.tls) == (host.as_str(), port, tls)
+        };
+        if endpoints.iter().any(same) {
             report.fault(
                 &at,
                 "is the URL of another endpoint; write each URL once, with a weight if it differs",
             );
         }
-        let weight = weight.map_or(1, |n| u32::try_from(n.0.0).unwrap_or(u32::MAX));
-        endpoints.push(Endpoint { url: url.0, weight });
+        endpoints.push(EndpointRules { host, port, tls, weight });
     }
     endpoints
 }
 
-/// What routes refer to.
-pub(super) struct Given<'a> {
-    /// Upstreams by name; one with a fault has no value.
-    pub upstreams: &'a [(String, Option<Upstream>)],
+/// The rest of the configuration, as far as routes refer to it.
+pub(super) struct Context<'a> {
+    /// Upstreams by name; an upstream with a fault has no value.
+    pub upstreams: &'a [(String, Option<Arc<UpstreamRules>>)],
     /// Whether any credential could be valid.
     pub has_credentials: bool,
-    /// How limits count that do not say so themselves.
+    /// The algorithm of limits that do not name one themselves.
     pub algorithm: Algorithm,
 }
 
 pub(super) fn routes(
     written: file::List<file::Route>,
-    given: &Given<'_>,
+    context: &Context<'_>,
     report: &mut Report,
 ) -> Vec<Route> {
     let at = KeyPath::top("routes");
-    let mut routes: Vec<(usize, Route)> = Vec::new();
+    let mut routes = Vec::new();
+    let mut matchers: Vec<(usize, Matcher)> = Vec::new();
     for (i, route) in written.unwrap_or_default().into_iter().enumerate() {
         let at = at.index(i);
         let Some(route) = route else {
             report.fault(&at, "is empty; write { prefix, upstream }");
             continue;
         };
-        let Some(route) = self::route(route, given, &at, report) else {
+        let Some((matcher, route)) = self::route(route, context, &at, report) else {
             continue;
         };
-        if let Some((earlier, _)) = routes.iter().find(|(_, earlier)| overlap(earlier, &route)) {
+        if let Some((earlier, _)) = matchers.iter().find(|(_, other)| overlap(other, &matcher)) {
             report.fault(
                 &at,
                 format!("serves requests that routes[{earlier}] serves; write another prefix, host or methods"),
             );
         }
-        routes.push((i, route));
+        matchers.push((i, matcher));
+        routes.extend(route);
     }
-    routes.into_iter().map(|(_, route)| route).collect()
+    routes
 }
 
-/// Whether some request would fit both routes equally well. `GET` includes `HEAD`.
-fn overlap(a: &Route, b: &Route) -> bool {
-    let serves = |route: &Route, method: &str| {
-        route.methods.is_empty()
-            || route.methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
-    };
+/// Whether some request would fit both routes equally well.
+fn overlap(a: &Matcher, b: &Matcher) -> bool {
     let methods = a.methods.is_empty()
-        || a.methods.iter().any(|method| serves(b, method))
-        || b.methods.iter().any(|method| serves(a, method));
+        || a.methods.iter().any(|method| b.serves_method(method))
+        || b.methods.iter().any(|method| a.serves_method(method));
     a.prefix == b.prefix && a.host == b.host && methods
 }
 
+/// The requests a route serves, and the route unless its upstream has a fault.
 fn route(
     written: file::Route,
-    given: &Given<'_>,
+    context: &Context<'_>,
     at: &KeyPath,
     report: &mut Report,
-) -> Option<Route> {
-    let Given { upstreams, has_credentials, algorithm } = *given;
+) -> Option<(Matcher, Option<Route>)> {
+    let Context { upstreams, has_credentials, algorithm } = *context;
     let prefix = need(written.prefix, &at.key("prefix"), report);
-    let upstream = need(written.upstream, &at.key("upstream"), report).map(|name| name.0);
-    if let Some(name) = &upstream
-        && !upstreams.iter().any(|(known, _)| known == name)
-        && !report.is_broken(&KeyPath::top("upstreams").key(name))
-    {
-        let message = unknown("upstream", name, upstreams.iter().map(|(name, _)| name));
-        report.fault(&at.key("upstream"), message);
-    }
-    let auth = or(written.auth, RouteAuth::Required);
+    let upstream = need(written.upstream, &at.key("upstream"), report).map(|name| {
+        let found = upstreams.iter().find(|(existing, _)| *existing == name.0);
+        if found.is_none() && !report.is_broken(&KeyPath::top("upstreams").key(&name.0)) {
+            let message = unknown("upstream", &name.0, upstreams.iter().map(|(name, _)| name));
+            report.fault(&at.key("upstream"), message);
+        }
+        found.and_then(|(_, rules)| rules.clone())
+    });
+    let auth_required = or(written.auth, RouteAuth::Required) == RouteAuth::Required;
     let keys = KeyPath::top("auth").key("jwt").key("keys");
-    if auth == RouteAuth::Required && !has_credentials && !report.has_fault_within(&keys) {
+    if auth_required && !has_credentials && !report.has_fault_within(&keys) {
         report.fault(
             &at.key("auth"),
             "is required, but no token could be valid; write auth.jwt.keys, auth.tokens with a key_sha256, redis, or auth: none",
@@ -133,7 +145,7 @@ fn route(
     }
     let at_limits = at.key("limits");
     let limits = limits::list(written.limits, algorithm, true, &at_limits, report)?;
-    if auth == RouteAuth::None && limits.iter().any(|rule| rule.by().needs_token()) {
+    if !auth_required && limits.iter().any(|rule| rule.by().needs_token()) {
         report.fault(
             &at_limits,
             "count by token or organization, and this route needs no token; write by: ip or by: route",
@@ -153,22 +165,24 @@ fn route(
         &at_headers.key("response"),
         report,
     );
-    Some(Route {
-        methods: each(written.methods, &at.key("methods"), report)
-            .into_iter()
-            .map(|method| method.0)
-            .collect(),
+    let methods = each(written.methods, &at.key("methods"), report);
+    let matcher = Matcher {
         prefix: prefix?.0,
         host: written.host.map(|host| host.0.0),
-        upstream: upstream?,
-        auth,
+        methods: methods.into_iter().map(|method| method.0).collect(),
+    };
+    let route = upstream?.map(|upstream| Route {
+        matcher: matcher.clone(),
+        upstream,
+        auth_required,
         limits,
-        max_in_flight: written.max_in_flight.and_then(limits::few),
+        max_in_flight: written.max_in_flight.and_then(|most| most.0.0),
         strip_prefix: or(written.strip_prefix, false),
         forward_credential: or(written.forward_credential, true),
         request_headers,
         response_headers,
-    })
+    });
+    Some((matcher, route))
 }
 
 /// Which way a header section goes.
@@ -222,53 +236,11 @@ fn field(text: &str, towards: Towards, at: &KeyPath, report: &mut Report) -> Opt
         report.fault(at, "is not the name of a header field; write letters, digits and `-`");
         return None;
     };
-    if is_framing(&name) {
+    if fields::belongs_to_connection(name.as_str()) {
         report
             .fault(at, "belongs to the connection, not to the message; write another header field");
-    } else if towards == Towards::Upstream && is_identity(&name) {
+    } else if towards == Towards::Upstream && fields::claim(name.as_str()).is_some() {
         report.fault(at, "is a field the gateway writes itself; write another header field");
     }
     Some(name)
-}
-
-/// Fields of message framing and of one connection (RFC 9110 section 7.6.1).
-fn is_framing(name: &HeaderName) -> bool {
-    [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::CONNECTION,
-        header::UPGRADE,
-        header::TE,
-        header::TRAILER,
-    ]
-    .contains(name)
-        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
-}
-
-/// Fields that tell an upstream who asks, in any spelling an upstream may take for them.
-fn is_identity(name: &HeaderName) -> bool {
-    let name = name.as_str().replace(['_', '.'], "-");
-    matches!(name.as_str(), "x-request-id" | "x-organization-id" | "x-plan-tier" | "x-token-id")
-        || name.starts_with("x-forwarded-")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_that_rules_may_not_touch() {
-        let name = |text: &str| HeaderName::from_bytes(text.as_bytes()).unwrap();
-        for text in ["Connection", "content-length", "Keep-Alive", "TE", "upgrade"] {
-            assert!(is_framing(&name(text)), "{text}");
-        }
-        for text in
-            ["X-Request-ID", "x_token_id", "X-Forwarded_For", "x.plan.tier", "X-Forwarded-Port"]
-        {
-            assert!(is_identity(&name(text)), "{text}");
-        }
-        for text in ["host", "authorization", "x-forwarded", "x-api-version"] {
-            assert!(!is_identity(&name(text)) && !is_framing(&name(text)), "{text}");
-        }
-    }
 }

@@ -16,7 +16,9 @@ pub(super) struct Question {
     pub(super) keys: Vec<Key>,
     /// What its limits are, in MessagePack.
     pub(super) limits: Vec<u8>,
-    /// How many requests it asks for.
+    /// The fewest units it has a use for.
+    pub(super) least: u64,
+    /// How many units it asks for.
     pub(super) wanted: u64,
 }
 

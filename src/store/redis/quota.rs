@@ -22,13 +22,14 @@ const TOLD_FOR_MS: u64 = 3_600_000;
 
 #[async_trait]
 impl QuotaStore for RedisStore {
-    async fn take(
+    async fn take_at_least(
         &self,
         subject: &str,
         limits: &[Limit],
+        least: u64,
         wanted: u64,
     ) -> Result<Grant, StoreError> {
-        self.client.take(|| question(subject, limits, wanted)).await
+        self.client.take(|| question(subject, limits, least, wanted)).await
     }
 
     async fn adjust(
@@ -66,10 +67,11 @@ fn adjust_input(
     (keys, arguments)
 }
 
-fn question(subject: &str, limits: &[Limit], wanted: u64) -> Question {
+fn question(subject: &str, limits: &[Limit], least: u64, wanted: u64) -> Question {
     Question {
         keys: limits.iter().map(|limit| counter_key(subject, limit).into()).collect(),
         limits: packed(limits),
+        least: least.min(MAX_QUOTA),
         wanted: wanted.min(MAX_QUOTA),
     }
 }

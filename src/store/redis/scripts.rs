@@ -7,11 +7,26 @@ pub(super) struct Script {
     pub(super) index: usize,
 }
 
-pub(super) const TAKE: Script = Script { source: include_str!("scripts/take.lua"), index: 0 };
+/// A script that counts: it follows the algorithms, each of which has a file.
+macro_rules! counting {
+    ($script:literal) => {
+        concat!(
+            include_str!("scripts/counting/counter.lua"),
+            include_str!("scripts/counting/fixed.lua"),
+            include_str!("scripts/counting/sliding.lua"),
+            include_str!("scripts/counting/bucket.lua"),
+            include_str!("scripts/counting/log.lua"),
+            include_str!("scripts/counting/limit.lua"),
+            include_str!($script),
+        )
+    };
+}
+
+pub(super) const TAKE: Script = Script { source: counting!("scripts/take.lua"), index: 0 };
 pub(super) const PUT: Script = Script { source: include_str!("scripts/put.lua"), index: 1 };
 pub(super) const HEARTBEAT: Script =
     Script { source: include_str!("scripts/heartbeat.lua"), index: 2 };
-pub(super) const ADJUST: Script = Script { source: include_str!("scripts/adjust.lua"), index: 3 };
+pub(super) const ADJUST: Script = Script { source: counting!("scripts/adjust.lua"), index: 3 };
 pub(super) const IMPORT: Script = Script { source: include_str!("scripts/import.lua"), index: 4 };
 pub(super) const SHORTEN: Script = Script { source: include_str!("scripts/shorten.lua"), index: 5 };
 

@@ -164,6 +164,7 @@ fn together(questions: Vec<Question>) -> (Vec<Key>, Vec<Value>) {
         for question in run {
             // Writing to a Vec never fails.
             let _ = write_uint(&mut packed, question.wanted);
+            let _ = write_uint(&mut packed, question.least);
         }
         arguments.push(Value::Bytes(packed.into()));
     }

@@ -127,7 +127,7 @@ fn open(arguments: &ImportArguments) -> Result<Records, Failure> {
 }
 
 fn rules(records: &Records) -> Rules {
-    let plans = |config: &Config| config.plans.keys().cloned().collect();
+    let plans = |config: &Config| config.live.plans.keys().cloned().collect();
     Rules { plans: records.config.as_ref().map(plans), are_claims: records.are_claims() }
 }
 

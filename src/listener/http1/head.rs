@@ -1,13 +1,18 @@
 //! The head of an HTTP/1 request, read strictly from its raw bytes (RFC 9112 sections 2 to 7).
 //!
-//! What two servers might frame, route or split differently is refused here, before Pingora or an
-//! upstream sees a byte of it. This file knows bytes only.
+//! Syntax and framing that two servers might read differently are refused here, before Pingora or an
+//! upstream sees a byte of them. What the head asks for is judged by [`rules`](crate::listener::rules). This
+//! file knows bytes only, and copies none.
 
 use std::ops::Range;
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr_iter;
 
-use crate::base::class::{Class, alphanumeric_and, consists_of, span};
+use super::body::Body;
+use super::chunks::ChunkedBody;
+use crate::base::class::{Class, alphanumeric_and, span};
+use crate::listener::rules::{HeadError, MAX_FIELDS, RequestHead, malformed};
+use crate::route::fields::list_names;
 
 /// Largest head, request line and all fields, in bytes.
 pub const MAX_HEAD: usize = 64 * 1024;
@@ -15,54 +20,34 @@ pub const MAX_HEAD: usize = 64 * 1024;
 /// Longest request line, in bytes.
 pub const MAX_REQUEST_LINE: usize = 16 * 1024;
 
-/// Most header fields of a request.
-pub const MAX_FIELDS: usize = 128;
-
-/// Why a head is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HeadError {
-    /// The message is malformed or ambiguous; the text says how.
-    #[error("{0}")]
-    Malformed(&'static str),
-    /// The head or its number of fields is over the bound.
-    #[error("the request header is too large")]
-    TooLarge,
-}
-
-/// Where the body ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// After so many bytes; 0 for no body.
-    Length(u64),
-    /// After the last chunk.
-    Chunked,
-    /// When the connection ends, should the upgrade that was asked for happen.
-    Upgrade,
-}
-
 /// What a complete head says about its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Bytes of the head, the empty line included.
     pub length: usize,
-    /// Where the body ends.
-    pub framing: Framing,
+    /// The body that follows.
+    pub body: Body,
 }
 
-/// Reads a head line by line as its bytes arrive.
+/// Reads a head line by line as its bytes arrive. What it has read it keeps as places in the bytes.
 #[derive(Debug, Default)]
 pub struct HeadReader {
     /// Bytes of whole lines already read.
     read: usize,
     fields: usize,
-    request_line: Option<Version>,
+    request_line: Option<RequestLine>,
     host: Option<Range<usize>>,
-    /// The authority of a target in absolute form.
-    authority: Option<Range<usize>>,
     content_length: Option<u64>,
     chunked: bool,
     connection_upgrade: bool,
     websocket: bool,
+}
+
+#[derive(Clone, Debug)]
+struct RequestLine {
+    method: Range<usize>,
+    target: Range<usize>,
+    version: Version,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +56,12 @@ enum Version {
     Http11,
 }
 
-const fn malformed<T>(how: &'static str) -> Result<T, HeadError> {
-    Err(HeadError::Malformed(how))
-}
-
 impl HeadReader {
     /// Reads on in `bytes`, which begin where the head begins. `None` when more bytes are needed.
     ///
     /// # Errors
-    /// [`HeadError`] as soon as the bytes can no longer become an acceptable head.
+    /// [`HeadError`] as soon as the bytes can no longer be those of a head, or when a whole head asks for
+    /// what is not served.
     pub fn read(&mut self, bytes: &[u8]) -> Result<Option<Head>, HeadError> {
         let start = self.read;
         for end in memchr_iter(b'\n', &bytes[start..]) {
@@ -93,16 +75,14 @@ impl HeadReader {
             if self.read > MAX_HEAD {
                 return Err(HeadError::TooLarge);
             }
-            if self.request_line.is_none() {
-                if line.len() > MAX_REQUEST_LINE {
-                    return Err(HeadError::TooLarge);
+            match &self.request_line {
+                None => self.request_line = Some(RequestLine::read(line)?),
+                Some(request_line) if line.is_empty() => {
+                    request_line.asked(self.host.as_ref(), bytes).check()?;
+                    let body = self.body(request_line.version)?;
+                    return Ok(Some(Head { length: self.read, body }));
                 }
-                let (version, authority) = request_line(line)?;
-                (self.request_line, self.authority) = (Some(version), authority);
-            } else if line.is_empty() {
-                return self.finish(bytes).map(Some);
-            } else {
-                self.field(line, line_start)?;
+                Some(_) => self.field(line, line_start)?,
             }
         }
         if bytes.len() > MAX_HEAD { Err(HeadError::TooLarge) } else { Ok(None) }
@@ -115,7 +95,7 @@ impl HeadReader {
         }
         let (name, rest) = span(line, &TOKEN);
         let Some(untrimmed) = rest.strip_prefix(b":").filter(|_| !name.is_empty()) else {
-            // This is also what a folded line or white space before the colon comes to.
+            // A folded line and white space before the colon are refused here too.
             return malformed("a header line does not begin with a token and a colon");
         };
         if untrimmed.iter().fold(false, |found, &byte| found | is_control(byte)) {
@@ -125,7 +105,7 @@ impl HeadReader {
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
                 let start = line_start + line.len() - untrimmed.trim_ascii_start().len();
-                self.host_field(value, start..start + value.len())
+                self.host_field(start..start + value.len())
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length_field(value),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.coding_field(value),
@@ -141,11 +121,11 @@ impl HeadReader {
         }
     }
 
-    fn host_field(&mut self, value: &[u8], at: Range<usize>) -> Result<(), HeadError> {
-        if self.host.replace(at).is_some() {
-            return malformed("there are several Host fields");
+    fn host_field(&mut self, at: Range<usize>) -> Result<(), HeadError> {
+        match self.host.replace(at) {
+            Some(_) => malformed("there are several Host fields"),
+            None => Ok(()),
         }
-        if is_authority(value) { Ok(()) } else { malformed("the Host field is not a host") }
     }
 
     fn content_length_field(&mut self, value: &[u8]) -> Result<(), HeadError> {
@@ -166,125 +146,70 @@ impl HeadReader {
         Ok(())
     }
 
-    fn finish(&self, bytes: &[u8]) -> Result<Head, HeadError> {
-        let http11 = self.request_line == Some(Version::Http11);
-        if http11 && self.host.is_none() {
-            return malformed("there is no Host field");
-        }
-        // RFC 9112 section 3.2.2: they must agree, and who disagrees means to confuse.
-        if let (Some(authority), Some(host)) = (&self.authority, &self.host)
-            && !bytes[authority.clone()].eq_ignore_ascii_case(&bytes[host.clone()])
-        {
-            return malformed("the request target and Host name different hosts");
-        }
+    /// Where the body ends, once all fields are read.
+    fn body(&self, version: Version) -> Result<Body, HeadError> {
+        let http11 = version == Version::Http11;
         if self.chunked && (self.content_length.is_some() || !http11) {
             return malformed("Transfer-Encoding contradicts Content-Length or HTTP/1.0");
         }
-        let framing = if self.chunked {
-            Framing::Chunked
-        } else if http11 && self.connection_upgrade && self.websocket {
-            match self.content_length {
-                None | Some(0) => Framing::Upgrade,
-                Some(_) => return malformed("an upgrade request has a body"),
-            }
-        } else {
-            Framing::Length(self.content_length.unwrap_or(0))
+        if self.chunked {
+            return Ok(Body::Chunked(ChunkedBody::default()));
+        }
+        if http11 && self.connection_upgrade && self.websocket {
+            return match self.content_length {
+                None | Some(0) => Ok(Body::Everything),
+                Some(_) => malformed("an upgrade request has a body"),
+            };
+        }
+        Ok(Body::Bytes(self.content_length.unwrap_or(0)))
+    }
+}
+
+impl RequestLine {
+    /// `method SP request-target SP HTTP-version`; the line begins where the head begins.
+    fn read(line: &[u8]) -> Result<Self, HeadError> {
+        let (method, rest) = span(line, &TOKEN);
+        if method.is_empty() {
+            return malformed("the method is not a token");
+        }
+        let Some(rest) = rest.strip_prefix(b" ") else {
+            return malformed("the request line is not method, target and version");
         };
-        Ok(Head { length: self.read, framing })
+        let (target, version) = span(rest, &TARGET);
+        let version = match version {
+            b" HTTP/1.1" => Version::Http11,
+            b" HTTP/1.0" => Version::Http10,
+            [b' ', ..] => return malformed("the version is neither HTTP/1.1 nor HTTP/1.0"),
+            [] => return malformed("the request line is not method, target and version"),
+            _ => {
+                return malformed(
+                    "the request target holds a character that must be percent-encoded",
+                );
+            }
+        };
+        let start = method.len() + 1;
+        Ok(Self { method: 0..method.len(), target: start..start + target.len(), version })
     }
-}
 
-/// `method SP request-target SP HTTP-version`, with a target in origin or absolute form, and where in
-/// the line the authority of an absolute form stands.
-fn request_line(line: &[u8]) -> Result<(Version, Option<Range<usize>>), HeadError> {
-    let (method, rest) = span(line, &TOKEN);
-    if method.is_empty() || method.len() > 32 {
-        return malformed("the method is not a token");
+    /// What the head asks for, in the `bytes` it was read from.
+    fn asked<'a>(&self, host: Option<&Range<usize>>, bytes: &'a [u8]) -> RequestHead<'a> {
+        RequestHead {
+            method: &bytes[self.method.clone()],
+            target: &bytes[self.target.clone()],
+            host: host.map(|at| &bytes[at.clone()]),
+            needs_host: self.version == Version::Http11,
+        }
     }
-    if method == b"CONNECT" {
-        return malformed("CONNECT is not served");
-    }
-    let Some(rest) = rest.strip_prefix(b" ") else {
-        return malformed("the request line is not method, target and version");
-    };
-    let (target, version) = span(rest, &TARGET);
-    let authority = match target.first() {
-        Some(b'/') => None,
-        _ => Some(authority(target, method.len() + 1)?),
-    };
-    match version {
-        b" HTTP/1.1" => Ok((Version::Http11, authority)),
-        b" HTTP/1.0" => Ok((Version::Http10, authority)),
-        [b' ', ..] => malformed("the version is neither HTTP/1.1 nor HTTP/1.0"),
-        [] => malformed("the request line is not method, target and version"),
-        _ => malformed("the request target holds a character that must be percent-encoded"),
-    }
-}
-
-/// Where in its line the authority of a target in absolute form stands; the target begins at `start`.
-fn authority(target: &[u8], start: usize) -> Result<Range<usize>, HeadError> {
-    let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| {
-        let beginning = target.get(..scheme.len());
-        beginning.is_some_and(|beginning| beginning.eq_ignore_ascii_case(scheme))
-    });
-    let Some(scheme) = scheme else {
-        return malformed("the request target must be a path that starts with /");
-    };
-    let rest = &target[scheme.len()..];
-    let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
-    // Pingora would refuse a percent-encoded one in words of its own.
-    if !is_authority(&rest[..end]) || rest[..end].contains(&b'%') {
-        return malformed("the authority of the request target is not a host");
-    }
-    let start = start + scheme.len();
-    Ok(start..start + end)
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.
 const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
-/// What a request target is made of; what must be percent-encoded is not among it.
+/// What a request target is made of; characters that must be percent-encoded are not among it.
 const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[]_{|}~");
-
-/// `reg-name` of RFC 3986 section 3.2.2.
-const HOST: Class = alphanumeric_and(b"-._~!$&'()*+,;=%");
 
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
-}
-
-/// Whether a comma-separated list names `wanted`.
-fn list_names(value: &[u8], wanted: &[u8]) -> bool {
-    value.split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(wanted))
-}
-
-/// `host [":" port]` of RFC 3986 section 3.2.2, without user information; not empty.
-pub fn is_authority(value: &[u8]) -> bool {
-    let (host, rest) = if value.first() == Some(&b'[') {
-        let Some(end) = memchr(b']', value) else { return false };
-        let address = std::str::from_utf8(&value[1..end]).unwrap_or_default();
-        if address.parse::<std::net::Ipv6Addr>().is_err() {
-            return false;
-        }
-        (&value[..=end], &value[end + 1..])
-    } else {
-        value.split_at(memchr(b':', value).unwrap_or(value.len()))
-    };
-    let host_is_good =
-        host.first() == Some(&b'[') || (!host.is_empty() && consists_of(host, &HOST));
-    let port_is_good = match rest.strip_prefix(b":") {
-        None => rest.is_empty(),
-        Some(digits) => !digits.is_empty() && port(digits).is_some(),
-    };
-    host_is_good && port_is_good
-}
-
-/// The number of a port, in decimal digits.
-fn port(digits: &[u8]) -> Option<u16> {
-    digits.iter().try_fold(0u16, |port, digit| {
-        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
-        port.checked_mul(10)?.checked_add(digit)
-    })
 }
 
 #[cfg(test)]
@@ -295,19 +220,20 @@ mod tests {
         HeadReader::default().read(text.as_bytes())
     }
 
-    fn framing(fields: &str) -> Framing {
-        read(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).unwrap().unwrap().framing
+    fn body(fields: &str) -> Body {
+        read(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).unwrap().unwrap().body
     }
 
     #[test]
     fn heads_are_framed() {
-        assert_eq!(framing(""), Framing::Length(0));
-        assert_eq!(framing("Content-Length: 12\r\n"), Framing::Length(12));
-        assert_eq!(framing("Transfer-Encoding: Chunked\r\n"), Framing::Chunked);
+        let chunked = Body::Chunked(ChunkedBody::default());
+        assert_eq!(body(""), Body::Bytes(0));
+        assert_eq!(body("Content-Length: 12\r\n"), Body::Bytes(12));
+        assert_eq!(body("Transfer-Encoding: Chunked\r\n"), chunked);
         let upgrade = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n";
-        assert_eq!(framing(upgrade), Framing::Upgrade);
-        assert_eq!(framing("Upgrade: websocket\r\n"), Framing::Length(0));
-        assert_eq!(framing("Connection: upgrade\r\nUpgrade: h2c\r\n"), Framing::Length(0));
+        assert_eq!(body(upgrade), Body::Everything);
+        assert_eq!(body("Upgrade: websocket\r\n"), Body::Bytes(0));
+        assert_eq!(body("Connection: upgrade\r\nUpgrade: h2c\r\n"), Body::Bytes(0));
     }
 
     #[test]
@@ -319,27 +245,11 @@ mod tests {
             assert_eq!(reader.read(&text.as_bytes()[..end]), Ok(None));
         }
         let head = reader.read(text.as_bytes()).unwrap().unwrap();
-        assert_eq!(head, Head { length, framing: Framing::Length(3) });
+        assert_eq!(head, Head { length, body: Body::Bytes(3) });
     }
 
     #[test]
-    fn hosts_are_hosts() {
-        for good in ["a", "a.b-c", "a:80", "127.0.0.1:8080", "[::1]", "[::1]:80", "a_b", "a:"] {
-            let text = format!("GET / HTTP/1.1\r\nHost: {good}\r\n\r\n");
-            // A colon without digits is an empty port, which RFC 3986 permits and nobody needs.
-            assert_eq!(read(&text).is_ok(), good != "a:", "{good}");
-        }
-        for bad in [
-            "", "a b", "a/b", "a?b", "a#b", "a\\b", "a[b", "a<b", "u@a", "a:x", "a:1:2", "a:99999",
-            "[::1", "[zz]", "[::1]x",
-        ] {
-            let text = format!("GET / HTTP/1.1\r\nHost: {bad}\r\n\r\n");
-            assert!(read(&text).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn what_is_ambiguous_is_refused() {
+    fn ambiguous_heads_are_refused() {
         for bad in [
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use log::{error, info};
@@ -15,8 +16,10 @@ use pingora_core::services::Service as ServiceTrait;
 use pingora_core::services::listening::Service;
 use tokio::sync::watch;
 
-use crate::config::Config;
-use crate::store::redis::RedisStore;
+use crate::config::StartupConfig;
+
+/// How long the last log line may take to be written before the process ends.
+const LOG_FLUSH: Duration = Duration::from_millis(20);
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +80,7 @@ impl Bound {
     ///
     /// # Errors
     /// [`BindError`] at the first that cannot be bound; the others are released.
-    pub fn bind(config: &Config) -> Result<Self, BindError> {
+    pub fn bind(config: &StartupConfig) -> Result<Self, BindError> {
         let addresses = config.listeners.iter().map(|listener| listener.address);
         Ok(Self {
             listeners: addresses.map(BoundSocket::bind).collect::<Result<_, _>>()?,
@@ -99,7 +102,7 @@ pub struct Listening<A> {
     sockets: Vec<BoundSocket>,
     word: &'static str,
     close: watch::Receiver<bool>,
-    redis: Option<Arc<RedisStore>>,
+    on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
@@ -120,12 +123,13 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
         for (name, _) in &names {
             inner.add_tcp(name);
         }
-        Self { inner, names, sockets, word, close, redis: None }
+        Self { inner, names, sockets, word, close, on_start: None }
     }
 
-    /// Keeps the connection to `redis` on this service's runtime, beside the requests that use it.
-    pub fn on_start(mut self, redis: Option<Arc<RedisStore>>) -> Self {
-        self.redis = redis;
+    /// Calls `start` once this service's runtime runs, before the first connection is accepted. What it
+    /// spawns runs beside the requests.
+    pub fn on_start(mut self, start: impl FnOnce() + Send + Sync + 'static) -> Self {
+        self.on_start = Some(Box::new(start));
         self
     }
 
@@ -154,10 +158,10 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
     }
 }
 
-/// A gateway that cannot listen is no gateway; its predecessor still is one.
+/// Ends the process: a gateway that cannot listen must not take its predecessor's place.
 fn fail(failure: &dyn std::error::Error) {
     error!("{failure}");
-    std::thread::sleep(super::SHORT);
+    std::thread::sleep(LOG_FLUSH);
     std::process::exit(69);
 }
 
@@ -171,20 +175,20 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
     ) {
         let fds = fds.unwrap_or_else(|| Arc::new(Mutex::new(Fds::new())));
         self.offer(&fds);
-        if let Some(redis) = self.redis.take() {
-            redis.start();
+        if let Some(start) = self.on_start.take() {
+            start();
         }
         let (closing, closed) = watch::channel(false);
         let mut close = self.close.clone();
         tokio::spawn(async move {
-            // A sender that is gone asks for nothing any more.
+            // A sender that is gone will not ask for the end any more.
             tokio::select! {
                 Ok(_) = close.wait_for(|close| *close) => {}
                 Ok(_) = shutdown.wait_for(|shutdown| *shutdown) => {}
                 else => {}
             }
             let _ = closing.send(true);
-            // Whoever still watches needs the sender.
+            // The tasks that still watch need the sender.
             closing.closed().await;
         });
         self.inner.start_service(Some(fds), closed, listeners_per_fd).await;

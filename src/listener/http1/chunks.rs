@@ -1,6 +1,6 @@
 //! Where a chunked body ends (RFC 9112 section 7.1), watched strictly as its bytes pass by.
 //!
-//! Pingora decodes the body; this only finds its end, and refuses framing that another server might
+//! Pingora decodes the body. This file only finds its end, and refuses framing that another server might
 //! read differently: empty or signed sizes, bare line feeds, endless extensions.
 
 /// Most bytes of one chunk extension, and of all trailer fields together.
@@ -61,7 +61,7 @@ impl ChunkedBody {
                 let left = left - step as u64;
                 self.state = if left == 0 { State::DataCr } else { State::Data { left } };
             } else {
-                // Once broken always broken: who asks again would go on in the middle.
+                // Broken stays broken: a second call would go on in the middle of a chunk.
                 let next = self.step(bytes[at]).inspect_err(|_| self.state = State::Broken)?;
                 self.state = next;
                 at += 1;

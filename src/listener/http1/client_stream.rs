@@ -1,0 +1,237 @@
+//! A client's byte stream and its buffer: what has arrived, and how far the present request reaches.
+//! It must not know Pingora's sessions.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use pingora_core::protocols::Stream;
+use tokio::io::{AsyncRead as _, AsyncReadExt, AsyncWrite as _, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
+
+use super::body::Body;
+use super::head::{Head, HeadReader};
+use crate::listener::rules::HeadError;
+
+/// Bytes a client may send ahead of their turn; more stay in the kernel.
+const MAX_AHEAD: usize = 64 * 1024;
+
+/// How much is read at a time.
+const READ_SIZE: usize = 4 * 1024;
+
+/// Why there is no head.
+#[derive(Debug)]
+pub enum ReadHeadError {
+    /// The client went away.
+    ClientGone,
+    /// What the client sent is no acceptable head.
+    Refused(HeadError),
+}
+
+/// A client's byte stream, of which one request at a time is shown.
+#[derive(Debug)]
+pub struct ClientStream {
+    bytes: Stream,
+    /// Bytes that have arrived and have not been shown.
+    ahead: BytesMut,
+    /// What of the present request has not been shown.
+    body: Body,
+    /// Whether something was written that may not have been sent.
+    unsent: bool,
+    /// Whether the present request has failed and its answer was written whole.
+    answered_whole: bool,
+}
+
+/// Between requests.
+impl ClientStream {
+    /// A stream before its first request.
+    pub fn new(bytes: Stream) -> Self {
+        Self {
+            bytes,
+            ahead: BytesMut::new(),
+            body: Body::OVER,
+            unsent: false,
+            answered_whole: false,
+        }
+    }
+
+    /// Waits for the first byte of a request; `false` when the client has left.
+    pub async fn wait_for_request(&mut self) -> io::Result<bool> {
+        loop {
+            // One or a few empty lines before a request are forgiven (RFC 9112 section 2.2).
+            while self.ahead.starts_with(b"\r\n") {
+                self.ahead.advance(2);
+            }
+            if !self.ahead.is_empty() && &self.ahead[..] != b"\r" {
+                return Ok(true);
+            }
+            if self.read_more().await? == 0 {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Reads a whole head. Its bytes stay in the buffer.
+    pub async fn read_head(&mut self) -> Result<Head, ReadHeadError> {
+        let mut reader = HeadReader::default();
+        loop {
+            match reader.read(&self.ahead) {
+                Ok(Some(head)) => return self.check_body_start(head),
+                Ok(None) => {}
+                Err(error) => return Err(ReadHeadError::Refused(error)),
+            }
+            match self.read_more().await {
+                Ok(0) | Err(_) => return Err(ReadHeadError::ClientGone),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Refuses a chunked body whose first bytes are here and broken, before the request is served.
+    fn check_body_start(&self, head: Head) -> Result<Head, ReadHeadError> {
+        let mut body = head.body;
+        match body.pass(&self.ahead[head.length..]) {
+            Ok(_) => Ok(head),
+            Err(_broken) => {
+                let malformed = HeadError::Malformed("the chunked body is malformed");
+                Err(ReadHeadError::Refused(malformed))
+            }
+        }
+    }
+
+    /// Makes the body that belongs to `head` the next that is shown, and takes the head's bytes. They are
+    /// copied, for the request keeps them, and the buffer is for the connection's next read.
+    pub fn begin_request(&mut self, head: Head) -> BytesMut {
+        self.body = head.body;
+        self.answered_whole = false;
+        let bytes = BytesMut::from(&self.ahead[..head.length]);
+        self.ahead.advance(head.length);
+        if self.ahead.is_empty() && self.ahead.capacity() > READ_SIZE {
+            // It grew for a client that sent much at once, which may be over.
+            self.ahead = BytesMut::new();
+        }
+        bytes
+    }
+
+    /// Whether another request may follow. Pingora hands a stream back when all went well, and drops it
+    /// after every failed request, even when the answer was written whole.
+    pub fn may_go_on(&self, handed_back: bool) -> bool {
+        match self.body {
+            // An upgrade that was refused: Pingora has made sure that no byte after the head was read.
+            Body::Everything => handed_back,
+            Body::Bytes(_) | Body::Chunked(_) => {
+                self.body.is_over() && (handed_back || self.answered_whole)
+            }
+        }
+    }
+
+    /// Writes the whole `answer` to a request that is not served, and ends the connection.
+    pub async fn refuse(&mut self, answer: &[u8], deadline: Duration) {
+        let _ = timeout(deadline, async {
+            self.bytes.write_all(answer).await?;
+            self.bytes.flush().await?;
+            // Reading on for a moment keeps a reset from overtaking the answer.
+            self.bytes.shutdown().await?;
+            let mut left = MAX_AHEAD;
+            while left > 0 {
+                self.ahead.clear();
+                match self.read_more().await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            io::Result::Ok(())
+        })
+        .await;
+    }
+
+    async fn read_more(&mut self) -> io::Result<usize> {
+        self.ahead.reserve(READ_SIZE);
+        self.bytes.read_buf(&mut self.ahead).await
+    }
+}
+
+/// While a request is served.
+impl ClientStream {
+    /// Remembers that the answer to a failed request was written whole.
+    pub fn set_answered_whole(&mut self) {
+        self.answered_whole = true;
+    }
+
+    /// Reads what belongs to the present request.
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // Pingora sends the header of an answer with its body, and reads here when it must wait for
+        // more of that: what there is must not wait with it.
+        if self.unsent && Pin::new(&mut self.bytes).poll_flush(cx)?.is_ready() {
+            self.unsent = false;
+        }
+        if self.body.is_over() {
+            // Pingora listens for the client leaving. What comes early is kept, up to a bound.
+            while self.ahead.len() < MAX_AHEAD {
+                if ready!(self.poll_read_more(cx))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            return Poll::Pending;
+        }
+        if self.ahead.is_empty() {
+            if self.body == Body::Everything {
+                return Pin::new(&mut self.bytes).poll_read(cx, buf);
+            }
+            if ready!(self.poll_read_more(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let room = buf.remaining().min(self.ahead.len());
+        let shown = self
+            .body
+            .pass(&self.ahead[..room])
+            .map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken))?;
+        buf.put_slice(&self.ahead[..shown]);
+        self.ahead.advance(shown);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // Nothing is lost when it is dropped while pending: what was read is in the buffer then.
+        pin!(self.read_more()).poll(cx)
+    }
+
+    /// Writes bytes of the answer.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.unsent = true;
+        Pin::new(&mut self.bytes).poll_write(cx, buf)
+    }
+
+    /// Writes bytes of the answer from several buffers.
+    pub fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.unsent = true;
+        Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs)
+    }
+
+    /// Whether writing from several buffers saves anything.
+    pub fn is_write_vectored(&self) -> bool {
+        self.bytes.is_write_vectored()
+    }
+
+    /// Sends what was written.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unsent = false;
+        Pin::new(&mut self.bytes).poll_flush(cx)
+    }
+
+    /// Says that nothing more will be written.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_shutdown(cx)
+    }
+}

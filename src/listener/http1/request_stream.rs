@@ -1,0 +1,148 @@
+//! The stream that Pingora holds while it serves one request.
+//!
+//! The connection's task owns the client's stream and shares it with one [`RequestStream`] at a time. When
+//! Pingora drops that, however the request has ended, the stream is the task's alone again: then, and only
+//! then, [`SharedStream::client`] finds it. The lock between the two is never waited for, because the task
+//! does not touch the stream while Pingora serves, and asks for no lock when it is alone.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::SslDigest;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
+    TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::client_stream::ClientStream;
+use crate::listener::connection::{Connection, Facts};
+
+/// A client's stream, in the hands of the connection's task.
+#[derive(Debug)]
+pub struct SharedStream(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    facts: Facts,
+    client: Mutex<ClientStream>,
+}
+
+impl SharedStream {
+    /// The stream of a connection before its first request.
+    pub fn new(connection: Connection) -> Self {
+        let Connection { bytes, facts } = connection;
+        Self(Arc::new(Shared { facts, client: Mutex::new(ClientStream::new(bytes)) }))
+    }
+
+    /// The client's stream; `None` while a request stream is alive.
+    pub fn client(&mut self) -> Option<&mut ClientStream> {
+        Arc::get_mut(&mut self.0).map(|shared| shared.client.get_mut())
+    }
+
+    /// What Pingora reads one request from and writes its answer to.
+    pub fn for_request(&self) -> Stream {
+        Box::new(RequestStream(Arc::clone(&self.0)))
+    }
+}
+
+/// Tells the connection of `session` that the request has failed and its answer was written whole, so that
+/// the connection may be kept. Pingora closes it after every failed request.
+pub fn answered_whole(session: &ServerSession) {
+    let Some(stream) = session.stream() else { return };
+    if let Some(RequestStream(shared)) = stream.as_any().downcast_ref::<RequestStream>() {
+        shared.client.lock().set_answered_whole();
+    }
+}
+
+/// A client's stream, in the hands of Pingora.
+#[derive(Debug)]
+struct RequestStream(Arc<Shared>);
+
+impl AsyncRead for RequestStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0.client.lock().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for RequestStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.client.lock().poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.client.lock().poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.client.lock().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.client.lock().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.client.lock().is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Shutdown for RequestStream {
+    async fn shutdown(&mut self) {
+        // A client that is gone needs no goodbye.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for RequestStream {
+    fn id(&self) -> UniqueIDType {
+        self.0.facts.id
+    }
+}
+
+impl Ssl for RequestStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.0.facts.tls.clone()
+    }
+}
+
+impl GetTimingDigest for RequestStream {
+    /// Nothing reads it, and Pingora asks for each request.
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for RequestStream {
+    /// A client connection is never made through a proxy by this process.
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for RequestStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.0.facts.socket.clone()
+    }
+}
+
+impl Peek for RequestStream {}

@@ -1,0 +1,163 @@
+//! What must hold for the head of a request, whatever the protocol it came in. The reader of each protocol
+//! asks [`RequestHead::check`] once, before the request is served; it must not know how a head is spelled
+//! in bytes.
+
+use crate::route::host::is_authority;
+
+/// Most header fields of a request.
+pub const MAX_FIELDS: usize = 128;
+
+/// Longest method, in bytes.
+const MAX_METHOD: usize = 32;
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// The message is malformed or ambiguous; the text says how.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// The head or its number of fields is over the bound.
+    #[error("the request header is too large")]
+    TooLarge,
+}
+
+pub(super) const fn malformed<T>(how: &'static str) -> Result<T, HeadError> {
+    Err(HeadError::Malformed(how))
+}
+
+/// The parts of a head that say what is asked for and of which host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: &'a [u8],
+    /// The request target as it was sent.
+    pub target: &'a [u8],
+    /// The value of `Host`, where there is one.
+    pub host: Option<&'a [u8]>,
+    /// Whether the protocol demands `Host`.
+    pub needs_host: bool,
+}
+
+impl RequestHead<'_> {
+    /// Checks everything that can be said without the other fields.
+    ///
+    /// # Errors
+    /// [`HeadError::Malformed`] where two servers might route the request differently, or where this
+    /// gateway serves no such request.
+    pub fn check(&self) -> Result<(), HeadError> {
+        if self.method.len() > MAX_METHOD {
+            return malformed("the method is not a token");
+        }
+        if self.method == b"CONNECT" {
+            return malformed("CONNECT is not served");
+        }
+        let target = Target::read(self.target)?;
+        let Some(host) = self.host else {
+            return if self.needs_host { malformed("there is no Host field") } else { Ok(()) };
+        };
+        if !is_authority(host) {
+            return malformed("the Host field is not a host");
+        }
+        match target {
+            // RFC 9112 section 3.2.2: they must agree. A client that lets them differ means to confuse.
+            Target::Absolute { authority } if !authority.eq_ignore_ascii_case(host) => {
+                malformed("the request target and Host name different hosts")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The form of a request target (RFC 9112 section 3.2). The others, `*` and a bare authority, are not
+/// served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target<'a> {
+    /// A path, with or without a query.
+    Origin,
+    /// A URL.
+    Absolute { authority: &'a [u8] },
+}
+
+impl<'a> Target<'a> {
+    fn read(target: &'a [u8]) -> Result<Self, HeadError> {
+        if target.first() == Some(&b'/') {
+            return Ok(Self::Origin);
+        }
+        let rest = [&b"http://"[..], b"https://"].into_iter().find_map(|scheme| {
+            let (beginning, rest) = target.split_at_checked(scheme.len())?;
+            beginning.eq_ignore_ascii_case(scheme).then_some(rest)
+        });
+        let Some(rest) = rest else {
+            return malformed("the request target must be a path that starts with /");
+        };
+        let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
+        let authority = &rest[..end];
+        // Pingora would refuse a percent-encoded authority in words of its own.
+        if !is_authority(authority) || authority.contains(&b'%') {
+            return malformed("the authority of the request target is not a host");
+        }
+        Ok(Self::Absolute { authority })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(method: &str, target: &str, host: Option<&str>) -> Result<(), HeadError> {
+        let (method, target) = (method.as_bytes(), target.as_bytes());
+        RequestHead { method, target, host: host.map(str::as_bytes), needs_host: true }.check()
+    }
+
+    #[test]
+    fn requests_for_one_host_pass() {
+        for (method, target, host) in [
+            ("GET", "/", "a"),
+            ("GET", "/x?http://b/", "a:80"),
+            ("PROPFIND", "http://a", "a"),
+            ("GET", "http://A/", "a"),
+            ("GET", "https://a/x?y", "A"),
+            ("GET", "HTTP://a?y", "a"),
+            ("GET", "http://[::1]:80/", "[::1]:80"),
+        ] {
+            assert_eq!(check(method, target, Some(host)), Ok(()), "{method} {target} {host}");
+        }
+    }
+
+    #[test]
+    fn requests_that_two_servers_might_route_differently_are_refused() {
+        let long = "M".repeat(MAX_METHOD + 1);
+        for (method, target, host) in [
+            ("CONNECT", "a:80", Some("a")),
+            ("CONNECT", "/", Some("a")),
+            (long.as_str(), "/", Some("a")),
+            ("GET", "/", None),
+            ("GET", "/", Some("")),
+            ("GET", "/", Some("a/b")),
+            ("GET", "", Some("a")),
+            ("GET", "*", Some("a")),
+            ("OPTIONS", "*", Some("a")),
+            ("GET", "a:80", Some("a:80")),
+            ("GET", "a/b", Some("a")),
+            ("GET", "?x", Some("a")),
+            ("GET", "http:", Some("a")),
+            ("GET", "ftp://a/", Some("a")),
+            ("GET", "http:///", Some("a")),
+            ("GET", "http://b/", Some("a")),
+            ("GET", "http://u@a/", Some("a")),
+            ("GET", "http://a:80/", Some("a")),
+            ("GET", "http://a%20b/", Some("a%20b")),
+        ] {
+            let refused = check(method, target, host);
+            assert!(matches!(refused, Err(HeadError::Malformed(_))), "{method} {target} {host:?}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_that_needs_no_host_still_has_targets_checked() {
+        let head = |target| RequestHead { method: b"GET", target, host: None, needs_host: false };
+        assert_eq!(head(b"/").check(), Ok(()));
+        assert_eq!(head(b"http://a/").check(), Ok(()));
+        assert!(head(b"http://a b/").check().is_err());
+    }
+}

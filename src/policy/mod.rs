@@ -1,0 +1,175 @@
+//! One immutable snapshot of a configuration, ready to be used by requests. A request sees one policy from
+//! beginning to end; counters, caches and connections live outside it and outlast it.
+//!
+//! Nothing here can fail: a configuration that exists is valid.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::auth::guard::FailureGuard;
+use crate::auth::{AuthRules, Principal};
+use crate::config::{self, ClientTimeouts, Jwt, LiveConfig};
+use crate::limit::headers::RateHeaders;
+use crate::limit::ledger::{FailurePolicy, SyncMode};
+use crate::quota::rule::Group;
+use crate::route::table::RouteTable;
+use crate::upstream::pool::Upstream;
+
+mod auth;
+mod limits;
+mod routes;
+mod upstreams;
+
+use limits::TokenLimits;
+pub use routes::Route;
+use upstreams::Upstreams;
+
+/// The rules that requests are judged by.
+#[derive(Debug)]
+pub struct Policy {
+    /// Counts policies since the start of the process; the first is 1.
+    pub generation: u64,
+    /// Which requests go where.
+    pub routes: RouteTable<Arc<Route>>,
+    /// How tokens are checked.
+    pub auth: AuthRules,
+    /// Watches addresses that send invalid credentials.
+    pub failures: Option<Arc<FailureGuard>>,
+    /// What happens while the store is away.
+    pub on_store_failure: FailurePolicy,
+    /// Whether the store decides about limits, or this process.
+    pub sync: SyncMode,
+    /// Which rate fields answers carry.
+    pub rate_headers: RateHeaders,
+    /// Deadlines towards the client.
+    pub timeouts: ClientTimeouts,
+    /// Largest request body, in bytes.
+    pub max_body: u64,
+    /// Client connections open at the same time.
+    pub max_connections: usize,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Most requests of one token at the same time, in this process.
+    pub max_in_flight: Option<isize>,
+    /// Whether each request gets a log line.
+    pub access_log: bool,
+    limits: TokenLimits,
+    upstreams: Upstreams,
+    jwt: Jwt,
+}
+
+impl Policy {
+    /// Compiles `config`. Parts that have not changed since `previous` are taken over from it, and with them
+    /// the tokens that were verified and the names that were resolved.
+    pub fn compile(config: LiveConfig, previous: Option<&Self>) -> Self {
+        // Without `..`: a new key does not compile until it is used here.
+        let LiveConfig {
+            // The log belongs to the process: its level is set where the policy is put into effect.
+            log_level: _,
+            access_log,
+            timeouts,
+            max_body,
+            max_connections,
+            trusted_proxies,
+            auth,
+            plans,
+            limits,
+            upstreams,
+            routes,
+        } = config;
+        let kept_upstreams = previous.map(|policy| &policy.upstreams);
+        let mut upstreams = Upstreams::new(&upstreams, kept_upstreams);
+        let config::Auth { jwt, tokens, max_failures } = auth;
+        let config::Limits {
+            default,
+            algorithm,
+            window,
+            sync,
+            on_store_failure,
+            headers: rate_headers,
+            max_in_flight,
+        } = limits;
+        Self {
+            generation: previous.map_or(1, |policy| policy.generation + 1),
+            routes: routes::table(routes, algorithm, &mut upstreams),
+            auth: auth::rules(&jwt, tokens, previous),
+            failures: auth::failure_guard(max_failures, previous),
+            on_store_failure,
+            sync,
+            rate_headers,
+            timeouts,
+            max_body,
+            max_connections,
+            trusted_proxies,
+            max_in_flight,
+            access_log,
+            limits: TokenLimits::new(&plans, &default, algorithm, window),
+            upstreams,
+            jwt,
+        }
+    }
+
+    /// The limits of a token that states some itself.
+    pub fn own_limits(&self, principal: &Principal) -> Option<Arc<[Group]>> {
+        self.limits.own(principal)
+    }
+
+    /// The limits of a token that states none: its plan's, else the default.
+    pub fn limits_for(&self, principal: &Principal) -> &[Group] {
+        self.limits.of_plan(principal)
+    }
+
+    /// Counts a request under its token's plan; a plan that is not configured as `other`.
+    pub fn count_by_plan(&self, principal: &Principal) {
+        self.limits.count_by_plan(principal);
+    }
+
+    /// The upstreams.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.upstreams.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(text: &str, previous: Option<&Policy>) -> Policy {
+        let environment = std::iter::empty::<(String, String)>().collect();
+        Policy::compile(config::parse(text, "t.yaml", &environment).unwrap().live, previous)
+    }
+
+    #[test]
+    fn a_policy_keeps_the_parts_that_have_not_changed() {
+        let text = |leeway: &str, failures: &str, port: u16| {
+            format!(
+                "auth:
+  max_failures: {failures}
+  jwt: {{ keys: [ {{ algorithm: HS256, secret: 0123456789abcdef0123456789abcdef }} ], leeway: {leeway} }}
+  tokens: [ {{ api_key: a, rate_limit: 7 }} ]
+upstreams: {{ up: {{ endpoints: [ \"http://127.0.0.1:{port}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }} ]"
+            )
+        };
+        let first = policy(&text("1s", "5/minute", 1), None);
+        let upstream = |policy: &Policy| {
+            policy.routes.iter().map(|route| Arc::clone(&route.upstream)).next().unwrap()
+        };
+        let guard = |policy: &Policy| policy.failures.clone().unwrap();
+        for (leeway, failures, port) in [
+            ("1s", "5/minute", 1),
+            ("2s", "5/minute", 1),
+            ("1s", "6/minute", 1),
+            ("1s", "5/minute", 2),
+        ] {
+            let next = policy(&text(leeway, failures, port), Some(&first));
+            assert_eq!(next.generation, 2);
+            assert_eq!(Arc::ptr_eq(&next.auth.jwt, &first.auth.jwt), leeway == "1s");
+            assert_eq!(Arc::ptr_eq(&guard(&next), &guard(&first)), failures == "5/minute");
+            assert_eq!(Arc::ptr_eq(&upstream(&next), &upstream(&first)), port == 1);
+            assert_eq!(next.upstreams().count(), 1);
+            assert!(next.auth.records.contains_key("a"));
+        }
+    }
+}
