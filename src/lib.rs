@@ -1,6 +1,6 @@
 //! Tollgate: an API gateway on Pingora that checks every request's token and counts it exactly.
 //!
-//! This page is the map. What users see is in the README; every key is in `conf/tollgate.yaml`.
+//! This page is the map. What users see is in the README and in `docs/`; every key is in `docs/configuration.md`.
 //!
 //! # The rooms, in reading order
 //!

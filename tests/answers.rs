@@ -1,4 +1,4 @@
-//! The answers of the gateway's own (contract section 4), rate fields, the access log and metrics.
+//! The gateway's own answers, rate fields, the access log and metrics.
 //! It must not know which part of the gateway made an answer.
 // Tables of cases have the type they have.
 #![allow(clippy::type_complexity, clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,5 +1,5 @@
-//! The promises of the limits with real gateways on a real Redis, while either is killed, frozen, paused
-//! or emptied. The simulation has every order of events; here are the real parts.
+//! The promises of the limits with real gateways on a real Redis, while a gateway or Redis is killed, frozen,
+//! paused or emptied. The simulation tries every order of events; these tests run the real programs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

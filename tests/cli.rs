@@ -1,4 +1,4 @@
-//! The command line as people and scripts use it (contract section 1).
+//! The command line as people and scripts use it.
 //! It must not know how a command does what it does.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
-//! What clients see while Redis or an upstream is away, and that it passes by itself.
-//! It must not know how the gateway notices.
+//! What clients see while Redis or an upstream is away, and that the gateway recovers by itself.
+//! It must not know how the gateway notices an outage.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

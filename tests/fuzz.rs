@@ -1,6 +1,6 @@
-//! Parsers of what strangers send, fed with what nobody meant: the committed corpus, changed at random.
-//! Credentials and key sets come from anywhere, records from whoever may write to Redis. `make fuzz` runs
-//! it at length; a failure prints the seed that repeats it (`TOLLGATE_FUZZ_SEED`).
+//! The parsers of credentials, key sets and records, fed with the committed corpus, changed at random.
+//! Any client may send credentials, any issuer key sets, and any program that reaches Redis may write records.
+//! `make fuzz` runs the test at length; a failure prints the seed that repeats the run (`TOLLGATE_FUZZ_SEED`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! Limits as clients meet them (contract section 6): the same suite on Redis and on the embedded store.
+//! Limits as clients meet them: the same suite on Redis and on the embedded store.
 //! It must not know where counts are kept. Day windows keep the suite off window boundaries.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! What a gateway does not let one client do to the others: hold too many requests open, guess tokens.
+//! Protection of clients from each other: a client cannot hold too many requests open, and cannot guess tokens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

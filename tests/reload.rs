@@ -1,4 +1,4 @@
-//! SIGHUP: a new configuration as a whole, or the old one as it was.
+//! SIGHUP: the new configuration takes effect as a whole, or the old configuration stays.
 //! It must not know what the gateway keeps a configuration in.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

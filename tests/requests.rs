@@ -1,5 +1,5 @@
-//! What happens to a request on its way (contract section 3), over raw sockets and against an origin that
-//! records every byte. It must not know how the gateway decides, only what leaves it.
+//! What happens to a request on its way, over raw sockets and against an origin that records every byte.
+//! It must not know how the gateway decides, only what the gateway sends.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! What changes in Redis is in effect at every gateway at once, although records are kept for an hour.
-//! It must not know how gateways hear of it.
+//! It must not know how gateways hear of changes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

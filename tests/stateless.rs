@@ -1,5 +1,5 @@
 //! Tokens that need no record (`require_record: false`): what their claims grant, and how they are revoked.
-//! It must not know how revocations are heard of.
+//! It must not know how gateways hear of revocations.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;

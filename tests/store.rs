@@ -1,5 +1,5 @@
-//! What every store promises, run against memory and against real Redis servers; then what the Redis
-//! store promises beyond that: it never hangs, and recovers by itself.
+//! What every store promises, run against memory and against real Redis servers. Then what the Redis store
+//! promises besides: it never hangs, and it recovers by itself.
 //!
 //! Each test starts its own redis-server on a port the kernel chose, and waits for conditions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests panic to fail them

@@ -1,4 +1,4 @@
-//! Which tokens open the gateway and which do not (contract section 5), with records in a real Redis.
+//! Which tokens the gateway admits and which it refuses, with records in a real Redis.
 //! It must not know how the gateway verifies or caches.
 // Tables of cases have the type they have.
 #![allow(clippy::type_complexity, clippy::unwrap_used, clippy::expect_used, clippy::panic)]

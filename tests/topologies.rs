@@ -1,5 +1,5 @@
-//! Redis that fails over: a cluster, and a primary that Sentinels replace. What clients see of it.
-//! It must not know how the gateway finds its way.
+//! What clients see of a Redis that fails over: a cluster, and a primary that Sentinels replace.
+//! It must not know how the gateway finds the new primary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
