@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 use super::key::public_id;
 use super::record::TokenRecord;
 use crate::base::clock::{AtomicMoment, Clock, Moment};
-use crate::store::{StoreError, TokenStore};
+use crate::store::{RecordReader, StoreError};
 
 /// How long a token that is not known, or whose record cannot be read, is taken for that.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ pub trait Source: Send + Sync + 'static {
 }
 
 /// The records of tokens; `None` when there is none that can be used.
-pub struct Records(pub Arc<dyn TokenStore>);
+pub struct Records(pub Arc<dyn RecordReader>);
 
 #[async_trait]
 impl Source for Records {
@@ -108,7 +108,7 @@ impl Source for Records {
 }
 
 /// Which tokens that need no record are revoked.
-pub struct Revocations(pub Arc<dyn TokenStore>);
+pub struct Revocations(pub Arc<dyn RecordReader>);
 
 #[async_trait]
 impl Source for Revocations {
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl TokenStore for Scripted {
+    impl RecordReader for Scripted {
         async fn is_revoked(&self, _id: &str) -> Result<bool, StoreError> {
             unreachable!("records are asked for")
         }

@@ -242,7 +242,6 @@ mod tests {
             ("token", 64),
             ("token show", 64),
             ("token create --kind password", 64),
-            ("token list --start here", 64),
             ("token list --page-size 0", 64),
             ("token rotate", 64),
             ("token rotate ID --grace soon", 64),

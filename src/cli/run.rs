@@ -54,7 +54,7 @@ pub(super) fn start_log(log: &Log) -> Result<LogGuard, Failure> {
 /// What a failed start means for the exit code.
 pub(super) fn failure(error: StartError) -> Failure {
     match error {
-        StartError::Policy(_) | StartError::Redis(_) => Failure::Configuration(error.to_string()),
+        StartError::Policy(_) | StartError::Store(_) => Failure::Configuration(error.to_string()),
         StartError::Bind(_) => Failure::Unavailable(error.to_string()),
         StartError::System(_) => Failure::Internal(error.to_string()),
     }

@@ -16,7 +16,7 @@ use pingora_core::services::listening::Service;
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::store::redis::RedisStore;
+use crate::store::Membership;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ pub struct Listening<A> {
     sockets: Vec<BoundSocket>,
     word: &'static str,
     close: watch::Receiver<bool>,
-    redis: Option<Arc<RedisStore>>,
+    store: Option<Arc<dyn Membership>>,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
@@ -120,12 +120,12 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
         for (name, _) in &names {
             inner.add_tcp(name);
         }
-        Self { inner, names, sockets, word, close, redis: None }
+        Self { inner, names, sockets, word, close, store: None }
     }
 
-    /// Keeps the connection to `redis` on this service's runtime, beside the requests that use it.
-    pub fn on_start(mut self, redis: Option<Arc<RedisStore>>) -> Self {
-        self.redis = redis;
+    /// Keeps the connection to `store` on this service's runtime, beside the requests that use it.
+    pub fn on_start(mut self, store: Arc<dyn Membership>) -> Self {
+        self.store = Some(store);
         self
     }
 
@@ -171,8 +171,8 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
     ) {
         let fds = fds.unwrap_or_else(|| Arc::new(Mutex::new(Fds::new())));
         self.offer(&fds);
-        if let Some(redis) = self.redis.take() {
-            redis.start();
+        if let Some(store) = self.store.take() {
+            store.start();
         }
         let (closing, closed) = watch::channel(false);
         let mut close = self.close.clone();

@@ -9,11 +9,12 @@ use futures_util::future::join_all;
 use tokio::runtime::{Builder, Runtime};
 
 use super::create::MAX_TTL;
+use crate::base::clock::SystemClock;
 use crate::base::clock::UnixTime;
 use crate::base::secret::Secret;
-use crate::cli::{Failure, check};
-use crate::store::redis::{PageStart, RedisStore};
-use crate::store::{StoreError, StoredRecord, TokenStore as _};
+use crate::cli::Failure;
+use crate::store::open::shown_url;
+use crate::store::{self, NewRecord, PageMark, RecordStore, Remote, StoreError, StoredRecord};
 
 /// The deadline of one call: longer than on the request path, for someone is waiting anyway.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -24,7 +25,7 @@ const SEARCHED_KEYS: usize = 500;
 /// The token records of one Redis.
 pub struct Admin {
     runtime: Runtime,
-    store: RedisStore,
+    store: Arc<dyn RecordStore>,
     place: String,
 }
 
@@ -33,7 +34,7 @@ pub struct RecordPage {
     /// In no order; a record may be on two pages.
     pub records: Vec<(String, StoredRecord)>,
     /// `None` on the last page.
-    pub next: Option<PageStart>,
+    pub next: Option<PageMark>,
 }
 
 impl Admin {
@@ -46,10 +47,12 @@ impl Admin {
             .enable_all()
             .build()
             .map_err(|error| Failure::Internal(format!("no runtime: {error}")))?;
-        let store = RedisStore::new(url, DEADLINE, Arc::new(|_, _, _| {}))
+        let remote = Remote { url: url.clone(), timeout: DEADLINE };
+        let clock = Arc::new(SystemClock::default());
+        let opened = store::open(Some(&remote), clock, Arc::new(|_, _, _| {}))
             .map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
-        runtime.block_on(async { store.start() });
-        Ok(Self { runtime, store, place: check::place(url) })
+        runtime.block_on(async { opened.membership.start() });
+        Ok(Self { runtime, store: opened.records, place: shown_url(url) })
     }
 
     /// Where the records are, without the password.
@@ -58,8 +61,8 @@ impl Admin {
     }
 
     /// The store itself, for calls of which many are under way together: see [`Admin::wait`].
-    pub fn store(&self) -> &RedisStore {
-        &self.store
+    pub fn store(&self) -> &dyn RecordStore {
+        &*self.store
     }
 
     /// Waits for `work`, which may call the [store](Admin::store).
@@ -79,7 +82,8 @@ impl Admin {
         fields: &[(String, String)],
         expires: Option<UnixTime>,
     ) -> Result<(), Failure> {
-        self.answer(self.store.put(id, fields, expires))
+        let record = NewRecord { id: id.to_owned(), fields: fields.to_vec(), expires_at: expires };
+        self.answer(self.store.put(&record))
     }
 
     /// The record of `id`.
@@ -92,13 +96,13 @@ impl Admin {
         self.answer(self.store.kept_for(id))
     }
 
-    /// Lets the record of `id` expire at `expires`; see [`RedisStore::shorten`].
+    /// Lets the record of `id` expire at `expires`; see [`store::RecordWriter::shorten`].
     pub fn shorten(
         &self,
         id: &str,
         expires: UnixTime,
-        before: &str,
-        after: &str,
+        before: &StoredRecord,
+        after: &StoredRecord,
     ) -> Result<bool, Failure> {
         self.answer(self.store.shorten(id, expires, before, after))
     }
@@ -116,9 +120,9 @@ impl Admin {
     /// The ids that start with `beginning`, which is letters and digits.
     pub fn ids(&self, beginning: &str) -> Result<BTreeSet<String>, Failure> {
         let mut ids = BTreeSet::new();
-        let mut start = Some(PageStart::default());
+        let mut start = Some(self.store.first_page());
         while let Some(at) = start {
-            let page = self.answer(self.store.page(at, beginning, SEARCHED_KEYS))?;
+            let page = self.answer(self.store.page(&at, beginning, SEARCHED_KEYS))?;
             ids.extend(page.ids);
             start = page.next;
         }
@@ -126,7 +130,7 @@ impl Admin {
     }
 
     /// A page of records, for which Redis looks at about `keys` keys; all of them are read in one round.
-    pub fn page(&self, start: PageStart, keys: usize) -> Result<RecordPage, Failure> {
+    pub fn page(&self, start: &PageMark, keys: usize) -> Result<RecordPage, Failure> {
         self.answer(async {
             let page = self.store.page(start, "", keys).await?;
             let ids: BTreeSet<String> = page.ids.into_iter().collect();
@@ -141,18 +145,17 @@ impl Admin {
     }
 
     fn answer<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, Failure> {
-        self.wait(call).map_err(|error| self.failure(&error))
+        self.wait(call).map_err(|error| match error {
+            StoreError::PageMark(error) => Failure::Usage(format!("--start {error}")),
+            error => self.failure(&error),
+        })
     }
 }
 
 /// A key that holds neither a hash nor a string, or no text, is shown as such: it must not hide the others.
 fn unreadable(error: StoreError) -> Result<Option<StoredRecord>, StoreError> {
     match error {
-        StoreError::Failed(text)
-            if text.starts_with("WRONGTYPE") || text.contains(RedisStore::NOT_TEXT) =>
-        {
-            Ok(Some(StoredRecord::Json(text)))
-        }
+        StoreError::Unreadable(text) => Ok(Some(StoredRecord::Json(text))),
         other => Err(other),
     }
 }

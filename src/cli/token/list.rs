@@ -4,9 +4,10 @@
 
 use clap::Args;
 
+use super::Admin;
 use super::records::{Entry, StoreArguments, kind};
 use crate::cli::{Failure, say, tell};
-use crate::store::redis::PageStart;
+use crate::store::PageMark;
 
 /// The keys that Redis looks at for one page, where nothing else is said.
 const PAGE_KEYS: usize = 500;
@@ -27,7 +28,7 @@ pub struct ListArguments {
     page_size: Option<u64>,
     /// Go on where an earlier list said
     #[arg(long, value_name = "WHERE")]
-    start: Option<PageStart>,
+    start: Option<PageMark>,
 }
 
 /// Lists the records: first those of the configuration, then those of Redis.
@@ -43,8 +44,10 @@ pub fn run(arguments: &ListArguments) -> Result<String, Failure> {
         configured.sort_by(|a, b| a.id.cmp(&b.id));
         listing.add(&configured)?;
     }
-    let mut start = records.admin.as_ref().map(|_| arguments.start.unwrap_or_default());
-    while let (Some(admin), Some(at)) = (&records.admin, start) {
+    let first =
+        |admin: &Admin| arguments.start.clone().unwrap_or_else(|| admin.store().first_page());
+    let mut start = records.admin.as_ref().map(first);
+    while let (Some(admin), Some(at)) = (&records.admin, &start) {
         if listing.listed >= most {
             break;
         }

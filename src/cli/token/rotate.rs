@@ -213,17 +213,19 @@ impl Old {
     }
 
     fn shorten(&self, admin: &Admin, until: UnixTime) -> Result<bool, Failure> {
-        match &self.stored {
+        let after = match &self.stored {
             StoredRecord::Fields(fields) => {
-                let before = fields.get("expires_at").map(String::as_str).unwrap_or_default();
-                admin.shorten(&self.id, until, before, &rfc3339(until))
+                let mut after = fields.clone();
+                after.insert("expires_at".into(), rfc3339(until));
+                StoredRecord::Fields(after)
             }
-            StoredRecord::Json(before) => {
+            StoredRecord::Json(_) => {
                 let mut after = self.record.clone();
                 after.insert("expires_at".into(), rfc3339(until).into());
-                admin.shorten(&self.id, until, before, &Value::Object(after).to_string())
+                StoredRecord::Json(Value::Object(after).to_string())
             }
-        }
+        };
+        admin.shorten(&self.id, until, &self.stored, &after)
     }
 
     fn sentence(&self, end: End) -> String {

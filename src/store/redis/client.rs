@@ -13,14 +13,15 @@ use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
+use super::RedisUrlError;
 use super::cluster::{Cluster, slot_of};
+use super::errors::Cause;
 use super::node::{Node, Session, Signals, reason, timed_out};
-use super::place::{Place, place};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
 use super::takes::{self, Question};
-use super::{OnOperation, OnRecordChange, RecordChange, RedisUrlError};
+use super::url::{Topology, topology};
 use crate::base::secret::Secret;
-use crate::store::{Grant, StoreError};
+use crate::store::{Grant, OnOperation, OnRecordChange, RecordChange, StoreError};
 
 /// How long an attempt to connect may take at least: DNS, TCP and TLS, then again for the first
 /// commands.
@@ -72,11 +73,11 @@ impl RedisClient {
         on_operation: OnOperation,
     ) -> Result<Self, RedisUrlError> {
         let signals = Arc::new(Signals::default());
-        let servers = match place(url)? {
-            Place::One(config) => {
+        let servers = match topology(url)? {
+            Topology::One(config) => {
                 Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
             }
-            Place::Cluster { seeds, node } => {
+            Topology::Cluster { seeds, node } => {
                 Servers::Cluster(Arc::new(Cluster::new(seeds, node, Arc::clone(&signals))))
             }
         };
@@ -236,16 +237,19 @@ impl RedisClient {
         }
         let (result, serves) = match answer {
             Ok(value) => (Ok(value), true),
-            Err(error) if *error.kind() == ErrorKind::Timeout => {
-                (Err(StoreError::Timeout(self.timeout)), false)
-            }
             Err(error) => {
-                // What Redis says about one key's data is no reason to stop asking about the others.
-                let serves = concerns_data(&error);
+                let cause = Cause::of(&error);
+                // What Redis answers about the data of one key is no reason to stop asking about other keys.
+                let serves = cause.concerns_key();
                 if serves {
                     self.log_refusal(operation, &error);
                 }
-                (Err(StoreError::Failed(reason(&error))), serves)
+                let error = match cause {
+                    Cause::TimedOut => StoreError::Timeout(self.timeout),
+                    Cause::Unreadable => StoreError::Unreadable(reason(&error)),
+                    _ => StoreError::Failed(reason(&error)),
+                };
+                (Err(error), serves)
             }
         };
         self.count(asked, serves, probing, result.as_ref().err());
@@ -394,19 +398,11 @@ fn breaker_open() -> Error {
 
 /// A single server that sends calls elsewhere is written down wrongly.
 fn said_plainly<T>(result: Result<T, Error>) -> Result<T, Error> {
-    result.map_err(|error| match error.details().starts_with("MOVED ") {
+    result.map_err(|error| match Cause::of(&error) == Cause::Moved {
         true => Error::new(
             ErrorKind::Cluster,
             "it is a node of a cluster: the URL must start with redis-cluster://",
         ),
         false => error,
     })
-}
-
-/// Whether Redis answered about the key alone: it holds something else than expected, or is on its
-/// way from one node of a cluster to another.
-fn concerns_data(error: &Error) -> bool {
-    let details = error.details();
-    ["WRONGTYPE", "BADCOUNTER", "ASK ", "TRYAGAIN"].iter().any(|code| details.starts_with(code))
-        || *error.kind() == ErrorKind::Parse
 }

@@ -18,8 +18,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use super::errors::moved_to;
 use super::node::{Node, Signals, backoff, connect, reason, timed_out};
-use super::place::config_of;
+use super::url::config_of;
 
 /// The pause between two looks at the slots, however many calls ask for one.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
@@ -146,7 +147,7 @@ impl Cluster {
     ///
     /// Waits for a look at the slots where the node is not known yet.
     pub(super) async fn moved(&self, slot: u16, error: &Error) -> Option<Result<Arc<Node>, Error>> {
-        let target = error.details().strip_prefix("MOVED ")?.split(' ').nth(1)?;
+        let target = moved_to(error)?;
         let mut slots = self.slots.clone();
         let known = match &*slots.borrow_and_update() {
             Slots::Known(map) => map.node_at(target),

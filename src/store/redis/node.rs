@@ -21,11 +21,12 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use super::errors::Cause;
 use super::keys::{RECORD_PREFIX, REVOKED_PREFIX};
 use super::questions::Takes;
 use super::scripts::{SCRIPTS, Script};
-use super::{OnRecordChange, RecordChange};
 use crate::store::breaker::{Breaker, Transition};
+use crate::store::{OnRecordChange, RecordChange};
 
 /// The longest pause between two attempts to connect.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
@@ -145,7 +146,7 @@ impl Node {
     {
         let result = run(Arc::clone(&session)).await;
         if let Err(error) = &result
-            && is_replica(error)
+            && Cause::of(error) == Cause::Replica
         {
             session.retired.notify_one();
         }
@@ -228,7 +229,7 @@ impl Session {
     ) -> Result<R, Error> {
         let (keys, arguments) = input();
         match self.eval_loaded(script, keys, arguments).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
+            Err(error) if Cause::of(&error) == Cause::NoScript => {
                 let (keys, arguments) = input();
                 self.client.eval(script.source, keys, arguments).await
             }
@@ -255,11 +256,6 @@ pub(super) fn timed_out() -> Error {
 /// What those hear whose answer will not come.
 pub(super) fn connection_lost() -> Error {
     Error::new(ErrorKind::IO, "the connection was lost")
-}
-
-/// Whether the server turned out to be a replica, so that the primary must be looked for.
-fn is_replica(error: &Error) -> bool {
-    ["READONLY", "MASTERDOWN"].iter().any(|code| error.details().starts_with(code))
 }
 
 /// What went wrong, for people: the library hands errors of the system on as their `Debug` text.

@@ -27,8 +27,7 @@ use super::fields::printable;
 use super::records::{Records, StoreArguments, storage_key};
 use crate::cli::{Failure, say};
 use crate::config::Config;
-use crate::store::StoreError;
-use crate::store::redis::{Imported, NewRecord};
+use crate::store::{Imported, NewRecord, StoreError};
 
 /// Lines that are handed over together.
 const CHUNK: usize = 256;

@@ -15,8 +15,7 @@ use crate::auth::record::{Grant, TokenRecord};
 use crate::base::secret::Secret;
 use crate::cli::token::fields::texts;
 use crate::cli::token::name::is_credential;
-use crate::store::StoredRecord;
-use crate::store::redis::NewRecord;
+use crate::store::{NewRecord, StoredRecord};
 
 /// What names the token of a line.
 const IDENTITIES: [&str; 3] = ["key", "key_sha256", "api_key"];
