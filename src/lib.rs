@@ -11,7 +11,7 @@
 //! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
-//! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
+//! | [`store`] | token records, quota, and the gateways that share them, in memory or in Redis, as plain data | [`store::open`] |
 //! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths | [`route::path`] |
 //! | [`auth`] | credential, signature, record, principal | [`auth::Authenticator`] |
 //! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
@@ -21,6 +21,7 @@
 //! | [`admission`] | the order of decisions, and the permit | [`admission::Admission::admit`] |
 //! | [`proxy`] | bytes to requests, Pingora's hooks, errors to answers | [`proxy::Proxy`] |
 //! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
+//! | [`tokens`] | the life of a token: made, found, listed, imported, rotated, revoked | [`tokens::Tokens`] |
 //! | [`cli`] | one file a command | [`cli::main`] |
 //!
 //! Two lines that are easy to miss. The arithmetic of windows is in [`quota`], *below* the stores, because the
@@ -100,4 +101,5 @@ pub mod quota;
 pub mod route;
 pub mod store;
 pub mod telemetry;
+pub mod tokens;
 pub mod upstream;

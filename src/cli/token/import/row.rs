@@ -14,8 +14,8 @@ use crate::auth::members::Members;
 use crate::auth::record::{Grant, TokenRecord};
 use crate::base::secret::Secret;
 use crate::cli::token::fields::texts;
-use crate::cli::token::name::is_credential;
 use crate::store::{NewRecord, StoredRecord};
+use crate::tokens::name::is_credential;
 
 /// What names the token of a line.
 const IDENTITIES: [&str; 3] = ["key", "key_sha256", "api_key"];
