@@ -27,7 +27,7 @@ use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;
-use tollgate::store::{StoreError, StoredRecord, TokenStore};
+use tollgate::store::{RecordReader, StoreError, StoredRecord};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -195,7 +195,7 @@ fn verifier(key: VerificationKey) -> JwtVerifier {
 struct Everyone;
 
 #[async_trait]
-impl TokenStore for Everyone {
+impl RecordReader for Everyone {
     async fn record(&self, _: &str) -> Result<Option<StoredRecord>, StoreError> {
         Ok(Some(StoredRecord::Json(r#"{"plan":"pro"}"#.into())))
     }

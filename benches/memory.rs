@@ -19,7 +19,7 @@ use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::{Limit, Standing};
-use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
+use tollgate::store::{Adjustment, Grant, QuotaStore, RecordReader, StoreError, StoredRecord};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -114,7 +114,7 @@ fn tokens() -> Result<(), Box<dyn Error>> {
 struct Everyone;
 
 #[async_trait]
-impl TokenStore for Everyone {
+impl RecordReader for Everyone {
     async fn record(&self, _: &str) -> Result<Option<StoredRecord>, StoreError> {
         let text = r#"{"plan":"premium","organization_id":"acme"}"#;
         Ok(Some(StoredRecord::Json(text.into())))

@@ -13,7 +13,7 @@
 //! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked from every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
-//! | [`store`] | token records and quota, from memory or from Redis, as plain data | [`store::QuotaStore`] |
+//! | [`store`] | token records, quota, and the gateways that share them, in memory or in Redis, as plain data | [`store::open`] |
 //! | [`auth`] | credential, signature, principal; records as they are cached | [`auth::Authenticator`] |
 //! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
 //! | [`upstream`] | endpoints, whose turn it is, names to addresses | [`upstream::pool`] |
@@ -23,6 +23,7 @@
 //! | [`listener`] | client connections: sockets, bounds, timers, HTTP/1 bytes read strictly into requests | [`listener::accept`] |
 //! | [`proxy`] | Pingora's hooks, errors to answers | [`proxy::Proxy`] |
 //! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
+//! | [`tokens`] | the life of a token: made, found, listed, imported, rotated, revoked | [`tokens::Tokens`] |
 //! | [`cli`] | one file a command | [`cli::main`] |
 //!
 //! Two lines that are easy to miss. The arithmetic of windows is in [`quota`], *below* the stores, because the
@@ -109,4 +110,5 @@ pub mod record;
 pub mod route;
 pub mod store;
 pub mod telemetry;
+pub mod tokens;
 pub mod upstream;

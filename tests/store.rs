@@ -4,6 +4,8 @@
 //! Each test starts its own redis-server on a port the kernel chose, and waits for conditions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests panic to fail them
 
+mod suites;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,14 +15,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use suites::{WAIT, until_async};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tollgate::base::clock::{ManualClock, SystemClock, UnixTime};
 use tollgate::base::secret::Secret;
 use tollgate::quota::{Algorithm, Limit};
 use tollgate::store::memory::MemoryQuota;
-use tollgate::store::redis::{OnOperation, PageStart, RedisStore};
-use tollgate::store::{Adjustment, Grant, QuotaStore, StoreError, StoredRecord, TokenStore};
+use tollgate::store::redis::RedisStore;
+use tollgate::store::{
+    self, Adjustment, Grant, Membership, NewRecord, OnOperation, QuotaStore, RecordLister,
+    RecordReader, RecordWriter, Remote, StoreError, StoredRecord, Stores,
+};
 
 /// The deadline of calls that are expected to succeed: generous, so that a busy machine fails nothing.
 const PATIENT: Duration = Duration::from_secs(5);
@@ -34,9 +40,6 @@ const SLACK: Duration = Duration::from_millis(400);
 /// A window no test outlives: a hundred years, the present one ends in 2069.
 const AGES: u64 = 100 * 365 * 86_400;
 
-/// How long a condition may take to come true.
-const WAIT: Duration = Duration::from_secs(15);
-
 // What every store promises.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,6 +51,29 @@ async fn memory_keeps_the_contract() {
 async fn redis_keeps_the_contract() {
     let server = RedisServer::start();
     contract(&*server.store(PATIENT).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_keeps_records_and_says_how_it_is() {
+    keeps_records_and_says_how_it_is(open(None)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_records_and_says_how_it_is() {
+    let server = RedisServer::start();
+    let remote = Remote { url: Secret::new(server.url()), timeout: PATIENT };
+    keeps_records_and_says_how_it_is(open(Some(remote))).await;
+}
+
+fn open(remote: Option<Remote>) -> Stores {
+    store::open(remote.as_ref(), Arc::new(SystemClock::default()), quiet()).unwrap()
+}
+
+async fn keeps_records_and_says_how_it_is(stores: Stores) {
+    let heard = suites::records::Heard::listen(&*stores.records);
+    suites::membership::starts(&stores.membership).await;
+    suites::records::keeps_records(&*stores.records).await;
+    suites::records::tells_of_changes(&*stores.records, &heard).await;
 }
 
 async fn contract(store: &dyn QuotaStore) {
@@ -307,7 +333,7 @@ async fn records_of_both_shapes_are_read() {
     for _ in 0..5 {
         let error = store.record("list").await.unwrap_err();
         assert!(
-            matches!(&error, StoreError::Failed(reason) if reason.contains("WRONGTYPE")),
+            matches!(&error, StoreError::Unreadable(reason) if reason.contains("WRONGTYPE")),
             "{error}"
         );
     }
@@ -318,31 +344,29 @@ async fn records_of_both_shapes_are_read() {
 async fn records_are_written_listed_and_deleted() {
     let server = RedisServer::start();
     let store = server.store(PATIENT).await;
-    let owned = |pairs: &[(&str, &str)]| {
-        pairs.iter().map(|&(k, v)| (k.into(), v.into())).collect::<Vec<_>>()
-    };
     server.command(&["SET", "token:a", "{}"]);
     let later = UnixTime::from_secs(4_000_000_000);
-    store.put("a", &owned(&[("plan", "basic"), ("name", "x y")]), Some(later)).await.unwrap();
+    store.put(&new("a", &[("plan", "basic"), ("name", "x y")], Some(later))).await.unwrap();
     assert_eq!(store.record("a").await.unwrap(), fields(&[("plan", "basic"), ("name", "x y")]));
     assert_eq!(server.command(&["PEXPIRETIME", "token:a"]), ":4000000000000");
-    store.put("a", &owned(&[("plan", "premium")]), None).await.unwrap();
+    store.put(&new("a", &[("plan", "premium")], None)).await.unwrap();
     assert_eq!(
         store.record("a").await.unwrap(),
         fields(&[("plan", "premium")]),
         "nothing of the old record is left"
     );
     assert_eq!(server.command(&["PTTL", "token:a"]), ":-1");
-    store.put("past", &owned(&[("plan", "basic")]), Some(UnixTime::from_secs(1))).await.unwrap();
+    let past = Some(UnixTime::from_secs(1));
+    store.put(&new("past", &[("plan", "basic")], past)).await.unwrap();
     assert_eq!(store.record("past").await.unwrap(), None);
 
     for i in 0..2_000 {
         server.command(&["HSET", &format!("token:many-{i}"), "plan", "basic"]);
     }
     server.command(&["SET", COUNTER, "1:1"]);
-    let (mut ids, mut start, mut pages) = (Vec::new(), Some(PageStart::default()), 0);
-    while let Some(cursor) = start {
-        let page = store.list(cursor).await.unwrap();
+    let (mut ids, mut start, mut pages) = (Vec::new(), Some(store.first_page()), 0);
+    while let Some(mark) = start {
+        let page = store.page(&mark, "", 500).await.unwrap();
         ids.extend(page.ids);
         start = page.next;
         pages += 1;
@@ -452,7 +476,8 @@ async fn two_gateways_share_one_quota_and_see_each_other() {
     let server = RedisServer::start();
     let (one, two) = (server.store(PATIENT).await, server.store(PATIENT).await);
     never_exceeds_the_quota(&[&*one, &*two]).await;
-    until("both gateways are counted", || one.gateways() == 2 && two.gateways() == 2).await;
+    until("both gateways are counted", || one.gateways().get() == 2 && two.gateways().get() == 2)
+        .await;
     server.command(&["ZADD", "tollgate:gateways", "1", "long-gone"]);
     until("the one that is gone is removed", || {
         server.command(&["ZCARD", "tollgate:gateways"]) == ":2"
@@ -480,8 +505,8 @@ async fn every_operation_is_reported_once() {
     store.record("json").await.unwrap();
     store.take("good", &limits, 1).await.unwrap();
     store.take("bad", &limits, 1).await.unwrap_err();
-    store.put("a", &[("plan".into(), "basic".into())], None).await.unwrap();
-    store.list(PageStart::default()).await.unwrap();
+    store.put(&new("a", &[("plan", "basic")], None)).await.unwrap();
+    store.page(&store.first_page(), "", 500).await.unwrap();
     store.delete("a").await.unwrap();
     let expected = [
         ("record", "ok"),
@@ -505,7 +530,7 @@ async fn a_flushed_script_cache_heals_within_the_call() {
         assert_eq!(take(&*store, "t", &limits, 1).await, (1, vec![10 - used]));
         server.command(&["SCRIPT", "FLUSH"]);
     }
-    store.put("a", &[("plan".into(), "basic".into())], None).await.unwrap();
+    store.put(&new("a", &[("plan", "basic")], None)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -618,7 +643,7 @@ async fn password_user_and_database_come_from_the_url() {
         let url = Secret::new(format!("redis://{credentials}127.0.0.1:{port}/3"));
         let store = RedisStore::new(&url, PATIENT, quiet()).unwrap();
         store.start();
-        let written = store.put(credentials, &[("plan".into(), "basic".into())], None).await;
+        let written = store.put(&new(credentials, &[("plan", "basic")], None)).await;
         assert_eq!(written.is_ok(), works, "{credentials}: {written:?}");
         if let Err(error) = written {
             let error = error.to_string();
@@ -676,6 +701,11 @@ fn fields(pairs: &[(&str, &str)]) -> Option<StoredRecord> {
     Some(StoredRecord::Fields(pairs.iter().map(|&(k, v)| (k.into(), v.into())).collect()))
 }
 
+fn new(id: &str, pairs: &[(&str, &str)], expires_at: Option<UnixTime>) -> NewRecord {
+    let fields = pairs.iter().map(|&(k, v)| (k.into(), v.into())).collect();
+    NewRecord { id: id.into(), fields, expires_at }
+}
+
 fn quiet() -> OnOperation {
     Arc::new(|_, _, _| {})
 }
@@ -687,15 +717,6 @@ fn probe(store: &Arc<RedisStore>) {
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     until_async(what, async || holds()).await;
-}
-
-async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let started = Instant::now();
-    let mut pause = tokio::time::interval(Duration::from_millis(5));
-    while !holds().await {
-        assert!(started.elapsed() < WAIT, "in vain: {what}");
-        pause.tick().await;
-    }
 }
 
 /// Forwards connections to `port`, from the port returned. A notification freezes those that are open:

@@ -470,6 +470,8 @@ fn a_list_comes_in_pages() {
         start = more.trim().rsplit_once(' ').map(|(_, start)| start.to_owned());
     }
     assert_eq!((start, found), (None, all));
+    let refused = fails(64, &["list", "--start", "here", "--redis", &url]);
+    assert!(refused.contains("is not where a page starts"), "{refused}");
     redis.command(&["FLUSHALL"]);
     assert_eq!(program(&["list", "--redis", &url]), json!([]));
 }

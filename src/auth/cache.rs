@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 use crate::base::clock::{AtomicMoment, Clock, Moment};
 use crate::record::key::public_id;
 use crate::record::{RecordError, TokenRecord};
-use crate::store::{StoreError, TokenStore};
+use crate::store::{RecordReader, StoreError};
 
 /// How long a token stays unknown, or its record unreadable, without another question to the store.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
@@ -89,7 +89,7 @@ pub enum NoRecord {
 }
 
 /// The records of tokens.
-pub struct Records(pub Arc<dyn TokenStore>);
+pub struct Records(pub Arc<dyn RecordReader>);
 
 #[async_trait]
 impl Source for Records {
@@ -114,7 +114,7 @@ impl Source for Records {
 }
 
 /// Which tokens that need no record are revoked.
-pub struct Revocations(pub Arc<dyn TokenStore>);
+pub struct Revocations(pub Arc<dyn RecordReader>);
 
 #[async_trait]
 impl Source for Revocations {
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl TokenStore for Scripted {
+    impl RecordReader for Scripted {
         async fn is_revoked(&self, _id: &str) -> Result<bool, StoreError> {
             unreachable!("records are asked for")
         }

@@ -4,17 +4,15 @@
 
 use std::sync::Arc;
 
-use url::Url;
-
 use super::limits_text;
 use super::{ConfigArguments, Failure};
 use crate::auth::issuer::{IssuerKey, IssuerRules};
-use crate::base::secret::Secret;
+use crate::base::clock::{Clock, SystemClock};
 use crate::config::{Config, LiveConfig, Route, StartupConfig};
-use crate::gateway::StartError;
+use crate::gateway::{StartError, open_store};
 use crate::limit::ledger::FailurePolicy;
 use crate::route::table::Matcher;
-use crate::store::redis::RedisStore;
+use crate::store::open::shown_url;
 use crate::upstream::pool::EndpointRules;
 
 /// Loads the configuration; gives back its summary.
@@ -32,9 +30,8 @@ pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
 
 /// Opens the store as `run` does, without touching the network.
 fn opens_store(config: &StartupConfig) -> Result<(), StartError> {
-    if let Some(redis) = &config.redis {
-        RedisStore::new(&redis.url, redis.timeout, Arc::new(|_, _, _| {}))?;
-    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    open_store(config, &clock)?;
     Ok(())
 }
 
@@ -89,25 +86,11 @@ fn store(config: &Config) -> [String; 3] {
             let timeout = humantime::format_duration(redis.timeout);
             [
                 "store".into(),
-                place(&redis.url),
+                shown_url(&redis.url),
                 format!("timeout {timeout}, on_store_failure {away}"),
             ]
         }
     }
-}
-
-/// Where a Redis is: its URL without user, password and parameters.
-pub fn place(url: &Secret) -> String {
-    let Ok(url) = Url::parse(url.expose()) else {
-        return Secret::new("").to_string();
-    };
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!(
-        "{}://{}{port}{}",
-        url.scheme(),
-        url.host_str().unwrap_or_default(),
-        url.path().trim_end_matches('/')
-    )
 }
 
 /// The keys that verify tokens, and the records the configuration keeps.
@@ -159,23 +142,6 @@ fn aligned(rows: &[[String; 3]]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_redis_is_named_without_its_password() {
-        for (url, shown) in [
-            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
-            ("redis://127.0.0.1:6379/3", "redis://127.0.0.1:6379/3"),
-            (
-                "rediss://user:hunter2@cache.example/0?password=hunter2#hunter2",
-                "rediss://cache.example/0",
-            ),
-            ("redis://:hunter2@[::1]:6379", "redis://[::1]:6379"),
-            ("redis://:p/hunter2@cache", "***"),
-            ("hunter2", "***"),
-        ] {
-            assert_eq!(place(&Secret::new(url)), shown, "{url}");
-        }
-    }
 
     #[test]
     fn what_the_loader_lets_pass_and_run_refuses_is_refused() {

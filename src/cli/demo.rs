@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::run::{catch_hangup, failure, start_log};
-use super::token::{Admin, create};
+use super::token::Connection;
 use super::{DemoArguments, Failure};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::config::{self, Config, Environment};
 use crate::gateway::Gateway;
 use crate::listener::sockets::BoundSocket;
+use crate::store::NewRecord;
+use crate::tokens::{Signer, SignerError};
 
 /// Requests a minute that the demo's token may make.
 const LIMIT: u64 = 20;
@@ -32,10 +34,14 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let now = SystemClock::default().now();
     let expires = now + LIFE;
     if let Some(redis) = &arguments.redis {
-        Admin::connect(redis)?.put("demo", &record_fields(), Some(expires))?;
+        let record =
+            NewRecord { id: "demo".into(), fields: record_fields(), expires_at: Some(expires) };
+        Connection::open(redis)?.put(&record)?;
     }
-    let issuer = config.live.auth.jwt.issuers.first().cloned().unwrap_or_default();
-    let token = create::sign(&issuer, "demo", &serde_json::Map::new(), now, expires)?;
+    let token = Signer::configured(&config.live.auth.jwt.issuers)
+        .ok_or(SignerError::NoKey)
+        .and_then(|signer| signer.sign("demo", &serde_json::Map::new(), now, expires))
+        .map_err(|error| Failure::Internal(error.to_string()))?;
     let gateway = Gateway::prepare(config, false).map_err(|error| match error {
         crate::gateway::StartError::Bind(error) => Failure::Unavailable(format!(
             "{error}; choose another port with --port N, or --port 0 for any"

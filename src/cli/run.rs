@@ -45,7 +45,7 @@ pub(super) fn start_log(config: &Config) -> Result<LogGuard, Failure> {
 /// What a failed start means for the exit code.
 pub(super) fn failure(error: StartError) -> Failure {
     match error {
-        StartError::Redis(_) => Failure::Configuration(error.to_string()),
+        StartError::Store(_) => Failure::Configuration(error.to_string()),
         StartError::Bind(_) => Failure::Unavailable(error.to_string()),
         StartError::System(_) => Failure::Internal(error.to_string()),
     }

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::scalar::{Scalar, instead};
 use crate::base::secret::Secret;
-use crate::store::redis::place;
+use crate::store::open::{URL_FORMS, check_url};
 
 impl Scalar for SocketAddr {
     fn allowed() -> String {
@@ -97,11 +97,11 @@ pub struct RedisUrl(pub Secret);
 
 impl Scalar for RedisUrl {
     fn allowed() -> String {
-        place::FORMS.into()
+        URL_FORMS.into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        place::check(text).map_err(|error| error.to_string())?;
+        check_url(text).map_err(|error| error.to_string())?;
         Ok(Self(Secret::new(text)))
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::reload::Reload;
 use crate::limit::ledger::Ledger;
 use crate::policy::Policy;
-use crate::store::redis::RedisStore;
+use crate::store::Membership;
 use crate::telemetry::metrics::METRICS;
 use crate::upstream::resolve::resolve;
 
@@ -39,7 +39,7 @@ const RESTART: Duration = Duration::from_secs(1);
 /// Everything that goes on in the background.
 pub struct Background {
     reload: Arc<Reload>,
-    redis: Option<Arc<RedisStore>>,
+    store: Arc<dyn Membership>,
     ledger: Arc<Ledger>,
     policy: Arc<ArcSwap<Policy>>,
 }
@@ -48,11 +48,11 @@ impl Background {
     /// As a service with a thread of its own.
     pub fn service(
         reload: Reload,
-        redis: Option<Arc<RedisStore>>,
+        store: Arc<dyn Membership>,
         ledger: Arc<Ledger>,
         policy: Arc<ArcSwap<Policy>>,
     ) -> GenBackgroundService<Self> {
-        let background = Self { reload: Arc::new(reload), redis, ledger, policy };
+        let background = Self { reload: Arc::new(reload), store, ledger, policy };
         let mut service = GenBackgroundService::new("background".into(), Arc::new(background));
         service.threads = Some(1);
         service
@@ -67,26 +67,23 @@ impl BackgroundService for Background {
             let reload = Arc::clone(&reload);
             async move { reload.run().await }
         });
-        if let Some(redis) = self.redis.clone() {
-            let probed = Arc::clone(&redis);
-            keep_running("store probe", move || {
-                let redis = Arc::clone(&probed);
-                async move { redis.run_probe().await }
-            });
-            keep_running("gauges", move || {
-                let redis = Arc::clone(&redis);
-                async move {
-                    loop {
-                        METRICS.store_available.set(i64::from(redis.available()));
-                        let open = i64::try_from(redis.open_breakers()).unwrap_or(i64::MAX);
-                        METRICS.store_breakers_open.set(open);
-                        sleep(GAUGES).await;
-                    }
+        let store = Arc::clone(&self.store);
+        keep_running("store probe", move || {
+            let store = Arc::clone(&store);
+            async move { store.run_probe().await }
+        });
+        let store = Arc::clone(&self.store);
+        keep_running("gauges", move || {
+            let store = Arc::clone(&store);
+            async move {
+                loop {
+                    METRICS.store_available.set(i64::from(store.available()));
+                    let open = i64::try_from(store.open_breakers()).unwrap_or(i64::MAX);
+                    METRICS.store_breakers_open.set(open);
+                    sleep(GAUGES).await;
                 }
-            });
-        } else {
-            METRICS.store_available.set(1);
-        }
+            }
+        });
         let leases = Arc::clone(&self.ledger);
         keep_running("leases", move || {
             let ledger = Arc::clone(&leases);

@@ -22,9 +22,9 @@ use crate::listener::accept::Connections;
 use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::Policy;
 use crate::proxy::{Proxy, Readiness, problem};
-use crate::store::memory::MemoryQuota;
-use crate::store::redis::{RecordChange, RedisStore, RedisUrlError};
-use crate::store::{QuotaStore, TokenStore};
+use crate::store::{
+    self, Membership, RecordChange, RecordReader, RecordStore, Remote, StoreUrlError, Stores,
+};
 use crate::telemetry::metrics::METRICS;
 
 pub mod background;
@@ -38,7 +38,7 @@ use echo::Echo;
 use reload::{PendingReload, Reload};
 use shutdown::{Drain, Signals};
 
-/// Subjects whose windows and grants are kept in memory, at most.
+/// Subjects whose grants are kept in memory, at most.
 const MAX_SUBJECTS: usize = 1_000_000;
 
 /// So many worker threads were measured to share one lock for their timers without harm.
@@ -50,9 +50,9 @@ pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// `redis.url` names no server.
+    /// `redis.url` names no store.
     #[error("redis.url: {0}")]
-    Redis(#[from] RedisUrlError),
+    Store(#[from] StoreUrlError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -107,22 +107,18 @@ impl Gateway {
         METRICS.config_last_reload_success.set(1);
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        let redis = redis_store(&config)?;
-        let quota: Arc<dyn QuotaStore> = match &redis {
-            Some(redis) => Arc::clone(redis) as _,
-            None => Arc::new(MemoryQuota::new(Arc::clone(&clock), MAX_SUBJECTS)),
-        };
+        let Stores { records, quota, membership, is_shared } = open_store(&config, &clock)?;
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
-        let stored = redis.as_ref().map(|redis| stored(&config, redis, &clock));
-        let admission = Admission::new(
-            Authenticator::new(stored),
-            Arc::clone(&ledger),
-            clock,
-            gateways(redis.clone()),
-        );
+        // Without other processes that write records, those of the configuration are all there are.
+        let stored = is_shared.then(|| stored(&config, records, &clock));
+        let gateways = Arc::clone(membership.gateways());
+        let admission =
+            Admission::new(Authenticator::new(stored), Arc::clone(&ledger), clock, move || {
+                gateways.get()
+            });
         let readiness = Arc::new(Readiness {
             draining: AtomicBool::new(false),
-            store_serves: store_serves(redis.clone()),
+            store_serves: store_serves(Arc::clone(&membership)),
         });
         let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
 
@@ -142,7 +138,10 @@ impl Gateway {
         let addresses = config.listeners.iter().map(|listener| listener.address);
         server.add_service(
             Listening::new(service, addresses, bound.listeners, "listening", drain.listeners())
-                .on_start(start_redis(redis.clone())),
+                .on_start({
+                    let membership = Arc::clone(&membership);
+                    move || membership.start()
+                }),
         );
         if let Some(address) = config.metrics {
             let mut service = pingora_prometheus::prometheus_http_service();
@@ -159,7 +158,7 @@ impl Gateway {
             server.add_service(Listening::new(service, [address], vec![echo], "echo", close));
         }
         let reload = Reload::new(load, pending, config, Arc::clone(&policy));
-        server.add_service(Background::service(reload, redis, ledger, policy));
+        server.add_service(Background::service(reload, membership, ledger, policy));
         info!("tollgate {} starts", env!("CARGO_PKG_VERSION"));
         server.run(RunArgs { shutdown_signal: Box::new(Signals::new(drain)) });
         info!("stopped");
@@ -202,26 +201,21 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
     }
 }
 
-fn redis_store(config: &StartupConfig) -> Result<Option<Arc<RedisStore>>, RedisUrlError> {
-    let Some(redis) = &config.redis else { return Ok(None) };
+/// Opens the store that a configuration names. Nothing is connected yet.
+pub(crate) fn open_store(
+    config: &StartupConfig,
+    clock: &Arc<dyn Clock>,
+) -> Result<Stores, StoreUrlError> {
+    let remote = config.redis.as_ref();
+    let remote = remote.map(|store| Remote { url: store.url.clone(), timeout: store.timeout });
     let on_operation = Arc::new(|operation, outcome, elapsed| {
         METRICS.store_operation(operation, outcome, elapsed);
     });
-    RedisStore::new(&redis.url, redis.timeout, on_operation).map(|store| Some(Arc::new(store)))
+    store::open(remote.as_ref(), Arc::clone(clock), on_operation)
 }
 
-/// Keeps the connection to Redis on the runtime of the requests that use it.
-fn start_redis(redis: Option<Arc<RedisStore>>) -> impl FnOnce() + Send + Sync {
-    move || {
-        if let Some(redis) = redis {
-            redis.start();
-        }
-    }
-}
-
-/// Caches of what Redis says of tokens, which hear of changes.
-fn stored(config: &StartupConfig, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock>) -> Stored {
-    let store = Arc::clone(redis) as Arc<dyn TokenStore>;
+/// Caches of what the store says of tokens, which hear of changes.
+fn stored(config: &StartupConfig, store: Arc<dyn RecordStore>, clock: &Arc<dyn Clock>) -> Stored {
     let rules = config.token_cache;
     let on_lookup = |outcome| {
         let lookups = &METRICS.token_cache;
@@ -232,11 +226,13 @@ fn stored(config: &StartupConfig, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock
         };
         counter.inc();
     };
-    let records = StoreCache::new(Records(Arc::clone(&store)), Arc::clone(clock), rules, on_lookup);
-    let revocations = StoreCache::new(Revocations(store), Arc::clone(clock), rules, on_lookup);
-    // Weak, because the store, which would hold them, is held by them.
+    let reader: Arc<dyn RecordReader> = Arc::clone(&store) as _;
+    let records = Records(Arc::clone(&reader));
+    let records = StoreCache::new(records, Arc::clone(clock), rules, on_lookup);
+    let revocations = StoreCache::new(Revocations(reader), Arc::clone(clock), rules, on_lookup);
+    // Weak, because the caches hold the store, and the store would hold the caches.
     let told = (Arc::downgrade(&records), Arc::downgrade(&revocations));
-    redis.on_record_change(Arc::new(move |change| {
+    store.on_record_change(Arc::new(move |change| {
         let (Some(records), Some(revocations)) = (told.0.upgrade(), told.1.upgrade()) else {
             return;
         };
@@ -252,17 +248,12 @@ fn stored(config: &StartupConfig, redis: &Arc<RedisStore>, clock: &Arc<dyn Clock
     Stored { records, revocations }
 }
 
-fn gateways(redis: Option<Arc<RedisStore>>) -> impl Fn() -> u32 + Send + Sync {
-    move || redis.as_ref().map_or(1, |redis| redis.gateways())
-}
-
 /// Ready means: the store answers, or it has answered once and its failure policy lets requests pass
 /// without it. Before its first answer no token can be known.
-fn store_serves(redis: Option<Arc<RedisStore>>) -> Box<dyn Fn(&Policy) -> bool + Send + Sync> {
+fn store_serves(store: Arc<dyn Membership>) -> Box<dyn Fn(&Policy) -> bool + Send + Sync> {
     Box::new(move |policy| {
-        let Some(redis) = &redis else { return true };
         let lets_through = policy.on_store_failure != FailurePolicy::Deny;
-        redis.available() || (redis.has_answered() && lets_through)
+        store.available() || (store.has_answered() && lets_through)
     })
 }
 

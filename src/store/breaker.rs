@@ -1,5 +1,5 @@
-//! When to stop asking a store that does not answer: closed until several calls in a row failed,
-//! open until one succeeds.
+//! When to stop asking a store that does not answer: the breaker is closed until several calls in a row have failed,
+//! and open until a call succeeds.
 //!
 //! Pure state, with time passed in: it knows neither stores nor clocks, and never waits.
 

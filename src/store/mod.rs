@@ -1,6 +1,7 @@
-//! What the gateway asks of a store: token records, and quota. Redis and memory both answer.
+//! What is asked of a store: token records, quota, and whether it answers. Memory and Redis keep the same promises.
 //!
-//! A store hands out plain data; it knows neither HTTP nor what a record means.
+//! A store hands out plain data; it knows neither HTTP nor what a record means. Callers know the traits and
+//! [`open`], and never which store it is.
 
 use async_trait::async_trait;
 use smallvec::SmallVec;
@@ -9,27 +10,20 @@ use crate::base::clock::UnixTime;
 use crate::quota::{Limit, Standing};
 
 pub mod breaker;
+pub mod membership;
 pub mod memory;
+pub mod open;
+pub mod records;
 pub mod redis;
 
+pub use membership::{GatewayCount, Membership};
+pub use open::{OnOperation, Remote, StoreUrlError, Stores, open};
+pub use records::{
+    IdPage, Imported, OnRecordChange, PageMark, RecordChange, RecordLister, RecordReader,
+    RecordStore, RecordWatch, RecordWriter,
+};
+
 pub use crate::record::{NewRecord, StoredRecord};
-
-/// Reads token records and revocations.
-#[async_trait]
-pub trait TokenStore: Send + Sync {
-    /// The record whose key is `token:<id>`, or `None` when there is none.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store did not answer in time: nothing is known about the token then.
-    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError>;
-
-    /// Whether there is a key `revoked:<id>`, whatever it holds: the token `id`, which needs no record, is
-    /// revoked.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store did not answer in time.
-    async fn is_revoked(&self, id: &str) -> Result<bool, StoreError>;
-}
 
 /// Hands out quota.
 #[async_trait]
@@ -113,6 +107,12 @@ pub enum StoreError {
     /// The connection failed, or the store answered with an error.
     #[error("{0}")]
     Failed(String),
+    /// The store answered that it holds something else than a record there, or bytes that are no text.
+    #[error("{0}")]
+    Unreadable(String),
+    /// A page was asked for with a mark that this store never made.
+    #[error(transparent)]
+    PageMark(#[from] records::PageMarkError),
 }
 
 impl StoreError {
@@ -121,7 +121,7 @@ impl StoreError {
         match self {
             Self::Timeout(_) => "timeout",
             Self::Open => "open",
-            Self::Failed(_) => "failed",
+            Self::Failed(_) | Self::Unreadable(_) | Self::PageMark(_) => "failed",
         }
     }
 }

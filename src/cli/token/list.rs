@@ -1,18 +1,14 @@
 //! `tollgate token list`: the records, page by page.
 //!
-//! No more than one page is in memory, and Redis is never asked for more: there may be millions.
+//! No more than one page is in memory: there may be millions.
 
 use clap::Args;
 
-use super::records::{Entry, StoreArguments, kind};
+use super::record;
+use super::session::StoreArguments;
 use crate::cli::{Failure, say, tell};
-use crate::store::redis::PageStart;
-
-/// The keys that Redis looks at for one page, where nothing else is said.
-const PAGE_KEYS: usize = 500;
-
-/// The fewest: a small page of a keyspace with few records in it would take a call for every few keys.
-const MIN_PAGE_KEYS: usize = 100;
+use crate::store::PageMark;
+use crate::tokens::{CredentialKind, FoundRecord};
 
 /// Arguments of `tollgate token list`.
 #[derive(Args, Debug)]
@@ -27,33 +23,32 @@ pub struct ListArguments {
     page_size: Option<u64>,
     /// Go on where an earlier list said
     #[arg(long, value_name = "WHERE")]
-    start: Option<PageStart>,
+    start: Option<PageMark>,
 }
 
-/// Lists the records: first those of the configuration, then those of Redis.
+/// Lists the records: first those of the configuration, then those of the store.
 ///
 /// # Errors
-/// [`Failure::Unavailable`] when Redis does not answer, be it in the middle.
+/// [`Failure::Unavailable`] when the store does not answer, be it in the middle.
 pub fn run(arguments: &ListArguments) -> Result<String, Failure> {
-    let records = arguments.store.open()?;
+    let session = arguments.store.open(None)?;
+    let tokens = &session.tokens;
     let mut listing = Listing::new(arguments.json);
     let most = arguments.page_size.unwrap_or(u64::MAX);
     if arguments.start.is_none() {
-        let mut configured = records.configured();
-        configured.sort_by(|a, b| a.id.cmp(&b.id));
-        listing.add(&configured)?;
+        listing.add(&tokens.configured())?;
     }
-    let mut start = records.admin.as_ref().map(|_| arguments.start.unwrap_or_default());
-    while let (Some(admin), Some(at)) = (&records.admin, start) {
+    let mut start = tokens.first_page().map(|first| arguments.start.clone().unwrap_or(first));
+    while let Some(mark) = &start {
         if listing.listed >= most {
             break;
         }
-        let keys = usize::try_from(most - listing.listed).unwrap_or(usize::MAX);
-        let page = admin.page(at, keys.clamp(MIN_PAGE_KEYS, PAGE_KEYS))?;
-        let entries: Vec<Entry> =
-            page.records.iter().map(|(id, record)| Entry::stored(id.clone(), record)).collect();
+        let wanted = usize::try_from(most - listing.listed).unwrap_or(usize::MAX);
+        let page = session
+            .wait(tokens.page(mark, wanted))
+            .map_err(|error| session.store_failure(&error))?;
         start = page.next;
-        if !listing.add(&entries)? {
+        if !listing.add(&page.records)? {
             return Ok(String::new());
         }
     }
@@ -80,15 +75,15 @@ impl Listing {
     }
 
     /// Prints a page; whether somebody still reads.
-    fn add(&mut self, entries: &[Entry]) -> Result<bool, Failure> {
-        let text = if self.json { self.members(entries) } else { self.rows(entries) };
-        self.listed += entries.len() as u64;
+    fn add(&mut self, found: &[FoundRecord]) -> Result<bool, Failure> {
+        let text = if self.json { self.members(found) } else { self.rows(found) };
+        self.listed += found.len() as u64;
         say(&text)
     }
 
     /// A line for each record, in columns as wide as the first page needs them.
-    fn rows(&mut self, entries: &[Entry]) -> String {
-        let mut rows: Vec<_> = entries.iter().map(row).collect();
+    fn rows(&mut self, found: &[FoundRecord]) -> String {
+        let mut rows: Vec<_> = found.iter().map(row).collect();
         if rows.is_empty() {
             return String::new();
         }
@@ -109,12 +104,12 @@ impl Listing {
     }
 
     /// The next members of the array.
-    fn members(&self, entries: &[Entry]) -> String {
-        let member = |(nth, entry): (usize, &Entry)| {
+    fn members(&self, found: &[FoundRecord]) -> String {
+        let member = |(nth, found): (usize, &FoundRecord)| {
             let before = if self.listed == 0 && nth == 0 { "[" } else { "," };
-            format!("{before}\n{}", entry.to_json())
+            format!("{before}\n{}", record::to_json(found))
         };
-        entries.iter().enumerate().map(member).collect()
+        found.iter().enumerate().map(member).collect()
     }
 
     /// What comes after the last record.
@@ -128,21 +123,21 @@ impl Listing {
     }
 }
 
-fn row(entry: &Entry) -> [String; COLUMNS.len()] {
-    let limits = ["limits", "rate_limit"].map(|field| entry.text(field)).concat();
+fn row(found: &FoundRecord) -> [String; COLUMNS.len()] {
+    let limits = ["limits", "rate_limit"].map(|field| record::text(found, field)).concat();
     let [expires, plan, organization, routes, name] =
         ["expires_at", "plan", "organization_id", "allowed_routes", "name"]
-            .map(|field| entry.text(field));
+            .map(|field| record::text(found, field));
     let row = [
-        entry.public_id(),
-        kind(&entry.id).into(),
+        record::public_id(found),
+        CredentialKind::of(&found.id).name().into(),
         expires,
         plan,
         organization,
         limits,
         routes,
         name,
-        entry.place.name().into(),
+        record::kept_in(found).into(),
     ];
     row.map(|cell| if cell.is_empty() { "-".into() } else { cell })
 }
@@ -153,9 +148,9 @@ mod tests {
     use crate::store::StoredRecord;
     use serde_json::Value;
 
-    fn entry(id: &str, fields: &[(&str, &str)]) -> Entry {
+    fn found(id: &str, fields: &[(&str, &str)]) -> FoundRecord {
         let fields = fields.iter().map(|&(name, text)| (name.to_owned(), text.to_owned()));
-        Entry::stored(id.to_owned(), &StoredRecord::Fields(fields.collect()))
+        FoundRecord::stored(id, &StoredRecord::Fields(fields.collect()))
     }
 
     #[test]
@@ -164,12 +159,12 @@ mod tests {
         assert_eq!(listing.rows(&[]), "");
         let first = [("rate_limit", "100"), ("name", "a\u{1b}[2Jb"), ("plan", "basic")];
         assert_eq!(
-            listing.rows(&[entry("k1", &first)]),
+            listing.rows(&[found("k1", &first)]),
             "API KEY  KIND  EXPIRES  PLAN   ORGANIZATION  LIMITS  ROUTES  NAME    KEPT IN\n\
              k1       jwt   -        basic  -             100     -       a\u{fffd}[2Jb  redis\n"
         );
         assert_eq!(
-            listing.rows(&[entry(&"ab".repeat(32), &[])]),
+            listing.rows(&[found(&"ab".repeat(32), &[])]),
             "abababababababab  key   -        -      -             -       -       -       redis\n"
         );
     }
@@ -182,7 +177,7 @@ mod tests {
             let mut ids = Vec::new();
             for page in pages {
                 let entries: Vec<_> =
-                    (0..page).map(|nth| entry(&format!("{page}-{nth}"), &[])).collect();
+                    (0..page).map(|nth| found(&format!("{page}-{nth}"), &[])).collect();
                 text += &listing.members(&entries);
                 listing.listed += page;
                 ids.extend(entries.into_iter().map(|entry| entry.id));

@@ -1,27 +1,25 @@
-//! `tollgate token`: the records of tokens, in Redis and in the configuration.
+//! `tollgate token`: the records of tokens, in the store and in the configuration.
 //!
-//! It knows how records are kept and shown; what they mean to a request is the business of `auth`.
+//! It knows arguments and text; what is done to tokens is the business of `tokens`.
 
 use clap::Subcommand;
 use serde_json::Value;
 
 use super::Failure;
-use crate::record::key::is_credential;
 
-mod admin;
-pub(super) mod create;
+mod create;
 mod example;
-mod fields;
-mod import;
-mod issue;
+pub(crate) mod fields;
+pub(crate) mod import;
+mod issued;
 mod list;
 mod name;
-mod records;
+mod record;
 mod rotate;
+mod session;
 mod show;
 
-pub(super) use admin::Admin;
-use fields::printable;
+pub(super) use session::Connection;
 
 /// The subcommands of `tollgate token`.
 #[derive(Debug, Subcommand)]
@@ -43,7 +41,7 @@ pub enum TokenCommand {
 /// Runs one of the subcommands; gives back what is left to say.
 ///
 /// # Errors
-/// [`Failure::Unavailable`] when Redis does not answer, [`Failure::Data`] when the token named does
+/// [`Failure::Unavailable`] when the store does not answer, [`Failure::Data`] when the token named does
 /// not exist or lines of a file are bad, [`Failure::Configuration`] and [`Failure::Usage`] as their
 /// names say.
 pub fn run(command: &TokenCommand) -> Result<String, Failure> {
@@ -62,14 +60,3 @@ fn pretty(value: &Value) -> Result<String, Failure> {
         .map(|text| text + "\n")
         .map_err(|error| Failure::Internal(format!("writing JSON: {error}")))
 }
-
-fn unknown(id: &str) -> Failure {
-    // What was meant to be an id may be a credential.
-    if id.len() > MAX_SHOWN || is_credential(id) {
-        return Failure::Data("there is no such token: see tollgate token list".into());
-    }
-    Failure::Data(format!("there is no token `{}`: see tollgate token list", printable(id)))
-}
-
-/// The longest id that is repeated when nothing is known of it, in bytes: a SHA-256 has as many.
-const MAX_SHOWN: usize = 64;

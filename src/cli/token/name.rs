@@ -4,15 +4,17 @@
 
 use std::io::{self, Read as _};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
-use serde_json::Value;
 
-use crate::auth::credential::{Credential, MAX_CREDENTIAL};
+use super::fields::printable;
+use crate::auth::credential::MAX_CREDENTIAL;
 use crate::base::secret::Secret;
 use crate::cli::Failure;
-use crate::record::key;
+use crate::record::key::is_credential;
+use crate::tokens::TokenName;
+
+/// The longest id that is repeated when nothing is known of it, in bytes: a SHA-256 has as many.
+const MAX_SHOWN: usize = 64;
 
 /// Which token; flattened into every subcommand about one.
 #[derive(Args, Debug)]
@@ -23,22 +25,13 @@ pub struct NameArgument {
     id: Secret,
 }
 
-/// Which token is meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Name {
-    /// The one whose record is stored under this.
-    Id(String),
-    /// The one whose id is exactly this or, if it is a key, starts so in lower case.
-    PublicId(String),
-}
-
 impl NameArgument {
     /// The token that is meant.
     ///
     /// # Errors
     /// [`Failure::Usage`] for a credential among the arguments, [`Failure::Data`] when standard input
     /// holds none. Neither shows it.
-    pub fn read(&self) -> Result<Name, Failure> {
+    pub fn read(&self) -> Result<TokenName, Failure> {
         self.read_with_jwt().map(|(name, _)| name)
     }
 
@@ -46,78 +39,42 @@ impl NameArgument {
     ///
     /// # Errors
     /// As of [`NameArgument::read`].
-    pub fn read_with_jwt(&self) -> Result<(Name, Option<Secret>), Failure> {
+    pub fn read_with_jwt(&self) -> Result<(TokenName, Option<Secret>), Failure> {
         match self.id.expose() {
-            "-" => read_credential(io::stdin().lock()).map(|(id, jwt)| (Name::Id(id), jwt)),
-            id if key::is_credential(id) => Err(Failure::Usage(
-                "that is a credential, which others can read in the list of processes: give its id, or - and the credential on standard input".into(),
-            )),
-            id => Ok((named(id), None)),
+            "-" => read_credential(io::stdin().lock()),
+            id => TokenName::parse(id).map(|name| (name, None)).map_err(|_| {
+                Failure::Usage("that is a credential, which others can read in the list of processes: give its id, or - and the credential on standard input".into())
+            }),
         }
     }
 }
 
-fn named(id: &str) -> Name {
-    let hexadecimal = id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let of_key = id.len() == key::PUBLIC_DIGITS || key::is_hash(&id.to_ascii_lowercase());
-    match hexadecimal && of_key && !key::is_hash(id) {
-        // A JWT's api_key may look so too, and is told apart by how it is written.
-        true => Name::PublicId(id.to_owned()),
-        false => Name::Id(id.to_owned()),
-    }
-}
-
-/// The id of the credential that is the only line of `input`, and the credential if it is a JWT.
-fn read_credential(input: impl io::Read) -> Result<(String, Option<Secret>), Failure> {
+/// The token whose credential is the only line of `input`, and the credential if it is a JWT.
+fn read_credential(input: impl io::Read) -> Result<(TokenName, Option<Secret>), Failure> {
     let mut bytes = Vec::new();
     input
         .take(MAX_CREDENTIAL as u64 + 2)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::Data(format!("standard input: {error}")))?;
-    let fault =
-        |problem: &str| Failure::Data(format!("the credential on standard input {problem}"));
-    match Credential::parse(bytes.trim_ascii_end()) {
-        Err(_) => Err(fault("is not 1 to 8192 visible ASCII characters")),
-        Ok(Credential::Opaque(key)) => key::hash(key)
-            .map(|hash| (hash.as_ref().to_owned(), None))
-            .map_err(|error| fault(&error.to_string())),
-        Ok(Credential::Jwt(jwt)) => api_key(jwt)
-            .map(|id| (id, Some(Secret::new(jwt))))
-            .ok_or_else(|| fault("is a JWT without api_key")),
-    }
+    TokenName::of_credential(bytes.trim_ascii_end())
+        .map_err(|error| Failure::Data(format!("the credential on standard input {error}")))
 }
 
-/// What a JWT says its `api_key` is. Whether it is genuine does not matter to who only wants to know which
-/// record it means.
-fn api_key(jwt: &str) -> Option<String> {
-    let claims = URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?;
-    let claims: Value = serde_json::from_slice(&claims).ok()?;
-    claims["api_key"].as_str().map(str::to_owned)
+/// What it means to a command that nothing is known of `id`.
+pub fn unknown(id: &str) -> Failure {
+    // What was meant to be an id may be a credential.
+    if id.len() > MAX_SHOWN || is_credential(id) {
+        return Failure::Data("there is no such token: see tollgate token list".into());
+    }
+    Failure::Data(format!("there is no token `{}`: see tollgate token list", printable(id)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::key;
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-
-    #[test]
-    fn an_id_is_taken_for_what_it_is() {
-        for (text, name) in [
-            ("bob", Name::Id("bob".into())),
-            ("tg_prod", Name::Id("tg_prod".into())),
-            ("com.acme.key", Name::Id("com.acme.key".into())),
-            (ABC, Name::Id(ABC.into())),
-            (&ABC.to_uppercase(), Name::PublicId(ABC.to_uppercase())),
-            (&ABC[..16], Name::PublicId(ABC[..16].into())),
-            ("BA7816BF8F01CFEA", Name::PublicId("BA7816BF8F01CFEA".into())),
-            (&ABC[..15], Name::Id(ABC[..15].into())),
-            ("BOB", Name::Id("BOB".into())),
-        ] {
-            let argument = NameArgument { id: Secret::new(text) };
-            assert_eq!(argument.read().unwrap(), name, "{text}");
-        }
-    }
 
     #[test]
     fn a_credential_among_the_arguments_is_refused_and_not_shown() {
@@ -132,11 +89,10 @@ mod tests {
 
     #[test]
     fn standard_input_holds_one_credential() {
-        let read = |text: &str| read_credential(text.as_bytes()).map(|(id, _)| id);
-        assert_eq!(read("abc\n").unwrap(), ABC);
-        assert_eq!(read("abc\r\n").unwrap(), ABC);
-        let claims = URL_SAFE_NO_PAD.encode(r#"{"api_key":"bob"}"#);
-        assert_eq!(read(&format!("x.{claims}.y")).unwrap(), "bob");
+        let read = |text: &str| read_credential(text.as_bytes()).map(|(name, _)| name);
+        for text in ["abc\n", "abc\r\n"] {
+            assert_eq!(read(text).unwrap(), TokenName::Id(ABC.into()), "{text:?}");
+        }
         for text in ["", "\n", "a b", "a\nb", "tg_abc", "a.b.c", &"x".repeat(9_000)] {
             assert!(matches!(read(text), Err(Failure::Data(_))), "{text:?}");
         }

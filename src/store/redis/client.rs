@@ -1,7 +1,7 @@
-//! Calls Redis: a deadline around every call, and the way to the node that is concerned.
+//! Calls Redis: a deadline around every call, and the way to the node that holds the key.
 //!
-//! One server, the primary behind Sentinels and a cluster differ here and nowhere above. This file
-//! knows no records or quotas.
+//! One server, the primary behind Sentinels and a cluster differ here and nowhere above. This file knows neither records
+//! nor quotas.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,14 +13,15 @@ use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
+use super::RedisUrlError;
 use super::cluster::{Cluster, slot_of};
+use super::errors::Cause;
 use super::node::{Node, Session, Signals, reason, timed_out};
-use super::place::{Place, place};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
 use super::takes::{self, Question};
-use super::{OnOperation, OnRecordChange, RecordChange, RedisUrlError};
+use super::url::{Topology, topology};
 use crate::base::secret::Secret;
-use crate::store::{Grant, StoreError};
+use crate::store::{Grant, OnOperation, OnRecordChange, RecordChange, StoreError};
 
 /// How long an attempt to connect may take at least: DNS, TCP and TLS, then again for the first
 /// commands.
@@ -39,7 +40,7 @@ pub(super) struct RedisClient {
     servers: Servers,
 }
 
-/// Who answers.
+/// The servers that answer.
 #[derive(Clone)]
 enum Servers {
     One(Arc<Node>),
@@ -50,7 +51,7 @@ enum Servers {
 pub(super) struct Connection {
     servers: Servers,
     probing: bool,
-    /// Until when the operation is waited for.
+    /// The deadline of the operation.
     deadline: tokio::time::Instant,
     asked: Mutex<Asked>,
 }
@@ -58,9 +59,9 @@ pub(super) struct Connection {
 /// How far an operation has come.
 #[derive(Default)]
 struct Asked {
-    /// The node asked last: what becomes of the operation is said of it.
+    /// The node that was asked last: the outcome of the operation counts for its breaker.
     node: Option<Arc<Node>>,
-    /// Whether its breaker kept the operation from it.
+    /// Whether the breaker of that node refused the operation.
     refused: bool,
 }
 
@@ -72,11 +73,11 @@ impl RedisClient {
         on_operation: OnOperation,
     ) -> Result<Self, RedisUrlError> {
         let signals = Arc::new(Signals::default());
-        let servers = match place(url)? {
-            Place::One(config) => {
+        let servers = match topology(url)? {
+            Topology::One(config) => {
                 Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
             }
-            Place::Cluster { seeds, node } => {
+            Topology::Cluster { seeds, node } => {
                 Servers::Cluster(Arc::new(Cluster::new(seeds, node, Arc::clone(&signals))))
             }
         };
@@ -125,12 +126,12 @@ impl RedisClient {
         matches!(self.servers, Servers::One(_))
     }
 
-    /// Tells `on_change` of changed records. Does nothing the second time.
+    /// Tells `on_change` of changed records. A second call does nothing.
     pub(super) fn on_record_change(&self, on_change: OnRecordChange) {
         let _ = self.signals.on_record.set(on_change);
     }
 
-    /// Says that any record may have changed.
+    /// Tells that any record may have changed.
     pub(super) fn doubt_records(&self) {
         if let Some(on_change) = self.signals.on_record.get() {
             on_change(RecordChange::Unknown);
@@ -206,8 +207,8 @@ impl RedisClient {
         let Some((node, session)) = up else {
             return self.call(operation, async |redis| redis.take(&question).await).await;
         };
-        // Nearly always there is a connection. Then the deadline of the call that a question travels with is
-        // enough, and spares each question a timer.
+        // Nearly always there is a connection. Then the call that carries the question keeps its deadline, and the
+        // question needs no timer of its own.
         let started = Instant::now();
         let asked = Asked { node: Some(Arc::clone(node)), refused: node.is_open() };
         let answer = match asked.refused {
@@ -221,7 +222,7 @@ impl RedisClient {
         self.settle(operation, false, &asked, answer, started)
     }
 
-    /// Counts what became of an operation, and says it in the words of the store.
+    /// Counts the outcome of an operation, and turns its error into one of the store.
     fn settle<T>(
         &self,
         operation: &'static str,
@@ -236,16 +237,19 @@ impl RedisClient {
         }
         let (result, serves) = match answer {
             Ok(value) => (Ok(value), true),
-            Err(error) if *error.kind() == ErrorKind::Timeout => {
-                (Err(StoreError::Timeout(self.timeout)), false)
-            }
             Err(error) => {
-                // What Redis says about one key's data is no reason to stop asking about the others.
-                let serves = concerns_data(&error);
+                let cause = Cause::of(&error);
+                // What Redis answers about the data of one key is no reason to stop asking about other keys.
+                let serves = cause.concerns_key();
                 if serves {
                     self.log_refusal(operation, &error);
                 }
-                (Err(StoreError::Failed(reason(&error))), serves)
+                let error = match cause {
+                    Cause::TimedOut => StoreError::Timeout(self.timeout),
+                    Cause::Unreadable => StoreError::Unreadable(reason(&error)),
+                    _ => StoreError::Failed(reason(&error)),
+                };
+                (Err(error), serves)
             }
         };
         self.count(asked, serves, probing, result.as_ref().err());
@@ -268,7 +272,7 @@ impl RedisClient {
         }
     }
 
-    /// Names a key that somebody must repair: once a second at most, however often it is asked for.
+    /// Logs a key that an operator must repair: once a second at most, however many requests ask for it.
     fn log_refusal(&self, operation: &str, error: &Error) {
         let now = Instant::now();
         let mut logged = self.refusal_logged.lock();
@@ -320,13 +324,13 @@ impl Connection {
         F: Future<Output = Result<T, Error>>,
     {
         let run = async |session: Arc<Session>| {
-            // Boxed, for what is moved along with a call has grown deep; takes, which are many, go `to`.
+            // Boxed, because the future of a call is large. Takes are many and use `to`, which does not box.
             session.while_open(Box::pin(run(Arc::clone(&session)))).await?
         };
         self.to(slot, run).await
     }
 
-    /// As [`at`](Self::at), for what hears itself when the connection ends.
+    /// As [`at`](Self::at), for a `run` that notices itself when the connection ends.
     async fn to<T, F>(
         &self,
         slot: impl FnOnce() -> u16,
@@ -337,7 +341,7 @@ impl Connection {
     {
         match &self.servers {
             Servers::One(node) => said_plainly(self.ask(Arc::clone(node), &run).await),
-            // Boxed, so that what only a cluster needs is not moved along with every call.
+            // Boxed, so that the state which only a cluster needs makes no other call larger.
             Servers::Cluster(cluster) => Box::pin(self.in_cluster(cluster, slot(), run)).await,
         }
     }
@@ -363,7 +367,7 @@ impl Connection {
         self.ask(node, &run).await
     }
 
-    /// Where to go on after the node that holds `slot`, to visit each; `None` after the last.
+    /// The first slot of the node that follows the node of `slot`, to visit each node; `None` after the last.
     pub(super) fn node_after(&self, slot: u16) -> Option<u16> {
         match &self.servers {
             Servers::One(_) => None,
@@ -392,21 +396,13 @@ fn breaker_open() -> Error {
     Error::new(ErrorKind::Canceled, "the breaker is open")
 }
 
-/// A single server that sends calls elsewhere is written down wrongly.
+/// Says what is wrong with the URL when a single server sends calls to another server.
 fn said_plainly<T>(result: Result<T, Error>) -> Result<T, Error> {
-    result.map_err(|error| match error.details().starts_with("MOVED ") {
+    result.map_err(|error| match Cause::of(&error) == Cause::Moved {
         true => Error::new(
             ErrorKind::Cluster,
             "it is a node of a cluster: the URL must start with redis-cluster://",
         ),
         false => error,
     })
-}
-
-/// Whether Redis answered about the key alone: it holds something else than expected, or is on its
-/// way from one node of a cluster to another.
-fn concerns_data(error: &Error) -> bool {
-    let details = error.details();
-    ["WRONGTYPE", "BADCOUNTER", "ASK ", "TRYAGAIN"].iter().any(|code| details.starts_with(code))
-        || *error.kind() == ErrorKind::Parse
 }

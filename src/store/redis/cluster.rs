@@ -1,8 +1,8 @@
 //! Which node of a cluster holds which slot: learned from any node, and learned again when nodes fail,
 //! send calls elsewhere or change their parts.
 //!
-//! Every primary is a [`Node`] with a connection and a breaker of its own, so that one that is away
-//! takes nothing with it but its own slots. This file knows slots, not what is stored in them.
+//! Every primary is a [`Node`] with a connection and a breaker of its own, so that a primary that is away
+//! stops calls about its own slots only. This file knows slots, not what is stored in them.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -18,13 +18,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use super::errors::moved_to;
 use super::node::{Node, Signals, backoff, connect, reason, timed_out};
-use super::place::config_of;
+use super::url::config_of;
 
-/// The pause between two looks at the slots, however many calls ask for one.
+/// The least pause between two looks at the slots, however many calls ask for a look.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the slots are believed while no call fails.
+/// The longest time between two looks at the slots while no call fails.
 const MOST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How many names are tried to find a key for each node; enough for a node of a single slot.
@@ -44,7 +45,7 @@ pub(super) struct Cluster {
 enum Slots {
     /// The first attempt to learn them is under way.
     Pending,
-    /// They have never been learned, and why.
+    /// No attempt to learn them has succeeded; why the last one failed.
     Unknown(Arc<str>),
     /// As some node saw them last.
     Known(Arc<SlotMap>),
@@ -105,7 +106,7 @@ impl Cluster {
         }
     }
 
-    /// Asks for a look at the slots: something was not as they say.
+    /// Asks for a look at the slots: a call found them wrong.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
     }
@@ -142,11 +143,11 @@ impl Cluster {
         }
     }
 
-    /// The node that `error` says holds `slot` now; `None` when it says nothing of the kind.
+    /// The node that holds `slot` now, if `error` names one.
     ///
     /// Waits for a look at the slots where the node is not known yet.
     pub(super) async fn moved(&self, slot: u16, error: &Error) -> Option<Result<Arc<Node>, Error>> {
-        let target = error.details().strip_prefix("MOVED ")?.split(' ').nth(1)?;
+        let target = moved_to(error)?;
         let mut slots = self.slots.clone();
         let known = match &*slots.borrow_and_update() {
             Slots::Known(map) => map.node_at(target),
@@ -214,7 +215,7 @@ impl SlotMap {
 }
 
 impl Keeper {
-    /// Learns the slots whenever there is reason to, until nobody is left to know them.
+    /// Learns the slots again and again, until the cluster is dropped.
     async fn run(self, connect_timeout: Duration) {
         let mut failures: u32 = 0;
         loop {
@@ -281,7 +282,7 @@ impl Keeper {
         if let Some(known) = &known
             && known.ranges == ranges
         {
-            // Whoever waits for a look at the slots shall know that there was one.
+            // Calls that wait for a look at the slots go on.
             self.slots.send_replace(Slots::Known(Arc::clone(known)));
             return;
         }
@@ -326,7 +327,7 @@ impl Keeper {
         Arc::new(node)
     }
 
-    /// Says that the slots cannot be learned: to those who wait for them, and once to people.
+    /// Tells calls that wait for the slots that they cannot be learned, and the log once.
     fn confess(&self, failures: u32, reason: &str) {
         if failures == 1 {
             log::warn!("no node of the redis cluster says who holds its slots: {reason}");
@@ -386,7 +387,7 @@ fn ranges(answer: Value, asked: &Server) -> Option<Vec<Range>> {
         let [first, last, primary, ..] = range.as_slice() else { return None };
         let Value::Array(primary) = primary else { return None };
         let [host, port, ..] = primary.as_slice() else { return None };
-        // A node that does not know its own name means the one it was reached by.
+        // A node that does not know its own name has the name that it was reached by.
         let host = host.as_str().filter(|host| !host.is_empty() && host != "?");
         let host = host.map_or_else(|| asked.host.to_string(), |host| bracketed(&host));
         let slot = |value: &Value| value.as_u64().and_then(|slot| u16::try_from(slot).ok());

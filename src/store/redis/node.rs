@@ -2,8 +2,8 @@
 //! leads to a replica, with a breaker before it.
 //!
 //! The client library is used for the protocol, and for finding the primary that Sentinels name.
-//! Reconnecting and the breaker are decided here, so that nothing queues behind a dead server. This
-//! file knows no keys, and not which other servers there are.
+//! Reconnecting and the breaker are decided here, so that no call queues behind a dead server. This
+//! file knows no keys and no other servers.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,11 +21,12 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use super::errors::Cause;
 use super::keys::{RECORD_PREFIX, REVOKED_PREFIX};
 use super::questions::Takes;
 use super::scripts::{SCRIPTS, Script};
-use super::{OnRecordChange, RecordChange};
 use crate::store::breaker::{Breaker, Transition};
+use crate::store::{OnRecordChange, RecordChange};
 
 /// The longest pause between two attempts to connect.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
@@ -33,9 +34,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Probes in a row that must fail before the connection is given up for a new one.
 const FAILURES_TO_RECONNECT: u32 = 3;
 
-/// A server, or whichever server Sentinels name. See the file's comment.
+/// A server, or the server that Sentinels name. See the file's comment.
 pub(super) struct Node {
-    /// What log lines call it.
+    /// The name of the server in log lines.
     name: String,
     breaker: Mutex<Breaker>,
     open: AtomicBool,
@@ -47,16 +48,16 @@ pub(super) struct Node {
     link_keeper: Mutex<Option<(Config, watch::Sender<Link>)>>,
 }
 
-/// What nodes tell those above them; it may be shared by several.
+/// What nodes tell the client. The nodes of a cluster share it.
 #[derive(Default)]
 pub(super) struct Signals {
     /// Told when a breaker opens.
     pub(super) opened: Notify,
-    /// Told when token records change; without it, changes are not asked for.
+    /// Told when token records change; without it, the connection does not ask for changes.
     pub(super) on_record: OnceLock<OnRecordChange>,
 }
 
-/// Where the connection stands.
+/// The state of the connection.
 #[derive(Clone)]
 enum Link {
     /// The first attempt since the start, or since a connection was lost, is under way.
@@ -145,7 +146,7 @@ impl Node {
     {
         let result = run(Arc::clone(&session)).await;
         if let Err(error) = &result
-            && is_replica(error)
+            && Cause::of(error) == Cause::Replica
         {
             session.retired.notify_one();
         }
@@ -208,8 +209,8 @@ async fn connected(mut link: watch::Receiver<Link>) -> Result<Arc<Session>, Erro
 }
 
 impl Session {
-    /// Waits for an answer as long as the connection lasts: what reaches it in the moment it ends is never
-    /// answered.
+    /// Waits for an answer as long as the connection lasts: a call that is sent in the moment the connection ends is
+    /// never answered.
     pub(super) async fn while_open<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
         let mut open = self.open.clone();
         tokio::select! {
@@ -228,7 +229,7 @@ impl Session {
     ) -> Result<R, Error> {
         let (keys, arguments) = input();
         match self.eval_loaded(script, keys, arguments).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
+            Err(error) if Cause::of(&error) == Cause::NoScript => {
                 let (keys, arguments) = input();
                 self.client.eval(script.source, keys, arguments).await
             }
@@ -247,19 +248,14 @@ impl Session {
     }
 }
 
-/// What those hear who have waited as long as they may.
+/// The error of a call whose deadline has passed.
 pub(super) fn timed_out() -> Error {
     Error::new(ErrorKind::Timeout, "no answer")
 }
 
-/// What those hear whose answer will not come.
+/// The error of a call whose connection ended before the answer.
 pub(super) fn connection_lost() -> Error {
     Error::new(ErrorKind::IO, "the connection was lost")
-}
-
-/// Whether the server turned out to be a replica, so that the primary must be looked for.
-fn is_replica(error: &Error) -> bool {
-    ["READONLY", "MASTERDOWN"].iter().any(|code| error.details().starts_with(code))
 }
 
 /// What went wrong, for people: the library hands errors of the system on as their `Debug` text.
@@ -282,7 +278,7 @@ async fn keep_connected(
 ) {
     let on_record = signals.on_record.get();
     if on_record.is_some() {
-        // Only this protocol tells of changes on the connection that asks.
+        // Only RESP3 tells of changes on the connection that asks for them.
         config.version = RespVersion::RESP3;
     }
     let mut failures = 0;
@@ -303,7 +299,7 @@ async fn keep_connected(
                     () = hear(&mut changes, on_record) => {}
                 }
                 link.send_replace(Link::Pending);
-                // What changes from here on is not heard.
+                // Changes from here on are missed.
                 if let Some(on_record) = on_record {
                     on_record(RecordChange::Unknown);
                 }
@@ -336,9 +332,9 @@ async fn hear(changes: &mut broadcast::Receiver<Invalidation>, on_record: Option
                     on_record(record.or_else(revocation).unwrap_or(RecordChange::Unknown));
                 }
             }
-            // Everything was deleted, or more changed than could be kept up with.
+            // All keys were deleted, or changes came faster than they were read.
             Ok(_) | Err(RecvError::Lagged(_)) => on_record(RecordChange::Unknown),
-            // The connection has ended: whoever waits for that will say so.
+            // The connection has ended, which the driver reports.
             Err(RecvError::Closed) => return std::future::pending().await,
         }
     }
@@ -350,8 +346,8 @@ pub(super) fn backoff(failures: u32) -> Duration {
     ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-/// The task that reads and writes a connection. Dropping it closes the connection, and whoever waits
-/// for an answer gets an error.
+/// The task that reads and writes a connection. Dropping it closes the connection, and calls that wait for an answer
+/// get an error.
 pub(super) struct Driver {
     task: ConnectHandle,
     _open: watch::Sender<()>,
@@ -379,7 +375,7 @@ pub(super) async fn connect(
     // No reconnect policy: a connection that ends is replaced above, and nothing is sent twice.
     let mut config = config.clone();
     if let ServerConfig::Sentinel { hosts, .. } = &mut config.server {
-        // The library asks them in order; one that accepts and says nothing must not always be the first.
+        // The library asks them in order. A Sentinel that accepts and stays silent must not always be the first.
         fastrand::shuffle(hosts);
     }
     let client = Client::new(config, None, Some(options), None);

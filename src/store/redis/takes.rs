@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
+use super::errors::Cause;
 use super::node::{Session, connection_lost, timed_out};
 pub(super) use super::questions::Question;
 use super::questions::Take;
@@ -35,9 +36,6 @@ const MOST_TOGETHER: usize = 64;
 /// then works on the first ones while the others leave, and this process on its answers to the first ones
 /// while it works on the others; if all left at once, each would wait for the other.
 const LEAVE_AT_ONCE: usize = 16;
-
-/// How Redis says that the keys of one call are not all where it was sent.
-const APART: &str = "CROSSSLOT";
 
 /// Asks `question` together with whatever else is asked for now, and has an answer by `deadline`: which is kept by
 /// the call, on the runtime of who asks first.
@@ -129,7 +127,8 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     let result = match call.await.unwrap_or_else(|_| Err(timed_out())) {
         Ok(numbers) => grants(&numbers, limits),
         Err(error) if is_about_company(&error) => {
-            session.takes.apart.fetch_or(error.details().starts_with(APART), Ordering::Relaxed);
+            let apart = Cause::of(&error) == Cause::CrossSlot;
+            session.takes.apart.fetch_or(apart, Ordering::Relaxed);
             Ok(limits.iter().map(|_| None).collect())
         }
         Err(error) => Err(error),
@@ -147,7 +146,7 @@ async fn ask(session: &Session, takes: Vec<Take>) {
 
 /// Whether each should ask alone: which also tells the server its script again.
 fn is_about_company(error: &Error) -> bool {
-    ["NOSCRIPT", APART].iter().any(|code| error.details().starts_with(code))
+    matches!(Cause::of(error), Cause::NoScript | Cause::CrossSlot)
 }
 
 async fn ask_alone(session: &Session, question: impl Fn() -> Question) -> Result<Grant, Error> {

@@ -1,4 +1,5 @@
-//! How far an import is, on one line of a terminal that is written again and again; elsewhere nothing.
+//! The progress of an import, on one line of a terminal that is rewritten again and again. Without a terminal there is no
+//! such line.
 
 use std::io::{IsTerminal as _, stderr};
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ impl Progress {
         self.started.elapsed()
     }
 
-    /// Shows how far it is, unless it did lately.
+    /// Shows how far the import has come, unless the line was written a moment ago.
     pub fn show(&mut self, lines: u64, bytes: u64) {
         let now = Instant::now();
         if !self.visible || self.written.is_some_and(|written| now - written < PAUSE) {
@@ -47,13 +48,13 @@ impl Progress {
         tell(&format!("{CLEAR}{line}"));
     }
 
-    /// Says something that stays.
+    /// Prints a text that stays.
     pub fn say(&mut self, text: &str) {
         self.clear();
         tell(text);
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub fn clear(&mut self) {
         if self.written.take().is_some() {
             tell(CLEAR);

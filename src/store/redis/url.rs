@@ -74,15 +74,16 @@ pub enum RedisUrlError {
 }
 
 /// What a URL names.
-pub(super) enum Place {
-    /// A server, or the one that Sentinels name.
+pub(super) enum Topology {
+    /// One server, or the primary that Sentinels name.
     One(Config),
     /// A cluster, by some of its nodes; the rest of the configuration holds for each node.
     Cluster { seeds: Vec<Server>, node: Config },
 }
 
+/// What a scheme stands for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Scheme {
     One,
     Sentinel,
     Cluster,
@@ -97,24 +98,24 @@ pub(crate) fn check(url: &str) -> Result<(), RedisUrlError> {
 }
 
 /// The configuration of the client library for `url`.
-pub(super) fn place(url: &Secret) -> Result<Place, RedisUrlError> {
-    let (parsed, kind) = checked(url.expose())?;
+pub(super) fn topology(url: &Secret) -> Result<Topology, RedisUrlError> {
+    let (parsed, scheme) = checked(url.expose())?;
     if parsed.scheme().starts_with("rediss") {
-        // The TLS library wants one process-wide choice; whoever chose first is fine.
+        // The TLS library wants one provider for the process; a provider that is installed already will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
-    let config = match kind {
-        Kind::One => Config::from_url_centralized(url.expose()),
-        Kind::Sentinel => Config::from_url_sentinel(url.expose()),
-        Kind::Cluster => Config::from_url_clustered(url.expose()),
+    let config = match scheme {
+        Scheme::One => Config::from_url_centralized(url.expose()),
+        Scheme::Sentinel => Config::from_url_sentinel(url.expose()),
+        Scheme::Cluster => Config::from_url_clustered(url.expose()),
     };
     let config = config.map_err(|error| match error.kind() {
         ErrorKind::Tls => RedisUrlError::Tls(error.details().into()),
         _ => RedisUrlError::Credentials,
     })?;
-    Ok(match kind {
-        Kind::One | Kind::Sentinel => Place::One(config),
-        Kind::Cluster => Place::Cluster { seeds: config.server.hosts(), node: config },
+    Ok(match scheme {
+        Scheme::One | Scheme::Sentinel => Topology::One(config),
+        Scheme::Cluster => Topology::Cluster { seeds: config.server.hosts(), node: config },
     })
 }
 
@@ -124,12 +125,12 @@ pub(super) fn config_of(node: &Config, server: &Server) -> Config {
     Config { server, ..node.clone() }
 }
 
-fn checked(text: &str) -> Result<(Url, Kind), RedisUrlError> {
+fn checked(text: &str) -> Result<(Url, Scheme), RedisUrlError> {
     let url = Url::parse(text).map_err(|_| RedisUrlError::Form)?;
-    let kind = match url.scheme() {
-        "redis" | "rediss" => Kind::One,
-        "redis-sentinel" | "rediss-sentinel" => Kind::Sentinel,
-        "redis-cluster" | "rediss-cluster" => Kind::Cluster,
+    let scheme = match url.scheme() {
+        "redis" | "rediss" => Scheme::One,
+        "redis-sentinel" | "rediss-sentinel" => Scheme::Sentinel,
+        "redis-cluster" | "rediss-cluster" => Scheme::Cluster,
         _ => return Err(RedisUrlError::Scheme),
     };
     if url.host_str().is_none_or(str::is_empty) {
@@ -142,22 +143,22 @@ fn checked(text: &str) -> Result<(Url, Kind), RedisUrlError> {
         return Err(RedisUrlError::Fragment);
     }
     let database = url.path().trim_start_matches('/');
-    match kind {
+    match scheme {
         _ if database.is_empty() => {}
-        Kind::Cluster => return Err(RedisUrlError::ClusterDatabase),
-        Kind::One | Kind::Sentinel if database.parse::<u8>().is_ok() => {}
-        Kind::One | Kind::Sentinel => return Err(RedisUrlError::Database),
+        Scheme::Cluster => return Err(RedisUrlError::ClusterDatabase),
+        Scheme::One | Scheme::Sentinel if database.parse::<u8>().is_ok() => {}
+        Scheme::One | Scheme::Sentinel => return Err(RedisUrlError::Database),
     }
     if !url.username().is_empty() && url.password().is_none_or(str::is_empty) {
         return Err(RedisUrlError::Credentials);
     }
-    match kind {
-        Kind::One if url.query().is_some() => return Err(RedisUrlError::Query),
-        Kind::One => {}
-        Kind::Cluster => check_parameters(&url, &["node"], "node")?,
-        Kind::Sentinel => check_sentinel(&url)?,
+    match scheme {
+        Scheme::One if url.query().is_some() => return Err(RedisUrlError::Query),
+        Scheme::One => {}
+        Scheme::Cluster => check_parameters(&url, &["node"], "node")?,
+        Scheme::Sentinel => check_sentinel(&url)?,
     }
-    Ok((url, kind))
+    Ok((url, scheme))
 }
 
 fn check_sentinel(url: &Url) -> Result<(), RedisUrlError> {
@@ -208,9 +209,9 @@ mod tests {
     use super::*;
 
     fn hosts(url: &str) -> (Vec<String>, Config) {
-        let (servers, config) = match place(&Secret::new(url)).unwrap() {
-            Place::One(config) => (config.server.hosts(), config),
-            Place::Cluster { seeds, node } => (seeds, node),
+        let (servers, config) = match topology(&Secret::new(url)).unwrap() {
+            Topology::One(config) => (config.server.hosts(), config),
+            Topology::Cluster { seeds, node } => (seeds, node),
         };
         (servers.iter().map(|server| format!("{}:{}", server.host, server.port)).collect(), config)
     }

@@ -1,4 +1,4 @@
-//! The embedded store: records from the configuration, counters in this process.
+//! Counters in this process.
 //!
 //! It counts like the Redis scripts do, for as long as the process lives. Memory is bounded: counters
 //! are dropped when they say no more than new ones, and beyond a fixed number of subjects a new one is
@@ -13,11 +13,11 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::{Adjustment, Grant, QuotaStore, StoreError};
 use crate::base::clock::{Clock, UnixTime};
 use crate::quota::Limit;
 use crate::quota::counter::Counter;
 use crate::quota::rate::MAX_QUOTA;
+use crate::store::{Adjustment, Grant, QuotaStore, StoreError};
 
 /// How many ended subjects one call drops at most, so that no call pays for all of them.
 const DROPPED_PER_CALL: usize = 2;

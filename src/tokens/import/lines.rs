@@ -3,10 +3,10 @@
 use std::io::{self, BufRead, Read as _};
 
 /// The longest line, in bytes.
-pub const MAX_LINE: usize = 64 << 10;
+const MAX_LINE: usize = 64 << 10;
 
 /// Reads lines. See the file's comment.
-pub struct Lines<R> {
+pub(super) struct Lines<R> {
     input: R,
     line: Vec<u8>,
     /// Lines read so far, empty ones too.

@@ -1,48 +1,32 @@
-//! What is said of a token that was just made: the only place where a credential is printed, once.
+//! The text about a token that was just made. Only here a credential is printed, once.
 
 use serde_json::{Map, Value};
 
 use super::fields::plain;
-use super::records::{kind, storage_key};
+use super::session::Session;
 use super::{example, pretty};
-use crate::base::secret::Secret;
 use crate::cli::{Failure, limits_text};
 use crate::config::Config;
 use crate::record::key::{is_hash, public_id};
+use crate::tokens::{CredentialKind, IssuedToken, KeptIn, storage_key};
 
-/// A token that was made, and where its record is now.
+/// A token that was made, and what it was made with.
 pub struct Issued<'a> {
-    /// What the record is stored under.
-    pub id: String,
-    /// The record.
-    pub record: Map<String, Value>,
-    /// What a client sends.
-    pub credential: Secret,
-    /// Where the record is.
-    pub kept: Kept,
-    /// The configuration it is for, where one was given.
-    pub config: Option<&'a Config>,
-}
-
-/// Where a new record is.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Kept {
-    /// In this Redis.
-    In(String),
-    /// In the token itself.
-    InClaims,
-    /// Not stored, because there is no Redis.
-    Nowhere,
+    /// The token.
+    pub token: &'a IssuedToken,
+    /// The configuration and the store.
+    pub session: &'a Session,
 }
 
 impl Issued<'_> {
     /// The token for programs, before it is made text.
     pub fn object(&self) -> Map<String, Value> {
-        let mut object = self.record.clone();
-        object.insert("kind".into(), kind(&self.id).into());
-        object.insert("storage_key".into(), storage_key(&self.id).into());
-        object.insert("stored".into(), matches!(self.kept, Kept::In(_)).into());
-        object.insert("credential".into(), self.credential.expose().into());
+        let token = self.token;
+        let mut object = token.record.clone();
+        object.insert("kind".into(), CredentialKind::of(&token.id).name().into());
+        object.insert("storage_key".into(), storage_key(&token.id).into());
+        object.insert("stored".into(), (token.kept_in == KeptIn::Store).into());
+        object.insert("credential".into(), token.credential.expose().into());
         object.insert("curl".into(), self.curl().into());
         // Programs want the same keys every time: an empty list says "no list" (contract section 3).
         object.entry("allowed_routes").or_insert_with(|| Value::Array(Vec::new()));
@@ -56,25 +40,27 @@ impl Issued<'_> {
 
     /// The token for people.
     pub fn to_text(&self) -> Result<String, Failure> {
-        let storage_key = storage_key(&self.id);
-        let stored = match &self.kept {
-            Kept::In(place) => format!("{storage_key} in {place}"),
-            Kept::InClaims => "none, the claims stand for the record".to_owned(),
-            Kept::Nowhere if self.config.is_none() => {
+        let storage_key = storage_key(&self.token.id);
+        let stored = match self.token.kept_in {
+            KeptIn::Store => format!("{storage_key} in {}", self.session.address()),
+            KeptIn::Claims => "none, the claims stand for the record".to_owned(),
+            KeptIn::Configuration | KeptIn::Nowhere if self.config().is_none() => {
                 format!("{storage_key}, not stored: no redis was named")
             }
-            Kept::Nowhere => format!("{storage_key}, not stored: this configuration has no redis"),
+            KeptIn::Configuration | KeptIn::Nowhere => {
+                format!("{storage_key}, not stored: this configuration has no redis")
+            }
         };
         let routes = self.routes();
         let routes = if routes.is_empty() { "all".to_owned() } else { routes.join(", ") };
         let mut text = format!(
             "api_key      {}\nstorage key  {stored}\ncredential   {}\n             (shown only now)\nexpires      {}\nlimits       {}\nroutes       {routes}\n",
-            public_id(&self.id),
-            self.credential.expose(),
-            self.record.get("expires_at").map_or_else(|| "never".into(), plain),
+            public_id(&self.token.id),
+            self.token.credential.expose(),
+            self.token.record.get("expires_at").map_or_else(|| "never".into(), plain),
             self.limits(),
         );
-        if self.kept == Kept::Nowhere {
+        if self.token.kept_in == KeptIn::Nowhere {
             text += "\nThe token works once this is in the configuration and the gateway has reloaded it (SIGHUP):\n\n";
             text += "auth:\n  tokens:\n";
             text += &self.entry()?;
@@ -84,10 +70,11 @@ impl Issued<'_> {
 
     /// The entry of `auth.tokens`, as it stands in a file.
     fn entry(&self) -> Result<String, Failure> {
-        let named_by = if is_hash(&self.id) { "key_sha256" } else { "api_key" };
+        let named_by = if is_hash(&self.token.id) { "key_sha256" } else { "api_key" };
         let mut entry = serde_yaml::Mapping::new();
-        entry.insert(named_by.into(), self.id.as_str().into());
-        for (name, value) in self.record.iter().filter(|(name, _)| name.as_str() != "api_key") {
+        entry.insert(named_by.into(), self.token.id.as_str().into());
+        for (name, value) in self.token.record.iter().filter(|(name, _)| name.as_str() != "api_key")
+        {
             let value = serde_yaml::to_value(value).map_err(yaml)?;
             entry.insert(name.as_str().into(), value);
         }
@@ -96,20 +83,24 @@ impl Issued<'_> {
     }
 
     fn curl(&self) -> String {
-        example::curl(&self.credential, self.config, &self.routes())
+        example::curl(&self.token.credential, self.config(), &self.routes())
+    }
+
+    fn config(&self) -> Option<&Config> {
+        self.session.config.as_ref()
     }
 
     /// The only paths it may ask for; empty for all.
     fn routes(&self) -> Vec<String> {
-        let routes = self.record.get("allowed_routes").and_then(Value::as_array);
+        let routes = self.token.record.get("allowed_routes").and_then(Value::as_array);
         routes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
     /// Which limits will apply: the record's own, else its plan's, else the default.
     fn limits(&self) -> String {
         let [limits, rate, plan] =
-            ["limits", "rate_limit", "plan"].map(|field| self.record.get(field));
-        match (limits, rate, plan, self.config) {
+            ["limits", "rate_limit", "plan"].map(|field| self.token.record.get(field));
+        match (limits, rate, plan, self.config()) {
             (Some(Value::Array(limits)), ..) => {
                 limits.iter().map(plain).collect::<Vec<_>>().join(", ")
             }
@@ -142,6 +133,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::base::secret::Secret;
 
     #[test]
     fn without_redis_the_entry_to_paste_is_printed() {
@@ -151,15 +143,14 @@ mod tests {
                 "api_key": public_id(id), "limits": ["5/minute"],
                 "expires_at": "2023-11-15T22:13:20Z", "allowed_routes": ["/a/*"],
             });
-            let text = Issued {
+            let token = IssuedToken {
                 id: id.into(),
                 record: record.as_object().unwrap().clone(),
                 credential: Secret::new("a.b.c"),
-                kept: Kept::Nowhere,
-                config: None,
-            }
-            .to_text()
-            .unwrap();
+                kept_in: KeptIn::Nowhere,
+            };
+            let session = Session::without_anything();
+            let text = Issued { token: &token, session: &session }.to_text().unwrap();
             assert!(text.contains(&format!("storage key  token:{id}, not stored")), "{text}");
             let (_, entry) = text.split_once("\n\nauth:\n").unwrap();
             let (entry, _) = entry.split_once("\n\ncurl").unwrap();
