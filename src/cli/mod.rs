@@ -19,7 +19,7 @@ mod demo;
 mod health;
 mod run;
 mod secret;
-pub(crate) mod token;
+mod token;
 
 /// Parses the arguments, runs the command, and returns its exit code (sysexits).
 pub fn main() -> ExitCode {

@@ -30,6 +30,7 @@ use crate::upstream::pool::UpstreamRules;
 
 mod address;
 mod compile;
+pub mod entry;
 mod environment;
 mod fault;
 mod file;

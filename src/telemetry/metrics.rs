@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use once_cell::sync::Lazy;
 use parking_lot::RwLock;
+pub use pingora_prometheus::prometheus::Histogram;
 use pingora_prometheus::prometheus::{
-    self, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts,
+    self, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
 /// Seconds; from a fast answer on loopback to the longest upstream timeout people set.

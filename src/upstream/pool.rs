@@ -8,12 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::attempt::Attempt;
+use crate::telemetry::metrics::{self, Histogram};
 use arc_swap::ArcSwap;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_prometheus::prometheus::Histogram;
-
-use super::attempt::Attempt;
-use crate::telemetry::metrics;
 
 /// The rules of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,8 @@ use super::session::Session;
 use super::{example, pretty};
 use crate::cli::{Failure, limits_text};
 use crate::config::Config;
+use crate::config::entry::list_entry;
+use crate::record::field::API_KEY;
 use crate::record::key::{is_hash, public_id};
 use crate::tokens::{CredentialKind, IssuedToken, KeptIn, storage_key};
 
@@ -71,15 +73,10 @@ impl Issued<'_> {
     /// The entry of `auth.tokens`, as it stands in a file.
     fn entry(&self) -> Result<String, Failure> {
         let named_by = if is_hash(&self.token.id) { "key_sha256" } else { "api_key" };
-        let mut entry = serde_yaml::Mapping::new();
-        entry.insert(named_by.into(), self.token.id.as_str().into());
-        for (name, value) in self.token.record.iter().filter(|(name, _)| name.as_str() != "api_key")
-        {
-            let value = serde_yaml::to_value(value).map_err(yaml)?;
-            entry.insert(name.as_str().into(), value);
-        }
-        let text = serde_yaml::to_string(&[entry]).map_err(yaml)?;
-        Ok(text.lines().map(|line| format!("    {line}\n")).collect())
+        let id = Value::from(self.token.id.as_str());
+        let fields = self.token.record.iter().map(|(name, value)| (name.as_str(), value));
+        let fields = fields.filter(|(name, _)| *name != API_KEY);
+        list_entry([(named_by, &id)].into_iter().chain(fields)).map_err(Failure::Internal)
     }
 
     fn curl(&self) -> String {
@@ -122,10 +119,6 @@ impl Issued<'_> {
             (_, None, None, None) => "limits.default".into(),
         }
     }
-}
-
-fn yaml(error: serde_yaml::Error) -> Failure {
-    Failure::Internal(format!("writing YAML: {error}"))
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use super::Failure;
 
 mod create;
 mod example;
-pub(crate) mod fields;
-pub(crate) mod import;
+mod fields;
+mod import;
 mod issued;
 mod list;
 mod name;
