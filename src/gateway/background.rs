@@ -1,6 +1,7 @@
-//! Work beside the requests: reloads, the store's probe, names, and forgetting what is idle.
+//! Work beside the requests: reloads, the store's probe, name look-ups, and forgetting idle subjects.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::time::sleep;
 use super::reload::Reload;
 use crate::limit::ledger::Ledger;
 use crate::policy::Policy;
+use crate::proxy::Readiness;
 use crate::store::Membership;
 use crate::telemetry::metrics::METRICS;
 use crate::upstream::resolve::resolve;
@@ -21,13 +23,13 @@ use crate::upstream::resolve::resolve;
 /// How often idle subjects are forgotten.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// How often leases that lie unused are looked for.
+/// How often unused leases are given back.
 const LEASES: Duration = Duration::from_millis(50);
 
 /// How often names are looked up again.
 const RESOLVE: Duration = Duration::from_secs(30);
 
-/// How often is looked whether keys are to be fetched again.
+/// How often the gateway checks whether a key set is due to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
 
 /// How often gauges are brought up to date.
@@ -36,120 +38,129 @@ const GAUGES: Duration = Duration::from_millis(250);
 /// How long a task that died waits before it starts again.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// Everything that goes on in the background.
+/// The state that the background tasks work on.
 pub struct Background {
-    reload: Arc<Reload>,
-    store: Arc<dyn Membership>,
-    ledger: Arc<Ledger>,
-    policy: Arc<ArcSwap<Policy>>,
+    /// Waits for SIGHUP.
+    pub reload: Arc<Reload>,
+    /// Knows whether the store answers.
+    pub store: Arc<dyn Membership>,
+    /// Holds leases and subjects.
+    pub ledger: Arc<Ledger>,
+    /// Holds upstreams and key sets.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Knows the requests in flight.
+    pub readiness: Arc<Readiness>,
 }
 
+/// A task of the background.
+struct Task {
+    /// How the log calls the task.
+    name: &'static str,
+    /// The pause after each run; `None` for a task whose run should never end.
+    every: Option<Duration>,
+    run: Box<dyn Fn() -> Run + Send + Sync>,
+}
+
+type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 impl Background {
-    /// As a service with a thread of its own.
-    pub fn service(
-        reload: Reload,
-        store: Arc<dyn Membership>,
-        ledger: Arc<Ledger>,
-        policy: Arc<ArcSwap<Policy>>,
-    ) -> GenBackgroundService<Self> {
-        let background = Self { reload: Arc::new(reload), store, ledger, policy };
-        let mut service = GenBackgroundService::new("background".into(), Arc::new(background));
+    /// The background as a service with a thread of its own.
+    pub fn service(self) -> GenBackgroundService<Self> {
+        let mut service = GenBackgroundService::new("background".into(), Arc::new(self));
         service.threads = Some(1);
         service
+    }
+
+    fn tasks(&self) -> Vec<Task> {
+        vec![
+            Task::new("reload", None, &self.reload, |reload| async move { reload.run().await }),
+            Task::new("store probe", None, &self.store, |store| async move {
+                store.run_probe().await;
+            }),
+            Task::new("store gauges", Some(GAUGES), &self.store, |store| async move {
+                METRICS.store_available.set(i64::from(store.available()));
+                METRICS.store_breakers_open.set(gauge_value(store.open_breakers()));
+            }),
+            Task::new("request gauge", Some(GAUGES), &self.readiness, |readiness| async move {
+                METRICS.in_flight.set(gauge_value(readiness.in_flight.count()));
+            }),
+            Task::new("leases", Some(LEASES), &self.ledger, |ledger| async move {
+                ledger.expire_leases();
+            }),
+            Task::new("ledger sweep", Some(SWEEP), &self.ledger, |ledger| async move {
+                ledger.sweep();
+                METRICS.limit_subjects.set(gauge_value(ledger.subjects()));
+            }),
+            Task::new("names", Some(RESOLVE), &self.policy, |policy| async move {
+                resolve(policy.load_full().upstreams()).await;
+            }),
+            Task::new("keys", Some(KEYS), &self.policy, |policy| async move {
+                refresh_keys(&policy.load());
+            }),
+        ]
+    }
+}
+
+impl Task {
+    fn new<S, F>(
+        name: &'static str,
+        every: Option<Duration>,
+        state: &Arc<S>,
+        run: impl Fn(Arc<S>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        S: ?Sized + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let state = Arc::clone(state);
+        Self { name, every, run: Box::new(move || Box::pin(run(Arc::clone(&state)))) }
+    }
+
+    /// Runs the task again and again. Returns only when a run that should never end has ended.
+    async fn repeat(&self) {
+        loop {
+            (self.run)().await;
+            match self.every {
+                Some(pause) => sleep(pause).await,
+                None => return,
+            }
+        }
+    }
+
+    /// Runs the task for ever: a task that ends or panics is started again.
+    async fn keep_running(self: Arc<Self>) {
+        let name = self.name;
+        loop {
+            let task = Arc::clone(&self);
+            match tokio::spawn(async move { task.repeat().await }).await {
+                Ok(()) => error!("background task ended, starting it again: {name}"),
+                Err(died) => error!("background task died, starting it again: {name}: {died}"),
+            }
+            sleep(RESTART).await;
+        }
     }
 }
 
 #[async_trait]
 impl BackgroundService for Background {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let reload = Arc::clone(&self.reload);
-        keep_running("reload", move || {
-            let reload = Arc::clone(&reload);
-            async move { reload.run().await }
-        });
-        let store = Arc::clone(&self.store);
-        keep_running("store probe", move || {
-            let store = Arc::clone(&store);
-            async move { store.run_probe().await }
-        });
-        let store = Arc::clone(&self.store);
-        keep_running("gauges", move || {
-            let store = Arc::clone(&store);
-            async move {
-                loop {
-                    METRICS.store_available.set(i64::from(store.available()));
-                    let open = i64::try_from(store.open_breakers()).unwrap_or(i64::MAX);
-                    METRICS.store_breakers_open.set(open);
-                    sleep(GAUGES).await;
-                }
-            }
-        });
-        let leases = Arc::clone(&self.ledger);
-        keep_running("leases", move || {
-            let ledger = Arc::clone(&leases);
-            async move {
-                loop {
-                    sleep(LEASES).await;
-                    ledger.expire_leases();
-                }
-            }
-        });
-        let ledger = Arc::clone(&self.ledger);
-        keep_running("ledger sweep", move || {
-            let ledger = Arc::clone(&ledger);
-            async move {
-                loop {
-                    sleep(SWEEP).await;
-                    ledger.sweep();
-                    let subjects = i64::try_from(ledger.subjects()).unwrap_or(i64::MAX);
-                    METRICS.limit_subjects.set(subjects);
-                }
-            }
-        });
-        let policy = Arc::clone(&self.policy);
-        keep_running("names", move || {
-            let policy = Arc::clone(&policy);
-            async move {
-                loop {
-                    sleep(RESOLVE).await;
-                    resolve(policy.load_full().upstreams()).await;
-                }
-            }
-        });
-        let policy = Arc::clone(&self.policy);
-        keep_running("keys", move || {
-            let policy = Arc::clone(&policy);
-            async move {
-                loop {
-                    sleep(KEYS).await;
-                    // What takes long must not hold up the others.
-                    let policy = policy.load();
-                    for set in policy.auth.jwt.key_sets() {
-                        let set = Arc::clone(set);
-                        drop(tokio::spawn(async move { set.refresh().await }));
-                    }
-                    let failing = policy.auth.jwt.key_sets().filter(|set| set.is_in_doubt());
-                    let failing = i64::try_from(failing.count()).unwrap_or(i64::MAX);
-                    METRICS.key_sources_failing.set(failing);
-                }
-            }
-        });
+        for task in self.tasks() {
+            tokio::spawn(Arc::new(task).keep_running());
+        }
         let _ = shutdown.wait_for(|down| *down).await;
     }
 }
 
-/// Spawns a task that should never end, and starts it again when it does, whatever ended it.
-fn keep_running<F>(name: &'static str, task: impl Fn() -> F + Send + 'static)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    tokio::spawn(async move {
-        loop {
-            match tokio::spawn(task()).await {
-                Ok(()) => error!("background task ended, starting it again: {name}"),
-                Err(died) => error!("background task died, starting it again: {name}: {died}"),
-            }
-            sleep(RESTART).await;
-        }
-    });
+/// Fetches the key sets that are due. A slow fetch must not delay the next set, so each has a task of its own.
+fn refresh_keys(policy: &Policy) {
+    for set in policy.auth.jwt.key_sets() {
+        let set = Arc::clone(set);
+        drop(tokio::spawn(async move { set.refresh().await }));
+    }
+    let failing = policy.auth.jwt.key_sets().filter(|set| set.is_in_doubt());
+    METRICS.key_sources_failing.set(gauge_value(failing.count()));
+}
+
+fn gauge_value(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! The upstream of `tollgate demo`: says back what it was sent.
+//! The upstream of `tollgate demo`: answers each request with the text of that request.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! What a new policy needs before the first request meets it: the addresses of names, and issuers' keys.
+//! Prepares a new policy for its first request: looks up the upstreams' names and fetches the issuers' keys.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use crate::policy::Policy;
 use crate::upstream::resolve::resolve;
 
-/// How long a new policy waits for issuers' keys.
+/// The longest time that a new policy waits for issuers' keys.
 const KEYS: Duration = Duration::from_secs(2);
 
-/// Learns it. What cannot be learnt in time is left to the background.
+/// Looks up names and keys. The background tries again later where this fails.
 pub async fn learn(policy: &Policy) {
     let keys = join_all(policy.auth.jwt.key_sets().map(|set| set.learn()));
-    // An issuer that is away holds up neither the start nor a reload.
+    // An issuer that does not answer must delay neither the start nor a reload for long.
     let _ = join(resolve(policy.upstreams()), timeout(KEYS, keys)).await;
 }

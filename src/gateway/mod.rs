@@ -1,4 +1,4 @@
-//! Puts the gateway together: state, services, signals; and runs it until it has drained.
+//! Assembles the gateway (state, services, signals) and runs it until it has drained.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,6 +21,7 @@ use crate::limit::ledger::{FailurePolicy, Ledger};
 use crate::listener::accept::Connections;
 use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::Policy;
+use crate::proxy::in_flight::RequestsInFlight;
 use crate::proxy::{Proxy, Readiness, problem};
 use crate::store::{
     self, Membership, RecordChange, RecordReader, RecordStore, Remote, StoreUrlError, Stores,
@@ -41,10 +42,10 @@ use shutdown::{Drain, Signals};
 /// Subjects whose grants are kept in memory, at most.
 const MAX_SUBJECTS: usize = 1_000_000;
 
-/// So many worker threads were measured to share one lock for their timers without harm.
+/// Up to this number of worker threads, one lock for all timers was measured to cost nothing.
 const FEW_THREADS: usize = 2;
 
-/// Reads the configuration afresh; the error is text for people.
+/// Reads the configuration again; the error is text for people.
 pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
 /// Why the gateway does not start.
@@ -56,7 +57,7 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The machine refuses something that every start needs.
+    /// The operating system refuses something that every start needs.
     #[error("{0}")]
     System(String),
 }
@@ -71,11 +72,10 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Compiles `config` and binds its addresses, unless a predecessor will hand them over
-    /// (`upgrade`).
+    /// Compiles `config` and binds its addresses. With `upgrade` a predecessor hands the sockets over.
     ///
     /// # Errors
-    /// [`StartError`]; nothing is left behind then.
+    /// [`StartError`]; every socket that was bound is closed then.
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
         let Config { startup: config, live } = config;
         let policy = Policy::compile(live, None);
@@ -85,21 +85,21 @@ impl Gateway {
         Ok(Self { config, policy, upgrade, bound, echo: None })
     }
 
-    /// Runs the echo on `socket`, beside the gateway.
+    /// Adds the echo server of `tollgate demo`, which listens on `socket`.
     pub fn with_echo(mut self, socket: BoundSocket) -> Self {
         self.echo = Some(socket);
         self
     }
 
-    /// The bound address of the first listener, when it is known already.
+    /// The address of the first listener; `None` when a predecessor hands the sockets over.
     pub fn address(&self) -> Option<std::net::SocketAddr> {
         self.bound.first()
     }
 
-    /// Runs until a signal has ended it and what was in flight is done.
+    /// Runs until a signal ends the gateway and the requests in flight are done.
     ///
     /// # Errors
-    /// [`StartError`] when it cannot begin to.
+    /// [`StartError`] when the gateway cannot start.
     pub fn run(self, load: Load, pending: PendingReload) -> Result<(), StartError> {
         let Self { config, policy, upgrade, bound, echo } = self;
         METRICS.set_build_info(env!("CARGO_PKG_VERSION"), env!("TOLLGATE_COMMIT"));
@@ -109,7 +109,7 @@ impl Gateway {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let Stores { records, quota, membership, is_shared } = open_store(&config, &clock)?;
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
-        // Without other processes that write records, those of the configuration are all there are.
+        // A store inside this process holds no other records than those of the configuration.
         let stored = is_shared.then(|| stored(&config, records, &clock));
         let gateways = Arc::clone(membership.gateways());
         let admission =
@@ -118,6 +118,7 @@ impl Gateway {
             });
         let readiness = Arc::new(Readiness {
             draining: AtomicBool::new(false),
+            in_flight: RequestsInFlight::default(),
             store_serves: store_serves(Arc::clone(&membership)),
         });
         let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
@@ -127,7 +128,7 @@ impl Gateway {
         let mut server = Server::new_with_opt_and_conf(opt, conf);
         server.bootstrap();
 
-        let drain = Drain::new(readiness, Arc::clone(&ledger), &config);
+        let drain = Drain::new(Arc::clone(&readiness), Arc::clone(&ledger), &config);
         let connections = Connections::new(
             http_proxy(&server.configuration, proxy),
             Arc::clone(&policy),
@@ -157,8 +158,9 @@ impl Gateway {
             let close = drain.never();
             server.add_service(Listening::new(service, [address], vec![echo], "echo", close));
         }
-        let reload = Reload::new(load, pending, config, Arc::clone(&policy));
-        server.add_service(Background::service(reload, membership, ledger, policy));
+        let reload = Arc::new(Reload::new(load, pending, config, Arc::clone(&policy)));
+        let background = Background { reload, store: membership, ledger, policy, readiness };
+        server.add_service(background.service());
         info!("tollgate {} starts", env!("CARGO_PKG_VERSION"));
         server.run(RunArgs { shutdown_signal: Box::new(Signals::new(drain)) });
         info!("stopped");
@@ -166,7 +168,7 @@ impl Gateway {
     }
 }
 
-/// Names and keys must not make the first requests fail, so they are looked up before the first one comes.
+/// Looks names and keys up before the first request, which would fail without them.
 fn make_ready(policy: &Policy) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -181,8 +183,8 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
     let defaults = ServerConf::default();
     ServerConf {
         threads: 1,
-        // A single thread has nobody to share work with, and does without what that takes. With several,
-        // tasks would wait for a busy one while others are idle.
+        // A single thread has no other to share work with, and is faster without stealing. With several
+        // threads, tasks would wait for a busy thread while another is idle.
         work_stealing: config.server.threads > 1,
         // The grace period is spent by `shutdown::Drain`, which ends it as soon as nothing is in
         // flight; Pingora's own serves the hand-over to a successor.
@@ -191,10 +193,10 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
         upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
         upgrade_sock: config.server.upgrade_sock.clone(),
         fast_timeout_to_tokio_threshold_seconds: match config.server.threads {
-            // Those of a second and more. Tokio forgets a timer that is dropped; Pingora's own stay until
-            // they are due, and read the clock whenever one is prepared.
+            // Tokio's timers, for every timeout. Tokio forgets a timer that is dropped. Pingora's timers
+            // stay until they are due, and read the clock each time one is made.
             ..=FEW_THREADS => Some(0),
-            // But Tokio's are behind one lock, Pingora's each thread's own.
+            // Tokio's timers share one lock. Each thread has its own timers of Pingora.
             _ => defaults.fast_timeout_to_tokio_threshold_seconds,
         },
         ..defaults
@@ -214,7 +216,7 @@ pub(crate) fn open_store(
     store::open(remote.as_ref(), Arc::clone(clock), on_operation)
 }
 
-/// Caches of what the store says of tokens, which hear of changes.
+/// The caches of token records and revocations, which the store tells of changes.
 fn stored(config: &StartupConfig, store: Arc<dyn RecordStore>, clock: &Arc<dyn Clock>) -> Stored {
     let rules = config.token_cache;
     let on_lookup = |outcome| {
@@ -248,8 +250,8 @@ fn stored(config: &StartupConfig, store: Arc<dyn RecordStore>, clock: &Arc<dyn C
     Stored { records, revocations }
 }
 
-/// Ready means: the store answers, or it has answered once and its failure policy lets requests pass
-/// without it. Before its first answer no token can be known.
+/// The gateway is ready when the store answers, or when the store has answered once and the failure policy
+/// lets requests pass without it. Before the store's first answer no token can be known.
 fn store_serves(store: Arc<dyn Membership>) -> Box<dyn Fn(&Policy) -> bool + Send + Sync> {
     Box::new(move |policy| {
         let lets_through = policy.on_store_failure != FailurePolicy::Deny;
@@ -257,5 +259,5 @@ fn store_serves(store: Arc<dyn Membership>) -> Box<dyn Fn(&Policy) -> bool + Sen
     })
 }
 
-/// How long anything that should be quick may take at the end of the process.
+/// The pause between two looks at the requests in flight, and before the process ends.
 pub(crate) const SHORT: Duration = Duration::from_millis(20);

@@ -1,4 +1,4 @@
-//! SIGHUP: load the file, compile it, swap the policy; or keep the old one and say why.
+//! SIGHUP: loads the file, compiles it and swaps the policy; or keeps the old policy and logs the reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::config::{Config, StartupConfig};
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
 
-/// A SIGHUP that came before anyone could act on it. Unhandled, it would end the process.
+/// A SIGHUP that came before the gateway could act on it. Without a handler it would end the process.
 #[derive(Clone, Debug, Default)]
 pub struct PendingReload(Arc<AtomicBool>);
 
@@ -30,17 +30,17 @@ impl PendingReload {
     }
 }
 
-/// Reloads when told to.
+/// Reloads the configuration at each SIGHUP.
 pub struct Reload {
     load: Load,
     pending: PendingReload,
-    /// The keys that keep their first value.
+    /// The configuration keys that keep their value until a restart.
     started_with: StartupConfig,
     policy: Arc<ArcSwap<Policy>>,
 }
 
 impl Reload {
-    /// Reloads with `load` and swaps `policy`.
+    /// Reads the configuration with `load` and replaces `policy`.
     pub fn new(
         load: Load,
         pending: PendingReload,
@@ -50,7 +50,7 @@ impl Reload {
         Self { load, pending, started_with, policy }
     }
 
-    /// Reloads at each SIGHUP; never returns, unless the system refuses to listen for it.
+    /// Reloads at each SIGHUP. Returns only when the system refuses to deliver the signal.
     pub async fn run(&self) {
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
@@ -59,7 +59,8 @@ impl Reload {
                 return;
             }
         };
-        // One signal may set both: the flag is taken first, so at worst a reload happens twice.
+        // One signal may both set the flag and wake `recv`. The flag is taken first, so that at worst the
+        // gateway reloads twice.
         loop {
             if self.pending.0.swap(false, Ordering::SeqCst) {
                 self.reload().await;
@@ -88,7 +89,7 @@ impl Reload {
     }
 
     async fn next_policy(&self) -> Result<Policy, String> {
-        // What a file's system does not answer must hinder neither other work in the background nor the end.
+        // A file system that does not answer must delay neither the other background tasks nor the shutdown.
         let load = Arc::clone(&self.load);
         let Config { startup, live } = tokio::task::spawn_blocking(move || load())
             .await

@@ -1,4 +1,4 @@
-//! How the gateway ends: readiness goes first, then the listeners, then what is in flight.
+//! The shutdown: `/ready` says no, then the listeners close, then the requests in flight end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,25 +15,24 @@ use super::SHORT;
 use crate::config::StartupConfig;
 use crate::limit::ledger::Ledger;
 use crate::proxy::Readiness;
-use crate::telemetry::metrics::METRICS;
 
-/// How long giving leases back may take.
+/// The longest time that giving leases back to the store may take.
 const SURRENDER: Duration = Duration::from_secs(1);
 
-/// Ends the work in order.
+/// Shuts the gateway down step by step.
 pub struct Drain {
     readiness: Arc<Readiness>,
     ledger: Arc<Ledger>,
     close_listeners: watch::Sender<bool>,
     never: watch::Sender<bool>,
-    /// How long `/ready` says no while requests are still accepted.
+    /// How long `/ready` says no while connections are still accepted.
     grace: Duration,
-    /// How long requests in flight may take after that.
+    /// How long the requests in flight may take after the grace period.
     in_flight: Duration,
 }
 
 impl Drain {
-    /// A drain by the server's own times.
+    /// A drain with the periods of `config`.
     pub fn new(readiness: Arc<Readiness>, ledger: Arc<Ledger>, config: &StartupConfig) -> Self {
         Self {
             readiness,
@@ -45,12 +44,12 @@ impl Drain {
         }
     }
 
-    /// Turns true when the listeners shall close.
+    /// Becomes true when the listeners must close.
     pub fn listeners(&self) -> watch::Receiver<bool> {
         self.close_listeners.subscribe()
     }
 
-    /// Never turns true: for what serves until the end.
+    /// Never becomes true: for services that run until the process ends.
     pub fn never(&self) -> watch::Receiver<bool> {
         self.never.subscribe()
     }
@@ -61,33 +60,36 @@ impl Drain {
         sleep(grace).await;
         self.close_listeners.send_replace(true);
         let deadline = Instant::now() + self.in_flight;
-        while METRICS.in_flight.get() > 0 {
+        loop {
+            let left = self.readiness.in_flight.count();
+            if left == 0 {
+                break;
+            }
             if Instant::now() >= deadline {
-                let left = METRICS.in_flight.get();
                 warn!("{left} requests are still in flight after {:?}", self.in_flight);
                 return;
             }
             sleep(SHORT).await;
         }
-        // The last answer is counted as done a moment before its bytes have left.
+        // A request stops counting a moment before the last bytes of its answer are sent.
         sleep(SHORT).await;
-        // Quota that was paid for and not used is for the other gateways.
+        // The other gateways can use the quota that this gateway has paid for and not spent.
         let _ = timeout(SURRENDER, self.ledger.surrender()).await;
     }
 }
 
-/// SIGTERM and SIGINT drain, a second one ends at once; SIGQUIT hands over to a successor.
+/// SIGTERM and SIGINT drain; a second signal ends the process at once. SIGQUIT hands over to a successor.
 pub struct Signals {
     drain: Drain,
 }
 
 impl Signals {
-    /// Ends by `drain`.
+    /// Signals that start `drain`.
     pub fn new(drain: Drain) -> Self {
         Self { drain }
     }
 
-    async fn drained(&self, grace: Duration, terminate: &mut Listener, interrupt: &mut Listener) {
+    async fn drained(&self, grace: Duration, terminate: &mut Waiter, interrupt: &mut Waiter) {
         tokio::select! {
             () = self.drain.run(grace) => {}
             () = terminate.heard() => {}
@@ -99,9 +101,9 @@ impl Signals {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let mut terminate = Listener::new(SignalKind::terminate());
-        let mut interrupt = Listener::new(SignalKind::interrupt());
-        let mut quit = Listener::new(SignalKind::quit());
+        let mut terminate = Waiter::new(SignalKind::terminate());
+        let mut interrupt = Waiter::new(SignalKind::interrupt());
+        let mut quit = Waiter::new(SignalKind::quit());
         tokio::select! {
             () = terminate.heard() => {
                 self.drained(self.drain.grace, &mut terminate, &mut interrupt).await;
@@ -114,21 +116,21 @@ impl ShutdownSignalWatch for Signals {
                 return ShutdownSignal::GracefulUpgrade;
             }
         }
-        // Everything is done: Pingora need not wait once more.
+        // The drain is over, so Pingora must not wait once more.
         ShutdownSignal::FastShutdown
     }
 }
 
-/// One kind of signal; one that cannot be listened for is never heard.
-struct Listener(Option<Signal>);
+/// Waits for one kind of signal. When the system refuses to deliver that kind, the wait never ends.
+struct Waiter(Option<Signal>);
 
-impl Listener {
+impl Waiter {
     fn new(kind: SignalKind) -> Self {
-        let listener = signal(kind);
-        if let Err(error) = &listener {
+        let signals = signal(kind);
+        if let Err(error) = &signals {
             warn!("signal {kind:?} cannot be listened for: {error}");
         }
-        Self(listener.ok())
+        Self(signals.ok())
     }
 
     async fn heard(&mut self) {

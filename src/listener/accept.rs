@@ -1,4 +1,4 @@
-//! What happens to a connection that a listening socket has accepted.
+//! Serves accepted connections: counts each, and gives it to the reader of its protocol.
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ pub struct Connections<A> {
 }
 
 impl<A> Connections<A> {
-    /// Gives each request to `requests`, under the policy of the moment. `refusal_bytes` answers what is
-    /// no request.
+    /// Gives each request to `requests`. Bounds and deadlines are those of the current `policy`.
+    /// `refusal_bytes` makes the answer to bytes that are not a request.
     pub fn new(requests: A, policy: Arc<ArcSwap<Policy>>, refusal_bytes: RefusalBytes) -> Self {
         Self {
             requests: Arc::new(requests),
@@ -41,7 +41,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        // No answer to a connection over the bound: writing answers to a flood is what the bound prevents.
+        // A connection over the bound gets no answer: answering a flood would cost what the bound saves.
         let _open = self.open.admit(self.policy.load().max_connections)?;
         let connection = Connection::new(stream);
         // Every connection speaks HTTP/1.

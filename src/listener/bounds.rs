@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_given_back_by_a_connection_that_ends_and_by_one_that_is_refused() {
+    fn a_connection_counts_until_it_ends_or_is_refused() {
         let open = OpenConnections::default();
         let first = open.admit(2);
         let second = open.admit(2);

@@ -1,4 +1,4 @@
-//! An accepted connection: its bytes, and what is known of it. It must not know the protocol.
+//! An accepted connection: its bytes, its id and its addresses. This file must not know the protocol.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use pingora_core::protocols::{SocketDigest, Stream, UniqueIDType};
 pub struct Connection {
     /// The bytes that the client sends and receives.
     pub bytes: Stream,
-    /// What each of its requests may know.
+    /// Facts that each request of the connection may read.
     pub facts: Facts,
 }
 
 impl Connection {
-    /// A connection of which nothing is known but what its stream says.
+    /// A connection with the facts that its stream gives.
     pub fn new(bytes: Stream) -> Self {
         let facts = Facts {
             id: bytes.id(),
@@ -28,18 +28,18 @@ impl Connection {
     }
 }
 
-/// What is known of a connection, in the types that Pingora hands on to each request.
+/// Facts about a connection, in the types that Pingora gives to each request.
 #[derive(Debug)]
 pub struct Facts {
-    /// Tells the connections of this process apart.
+    /// The connection's id, unique in this process.
     pub id: UniqueIDType,
     /// The addresses of both ends.
     pub socket: Option<Arc<SocketDigest>>,
-    /// What the TLS handshake agreed on, where there was one.
+    /// The result of the TLS handshake, where there was a handshake.
     pub tls: Option<Arc<SslDigest>>,
 }
 
-/// The address at the other end of a connection, where it has one.
+/// The IP address of a socket address; `None` for a Unix socket.
 pub fn peer_ip(address: Option<&SocketAddr>) -> Option<IpAddr> {
     address.and_then(SocketAddr::as_inet).map(std::net::SocketAddr::ip)
 }

@@ -1,15 +1,15 @@
 //! Client connections, from the listening socket to one request at a time.
 //!
 //! ```text
-//! sockets     bound ahead, closed when the shutdown says so
+//! sockets     bound before the gateway starts, closed when the shutdown says so
 //! accept      counts connections, and gives each to the reader of its protocol
-//!   connection  its bytes, and what is known of it
+//!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
-//!     rules       what holds for a request's head, whatever the protocol
+//!     rules       checks of a request's head that hold for every protocol
 //! ```
 //!
-//! What comes before a request (a TLS handshake, a proxy's header) belongs into [`accept`], and changes the
-//! facts in [`connection`]. What serves the requests is an argument: this room does not know the proxy.
+//! A step before the first request (a TLS handshake, the header of a proxy) belongs into [`accept`], and sets
+//! facts of the [`connection`]. The server of the requests is an argument: this room does not know the proxy.
 
 pub mod accept;
 mod bounds;

@@ -1,6 +1,6 @@
-//! What must hold for the head of a request, whatever the protocol it came in. The reader of each protocol
-//! asks [`RequestHead::check`] once, before the request is served; it must not know how a head is spelled
-//! in bytes.
+//! Checks of a request's head that hold for every protocol. The reader of each protocol calls
+//! [`RequestHead::check`] once, before the request is served. This file must not know how a protocol spells
+//! a head in bytes.
 
 use crate::route::host::is_authority;
 
@@ -10,10 +10,10 @@ pub const MAX_FIELDS: usize = 128;
 /// Longest method, in bytes.
 const MAX_METHOD: usize = 32;
 
-/// Why a head is refused.
+/// The reason to refuse a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    /// The message is malformed or ambiguous; the text says how.
+    /// The message is malformed or ambiguous; the text says in which way.
     #[error("{0}")]
     Malformed(&'static str),
     /// The head or its number of fields is over the bound.
@@ -25,7 +25,7 @@ pub(super) const fn malformed<T>(how: &'static str) -> Result<T, HeadError> {
     Err(HeadError::Malformed(how))
 }
 
-/// The parts of a head that say what is asked for and of which host.
+/// The method, the target and the host of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHead<'a> {
     /// The method.
@@ -39,7 +39,7 @@ pub struct RequestHead<'a> {
 }
 
 impl RequestHead<'_> {
-    /// Checks everything that can be said without the other fields.
+    /// Checks method, target and host.
     ///
     /// # Errors
     /// [`HeadError::Malformed`] where two servers might route the request differently, or where this
@@ -59,7 +59,7 @@ impl RequestHead<'_> {
             return malformed("the Host field is not a host");
         }
         match target {
-            // RFC 9112 section 3.2.2: they must agree. A client that lets them differ means to confuse.
+            // RFC 9112 section 3.2.2: both must name one host.
             Target::Absolute { authority } if !authority.eq_ignore_ascii_case(host) => {
                 malformed("the request target and Host name different hosts")
             }
@@ -68,7 +68,7 @@ impl RequestHead<'_> {
     }
 }
 
-/// The form of a request target (RFC 9112 section 3.2). The others, `*` and a bare authority, are not
+/// The form of a request target (RFC 9112 section 3.2). Targets of the forms `*` and `host:port` are not
 /// served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target<'a> {
@@ -92,7 +92,7 @@ impl<'a> Target<'a> {
         };
         let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
         let authority = &rest[..end];
-        // Pingora would refuse a percent-encoded authority in words of its own.
+        // Pingora would refuse a percent-encoded authority with an answer of its own.
         if !is_authority(authority) || authority.contains(&b'%') {
             return malformed("the authority of the request target is not a host");
         }

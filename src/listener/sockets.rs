@@ -1,5 +1,5 @@
-//! Listening sockets: bound before anything else starts, so that a taken port is one clear error,
-//! and handed to Pingora, which hands them on to a successor.
+//! Listening sockets: bound before the gateway starts, so that a port in use is one clear error. Pingora gets
+//! the sockets, and hands them to a successor.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::config::StartupConfig;
 
-/// How long the last log line may take to be written before the process ends.
+/// How long the process waits, before it exits, for the last log line to be written.
 const LOG_FLUSH: Duration = Duration::from_millis(20);
 
 /// An address that cannot be listened on.
@@ -27,20 +27,20 @@ const LOG_FLUSH: Duration = Duration::from_millis(20);
 pub struct BindError {
     /// The address as configured.
     pub address: SocketAddr,
-    /// What the system says.
+    /// The error of the system.
     pub error: io::Error,
 }
 
-/// Sockets bound ahead.
+/// The sockets that are bound before the gateway starts.
 #[derive(Debug, Default)]
 pub struct Bound {
-    /// Of the listeners, in their order.
+    /// The sockets of the listeners, in the order of the configuration.
     pub listeners: Vec<BoundSocket>,
-    /// Of the metrics.
+    /// The socket of the metrics, where they are served.
     pub metrics: Vec<BoundSocket>,
 }
 
-/// One socket, under the address it was configured by.
+/// A bound socket and the address that the configuration gives it.
 #[derive(Debug)]
 pub struct BoundSocket {
     configured: SocketAddr,
@@ -51,7 +51,7 @@ impl BoundSocket {
     /// Binds `address`; port 0 lets the kernel choose.
     ///
     /// # Errors
-    /// [`BindError`] when it is taken or not this machine's.
+    /// [`BindError`] when the address is in use or is not an address of this machine.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
         let bind = || {
             let socket = TcpListener::bind(address)?;
@@ -64,12 +64,12 @@ impl BoundSocket {
         }
     }
 
-    /// The address as it was asked for.
+    /// The address in the configuration.
     pub fn configured(&self) -> SocketAddr {
         self.configured
     }
 
-    /// The address with the port that is really listened on.
+    /// The address of the socket, with the port that the kernel has chosen.
     pub fn address(&self) -> SocketAddr {
         self.socket.local_addr().unwrap_or(self.configured)
     }
@@ -79,7 +79,7 @@ impl Bound {
     /// Binds every address of `config`.
     ///
     /// # Errors
-    /// [`BindError`] at the first that cannot be bound; the others are released.
+    /// [`BindError`] at the first address that cannot be bound; the sockets before it are closed.
     pub fn bind(config: &StartupConfig) -> Result<Self, BindError> {
         let addresses = config.listeners.iter().map(|listener| listener.address);
         Ok(Self {
@@ -88,58 +88,58 @@ impl Bound {
         })
     }
 
-    /// Where the first listener really listens.
+    /// The address of the first listener's socket.
     pub fn first(&self) -> Option<SocketAddr> {
         self.listeners.first().map(BoundSocket::address)
     }
 }
 
-/// A listening service whose sockets are bound ahead and whose closing is decided here.
+/// A listening service that gets bound sockets, and that closes them at a signal of its own.
 pub struct Listening<A> {
     inner: Service<A>,
-    /// What a predecessor or this process calls each address in the table of sockets.
+    /// The name of each address in the table of sockets, which is handed from process to process.
     names: Vec<(String, SocketAddr)>,
     sockets: Vec<BoundSocket>,
-    word: &'static str,
+    label: &'static str,
     close: watch::Receiver<bool>,
     on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
-    /// Serves `inner` on `addresses`, of which `sockets` are bound already, and closes them when
-    /// `close` turns true or Pingora says so. `word` is what the log calls it.
+    /// Serves `inner` on `addresses`, of which `sockets` are bound already, and closes them when `close`
+    /// becomes true or when Pingora shuts down. The log calls the service `label`.
     pub fn new(
         mut inner: Service<A>,
         addresses: impl IntoIterator<Item = SocketAddr>,
         sockets: Vec<BoundSocket>,
-        word: &'static str,
+        label: &'static str,
         close: watch::Receiver<bool>,
     ) -> Self {
-        // Pingora would bind an address it finds no socket for; here each has one by then, so the
-        // name need not be an address, and two services may both ask for "any port". It must not
-        // hold a space, which separates the names on their way to a successor.
+        // Pingora finds a socket for every name, and binds none itself. So a name need not be an address,
+        // and two services may both ask for any free port. A name must hold no space: the names are
+        // separated by spaces when they are sent to a successor.
         let names: Vec<_> =
-            addresses.into_iter().map(|address| (format!("{word}@{address}"), address)).collect();
+            addresses.into_iter().map(|address| (format!("{label}@{address}"), address)).collect();
         for (name, _) in &names {
             inner.add_tcp(name);
         }
-        Self { inner, names, sockets, word, close, on_start: None }
+        Self { inner, names, sockets, label, close, on_start: None }
     }
 
-    /// Calls `start` once this service's runtime runs, before the first connection is accepted. What it
-    /// spawns runs beside the requests.
+    /// Calls `start` on the runtime of this service, before the first connection is accepted. Tasks that
+    /// `start` spawns share the runtime with the requests.
     pub fn on_start(mut self, start: impl FnOnce() + Send + Sync + 'static) -> Self {
         self.on_start = Some(Box::new(start));
         self
     }
 
-    /// Puts the sockets where Pingora looks for those of a predecessor. What was neither handed over
-    /// nor bound ahead is bound now.
+    /// Puts the sockets into the table in which Pingora looks for a predecessor's sockets. An address
+    /// without a socket is bound now.
     fn offer(&mut self, fds: &ListenFds) {
         let mut fds = fds.lock();
         for (name, address) in &self.names {
             if fds.get(name).is_some() {
-                info!("{} on {address}, taken over", self.word);
+                info!("{} on {address}, taken over", self.label);
                 continue;
             }
             let ahead = self.sockets.iter().position(|bound| bound.configured == *address);
@@ -149,7 +149,7 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
             };
             match bound {
                 Ok(bound) => {
-                    info!("{} on {}", self.word, bound.address());
+                    info!("{} on {}", self.label, bound.address());
                     fds.add(name.clone(), bound.socket.into_raw_fd());
                 }
                 Err(failure) => fail(&failure),
@@ -181,14 +181,14 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
         let (closing, closed) = watch::channel(false);
         let mut close = self.close.clone();
         tokio::spawn(async move {
-            // A sender that is gone will not ask for the end any more.
+            // The `else` arm: both senders are gone, so that no signal can come any more.
             tokio::select! {
                 Ok(_) = close.wait_for(|close| *close) => {}
                 Ok(_) = shutdown.wait_for(|shutdown| *shutdown) => {}
                 else => {}
             }
             let _ = closing.send(true);
-            // The tasks that still watch need the sender.
+            // The accepting tasks would take a dropped sender for the signal to close.
             closing.closed().await;
         });
         self.inner.start_service(Some(fds), closed, listeners_per_fd).await;

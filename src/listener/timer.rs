@@ -1,4 +1,4 @@
-//! The one timer of a client connection.
+//! The timer of a client connection.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A timer that outlives what it limits, because registering a timer for each wait is dear. It is only
-/// moved when it goes off too early or would go off too late, so that a request in time, which is nearly
-/// every request, moves none.
+/// A timer that is kept over many waits, because registering a timer for each wait is expensive. The timer
+/// is moved only when it goes off before the deadline of the present wait, or would go off after it. Nearly
+/// every request ends before its deadline, and moves no timer.
 pub struct Alarm(Pin<Box<Sleep>>);
 
 impl Alarm {
-    /// A timer that is expected to be needed after `limit`.
+    /// A timer that is set to `limit` from now.
     pub fn new(limit: Duration) -> Self {
         Self(Box::pin(sleep_until(Instant::now() + limit)))
     }
@@ -26,7 +26,7 @@ impl Alarm {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(output));
             }
-            // A future that is ready at once, as a head nearly always is, needs no look at the clock.
+            // The clock is read only when the future is not ready at once. A head nearly always is.
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
             if self.0.deadline() > deadline {
                 self.0.as_mut().reset(deadline);

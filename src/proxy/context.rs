@@ -8,11 +8,11 @@ use http::HeaderValue;
 
 use super::forwarding::Forwarding;
 use super::headers::{Seen, new_request_id};
+use super::in_flight::RequestInFlight;
 use super::outcome::End;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
 use crate::policy::Policy;
-use crate::telemetry::metrics::METRICS;
 
 /// The context of one request.
 pub struct RequestContext {
@@ -38,13 +38,12 @@ pub struct RequestContext {
     pub rejection: Option<Rejection>,
     /// How the request ended, as far as it has.
     pub end: End,
-    _served: Served,
+    _in_flight: RequestInFlight,
 }
 
 impl RequestContext {
     /// The context of a request that is decided about by `policy`.
-    pub fn new(policy: Arc<Policy>) -> Self {
-        METRICS.in_flight.inc();
+    pub fn new(policy: Arc<Policy>, in_flight: RequestInFlight) -> Self {
         Self {
             started: Instant::now(),
             seen: Seen::ANYTHING,
@@ -57,17 +56,8 @@ impl RequestContext {
             forwarding: None,
             rejection: None,
             end: End::Answered,
-            _served: Served,
+            _in_flight: in_flight,
         }
-    }
-}
-
-/// A request that is being served, in the gauge.
-struct Served;
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        METRICS.in_flight.dec();
     }
 }
 

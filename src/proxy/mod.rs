@@ -26,18 +26,22 @@ use crate::upstream::attempt::{AttemptEnd, Failure};
 pub mod context;
 pub mod forwarding;
 pub mod headers;
+pub mod in_flight;
 pub mod outcome;
 pub mod problem;
 
 use context::{RequestContext, some_request_id};
 use forwarding::Forwarding;
 use headers::Seen;
+use in_flight::RequestsInFlight;
 use outcome::{End, RequestOutcome, answer_of, rejection_of};
 
-/// Whether a load balancer should send requests to this process.
+/// Whether a load balancer should send requests to this process, and which are still being served.
 pub struct Readiness {
     /// Set when the shutdown begins.
     pub draining: AtomicBool,
+    /// The requests that are being served.
+    pub in_flight: RequestsInFlight,
     /// Whether the store answers, or its failure policy lets requests through without it.
     pub store_serves: Box<dyn Fn(&Policy) -> bool + Send + Sync>,
 }
@@ -139,7 +143,8 @@ impl ProxyHttp for Proxy {
     type CTX = Box<RequestContext>;
 
     fn new_ctx(&self) -> Self::CTX {
-        Box::new(RequestContext::new(self.policy.load_full()))
+        let in_flight = self.readiness.in_flight.begin();
+        Box::new(RequestContext::new(self.policy.load_full(), in_flight))
     }
 
     /// Pingora would install a compression module here; answers pass as they are.

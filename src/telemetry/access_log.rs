@@ -1,4 +1,4 @@
-//! One line a request. Never a credential, never a query (which may hold one).
+//! One log line for each request. The line holds no credential, and no query, which may contain a credential.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use log::info;
 
 use super::log_output::ACCESS;
 
-/// What is said of one request.
+/// The line of one request.
 #[derive(Debug)]
 pub struct AccessLine<'a> {
     /// `X-Request-ID`.
     pub request_id: &'a str,
     /// The method as sent.
     pub method: &'a str,
-    /// The path, canonical where there is a canonical form.
+    /// The path, in its canonical form where it has one.
     pub path: &'a str,
     /// The route's label.
     pub route: Option<&'a str>,
-    /// The status answered; 499 when the client was gone before.
+    /// The status of the answer; 499 when the client closed the connection before the answer.
     pub status: u16,
     /// From the end of the header to the end of the answer.
     pub duration: Duration,
     /// The upstream's name.
     pub upstream: Option<&'a str>,
-    /// Until the header of its answer.
+    /// From choosing an endpoint to the header of its answer.
     pub upstream_duration: Option<Duration>,
-    /// Body bytes answered.
+    /// Bytes of the answer's body.
     pub bytes: u64,
-    /// The client, as far as it can be believed.
+    /// The client's address, from `X-Forwarded-For` where the peer is a trusted proxy.
     pub client_ip: Option<&'a str>,
     /// The token's public id.
     pub token_id: Option<&'a str>,
@@ -35,11 +35,11 @@ pub struct AccessLine<'a> {
     pub organization_id: Option<&'a str>,
     /// The plan of the token.
     pub plan: Option<&'a str>,
-    /// The code of an answer of the gateway's own.
+    /// The code of an answer that the gateway made itself.
     pub code: Option<&'a str>,
-    /// The cause of that answer, or why an answer ended early: a word of a fixed set.
+    /// The cause of that answer, or of an answer's early end: a word of a fixed set.
     pub reason: Option<&'a str>,
-    /// The text of the cause, where it says more than the reason; of a bounded length.
+    /// The text of the cause, where it adds to the reason; its length is bounded.
     pub error: Option<&'a str>,
 }
 

@@ -1,5 +1,5 @@
-//! Where log lines go and what they look like: `env_logger`, one JSON object or one coloured line a
-//! record, handed to a thread of its own so that a slow reader never stops a worker.
+//! The form and the output of log lines: `env_logger` makes a JSON object or a coloured line of each record,
+//! and a thread of its own writes the lines, so that a slow reader never stops a worker.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -13,10 +13,10 @@ use log::{Level, LevelFilter, Record};
 
 use super::metrics::METRICS;
 
-/// Lines that may wait for the writing thread; what comes beyond is dropped and counted.
+/// How many lines may wait for the writing thread; further lines are dropped and counted.
 const QUEUE: usize = 8_192;
 
-/// How long the end of the process waits for lines still queued.
+/// How long the process waits for queued lines before it ends.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// The target of access-log records.
@@ -53,7 +53,7 @@ impl LogColor {
     }
 }
 
-/// Writes what is left when dropped.
+/// Writes the queued lines when it is dropped.
 pub struct LogGuard {
     done: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -63,7 +63,7 @@ pub struct LogGuard {
 impl Drop for LogGuard {
     fn drop(&mut self) {
         log::set_max_level(LevelFilter::Off);
-        // An empty line is the mark of the end.
+        // An empty line tells the thread to end.
         let deadline = Instant::now() + DRAIN;
         while self.sender.try_send(Vec::new()).is_err() && Instant::now() < deadline {
             std::thread::yield_now();
@@ -91,21 +91,21 @@ pub fn install(format: LogFormat, color: LogColor, level: LevelFilter) -> io::Re
             if line.is_empty() {
                 break;
             }
-            // A closed standard output is no reason to end a gateway.
+            // A gateway goes on serving when its standard output is closed.
             let _ = out.write_all(&line);
         }
         let _ = out.flush();
         let _ = finished.send(());
     })?;
     Builder::new()
-        // Libraries speak up when something is wrong. Below info they print whole requests, and with
-        // them credentials: that is never let through.
+        // Libraries may log warnings, and information when this program logs details. Below that level they
+        // print whole requests, credentials included.
         .filter_level(if level >= LevelFilter::Debug {
             LevelFilter::Info
         } else {
             LevelFilter::Warn
         })
-        // The store's room says what there is to say about its connection.
+        // The store's room logs the events of its connection itself.
         .filter_module("fred", LevelFilter::Off)
         .filter_module("tollgate", LevelFilter::Trace)
         .format(move |out, record| match format {
@@ -170,7 +170,7 @@ fn console_line(out: &mut dyn Write, record: &Record<'_>, color: bool) -> io::Re
     writeln!(out)
 }
 
-/// `12:30:01.123 GET /api/hello 200 1.4 ms token_id=demo`: what someone who watches wants to see.
+/// A request's line for people: `12:30:01.123 GET /api/hello 200 1.4 ms token_id=demo`.
 fn access_line(
     out: &mut dyn Write,
     record: &Record<'_>,
@@ -235,7 +235,7 @@ impl<'v> VisitValue<'v> for JsonMember<'_> {
         self.visit_str(&value.to_string())
     }
 
-    /// What is not there is not written.
+    /// Absent values are not written.
     fn visit_null(&mut self) -> Result<(), kv::Error> {
         Ok(())
     }
@@ -272,9 +272,9 @@ struct ConsolePairs<'a> {
 impl<'kvs> VisitSource<'kvs> for ConsolePairs<'_> {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
         let text = value.to_string();
-        // What is not there is not written.
+        // Absent values are not written.
         if !text.is_empty() && text != "None" {
-            // No control character of a hostile path reaches a terminal.
+            // Control characters of a path must not reach a terminal.
             let text = text.escape_debug();
             write!(self.out, " {}{key}={}{text}", self.dim, self.reset)?;
         }

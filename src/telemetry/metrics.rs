@@ -1,4 +1,5 @@
-//! Every metric: its name, labels and buckets. Labels are bounded: no token, path or address.
+//! Every metric: its name, labels and buckets. No label is a token, a path or an address, because a client
+//! could make any number of those.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use pingora_prometheus::prometheus::{
     self, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
-/// Seconds; from a fast answer on loopback to the longest upstream timeout people set.
+/// Seconds, from a fast answer on loopback to a long upstream timeout.
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
@@ -20,7 +21,7 @@ const STORE_SECONDS: [f64; 10] =
 /// Requests of one lease.
 const LEASES: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 16_384.0, 1_000_000.0];
 
-/// Limits that have a label of their own.
+/// How many limits get a label of their own.
 const MAX_LIMIT_NAMES: usize = 100;
 
 /// The handles, registered once with the registry that Pingora's Prometheus service gathers.
@@ -28,14 +29,14 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     upstream_seconds: HistogramVec,
-    /// Answers of the gateway's own, by code.
+    /// Answers that the gateway made itself, by code.
     pub rejections: IntCounterVec,
     limit_decisions: IntCounterVec,
-    /// By limit: admitted and refused. A process has few limits, so a scan beats a hash.
+    /// By limit: admitted and refused. There are few limits, so that a scan is faster than a hash.
     limits: RwLock<Vec<(String, [IntCounter; 2])>>,
     store_operations: IntCounterVec,
     store_seconds: HistogramVec,
-    /// By operation and outcome: few, so a scan beats a hash.
+    /// By operation and outcome. There are few pairs, so that a scan is faster than a hash.
     operations: RwLock<Vec<(&'static str, &'static str, IntCounter, Histogram)>>,
     /// Look-ups of token records, by outcome.
     pub token_cache: TokenCache,
@@ -57,9 +58,9 @@ pub struct Metrics {
     pub store_available: IntGauge,
     /// Subjects the ledger keeps.
     pub limit_subjects: IntGauge,
-    /// Questions to the store for quota that requests waited for.
+    /// Requests for quota to the store, for which client requests waited.
     pub flights_waited: IntCounter,
-    /// Questions to the store for quota ahead of demand.
+    /// Requests for quota to the store, sent before a client request needed the quota.
     pub flights_ahead: IntCounter,
     /// Requests granted by the store.
     pub limit_granted: IntCounter,
@@ -67,9 +68,9 @@ pub struct Metrics {
     pub limit_returned: IntCounter,
     /// Requests paid for and not yet admitted.
     pub limit_held: IntGauge,
-    /// Requests of one lease: what a grant held beyond those that were waiting.
+    /// Requests of one lease: the grant without the requests that were waiting.
     pub limit_lease: Histogram,
-    /// Connections to the store that are not asked at the moment because they failed repeatedly.
+    /// Connections to the store that are not used at the moment because they failed repeatedly.
     pub store_breakers_open: IntGauge,
     /// Log lines lost because the reader of the log was too slow.
     pub log_lines_dropped: IntCounter,
@@ -80,8 +81,8 @@ pub struct Metrics {
 pub static METRICS: Lazy<Metrics> = Lazy::new(Metrics::register);
 
 impl Metrics {
-    // Registration fails only for a malformed or repeated name, all of which stand below, and a test
-    // makes every one of them.
+    // Registration fails only for a malformed or repeated name. All names are below, and a test registers
+    // each of them.
     #[allow(clippy::expect_used)]
     fn register() -> Self {
         fn registered<C: prometheus::core::Collector + Clone + 'static>(
@@ -212,13 +213,13 @@ impl Metrics {
         }
     }
 
-    /// States what is running.
+    /// Sets the version and the commit of this program.
     pub fn set_build_info(&self, version: &str, commit: &str) {
         self.build_info.with_label_values(&[version, commit]).set(1);
     }
 
-    /// Counts one decision by the limit that decided. Records may name limits: beyond a fixed number of
-    /// names the rest are `other`.
+    /// Counts one decision of `limit`. Token records may name limits, so the number of labels is bounded:
+    /// further names count as `other`.
     pub fn limit_decision(&self, limit: &str, admitted: bool) {
         let count = |limits: &[(String, [IntCounter; 2])], name: &str| {
             let found = limits.iter().find(|(known, _)| known == name);
@@ -272,13 +273,13 @@ impl Metrics {
     }
 }
 
-/// Look-ups in what is known of tokens, by outcome. Handles, because there is one at each request.
+/// Look-ups in the cache of token records, by outcome. The handles are kept, because every request counts one.
 pub struct TokenCache {
-    /// Answered from memory.
+    /// The cache had the record.
     pub hit: IntCounter,
-    /// Asked the store.
+    /// The store was asked.
     pub miss: IntCounter,
-    /// Answered from memory although too old, because the store is away.
+    /// The cache had a record that was too old, and the store did not answer.
     pub stale: IntCounter,
 }
 
@@ -293,7 +294,7 @@ impl TokenCache {
 pub struct RouteMetrics {
     label: String,
     seconds: Histogram,
-    /// By method and status; a route sees few pairs, so a scan beats a hash.
+    /// By method and status. A route has few pairs, so that a scan is faster than a hash.
     requests: RwLock<Vec<(&'static str, u16, IntCounter)>>,
 }
 

@@ -1,4 +1,4 @@
-//! Signs of life: metrics, the log, and the access log. Any room may use this one.
+//! Metrics, the log, and the access log. Any room may import this room.
 
 pub mod access_log;
 pub mod log_output;

@@ -1,7 +1,7 @@
-//! One attempt to have a request answered by an endpoint: how far it came, and why it failed.
+//! One attempt to get an answer from an endpoint: its times, and the cause of its failure.
 //!
-//! The proxy records attempts, the upstream is told of each when it ends, and the request's outcome keeps
-//! them all. This file knows nothing of requests, statuses or answers.
+//! The proxy records attempts, tells the upstream of each when it ends, and keeps all of them for the
+//! request's outcome. This file knows nothing of requests, statuses or answers.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ pub struct Attempt {
     pub endpoint: Option<usize>,
     /// When the endpoint was chosen.
     pub started: Instant,
-    /// When there was a connection. A kept connection is there at once.
+    /// When the connection was established; zero for a kept connection.
     pub connected: Option<Duration>,
     /// When the header of the answer arrived; an informational one does not count.
     pub first_byte: Option<Duration>,
@@ -29,11 +29,11 @@ pub enum AttemptEnd {
     Answered,
     /// The endpoint failed.
     Failed(Failure),
-    /// The client or the gateway gave the attempt up. This says nothing about the endpoint.
+    /// The client or the gateway ended the attempt; the endpoint is not at fault.
     Abandoned,
 }
 
-/// What an endpoint failed at.
+/// The step at which an endpoint failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// No endpoint has an address.
@@ -50,7 +50,7 @@ pub enum Failure {
     ReadTimeout,
     /// Reading failed, as when the endpoint resets the connection.
     ReadFailed,
-    /// The endpoint took nothing for too long.
+    /// The endpoint accepted no bytes for too long.
     WriteTimeout,
     /// Writing failed.
     WriteFailed,
@@ -70,7 +70,7 @@ impl Attempt {
 }
 
 impl AttemptEnd {
-    /// How an attempt ended that ended with Pingora's error `e`.
+    /// The end of an attempt that Pingora reports as the error `e`.
     pub fn of(e: &Error) -> Self {
         match e.esource() {
             ErrorSource::Upstream => Self::Failed(Failure::of(e)),
@@ -80,7 +80,7 @@ impl AttemptEnd {
 }
 
 impl Failure {
-    /// What Pingora's error `e`, whose source is the upstream, says that the endpoint failed at.
+    /// The failure that Pingora's error `e` reports; the upstream must be the source of `e`.
     pub fn of(e: &Error) -> Self {
         match e.etype() {
             ErrorType::ConnectRefused => Self::ConnectRefused,
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_comes_from_the_upstream_is_its_failure() {
+    fn only_an_error_of_the_upstream_is_a_failure_of_the_endpoint() {
         for (etype, failure, timeout) in [
             (ErrorType::ConnectRefused, Failure::ConnectRefused, false),
             (ErrorType::ConnectTimedout, Failure::ConnectTimeout, true),

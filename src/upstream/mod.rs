@@ -1,4 +1,4 @@
-//! Where requests go: upstreams, their endpoints, the choice between them, and how each attempt ended.
+//! The servers behind the gateway: upstreams, their endpoints, the choice of an endpoint, and the attempts.
 
 pub mod attempt;
 pub mod pool;

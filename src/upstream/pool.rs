@@ -1,6 +1,7 @@
-//! An upstream: endpoints in weighted rotation, each with peers built ahead.
+//! An upstream: endpoints in weighted rotation, each with peers that are built before a request needs them.
 //!
-//! It must not know requests: it chooses an endpoint for an attempt, and is told how the attempt ended.
+//! This file must not know requests. The upstream chooses an endpoint for an attempt, and the proxy tells it
+//! how the attempt ended.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,7 +21,7 @@ pub struct UpstreamRules {
     pub name: String,
     /// The servers of the upstream; at least one.
     pub endpoints: Vec<EndpointRules>,
-    /// How many other attempts a request may take.
+    /// How many further attempts a request gets after the first has failed.
     pub retries: usize,
     /// Deadlines.
     pub timeouts: Timeouts,
@@ -35,11 +36,11 @@ pub struct EndpointRules {
     pub port: u16,
     /// Whether to speak TLS, verifying the certificate for `host`.
     pub tls: bool,
-    /// Its share of the requests, relative to its siblings.
+    /// Its share of the requests, relative to the other endpoints.
     pub weight: u32,
 }
 
-/// As a URL without path: `https://host`, or `https://host:port` where the port is not the scheme's own.
+/// A URL without path: `https://host`, or `https://host:port` where the port is not the scheme's own.
 impl fmt::Display for EndpointRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port, tls, weight: _ } = self;
@@ -69,14 +70,14 @@ pub struct Timeouts {
 pub struct Upstream {
     rules: Arc<UpstreamRules>,
     endpoints: Vec<Endpoint>,
-    /// Indexes of endpoints, each as often as its weight asks, spread evenly.
+    /// Indexes of endpoints, each as often as its weight, spread evenly.
     rotation: Vec<usize>,
     next: AtomicUsize,
     /// Time from the choice of an endpoint to the header of its answer.
     seconds: Histogram,
 }
 
-/// One server and the peers its name stands for.
+/// One server, with a peer for each address of its host.
 pub struct Endpoint {
     rules: EndpointRules,
     /// `host:port`, for logs and the Host field.
@@ -90,7 +91,7 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Where a request stands in the rotation; kept over its attempts.
+/// The place of a request in the rotation, kept over its attempts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turn {
     start: Option<usize>,
@@ -98,14 +99,14 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// How many endpoints the request has been given.
+    /// How many attempts the request has begun.
     pub fn attempts(&self) -> usize {
         self.attempts
     }
 }
 
 impl Upstream {
-    /// An upstream by `rules`. Endpoints that are addresses are usable at once, names when resolved.
+    /// An upstream by `rules`. An endpoint that is a name has no address until it is resolved.
     pub fn new(rules: Arc<UpstreamRules>) -> Self {
         let endpoints: Vec<_> = rules
             .endpoints
@@ -122,7 +123,7 @@ impl Upstream {
         }
     }
 
-    /// The rules it was made by.
+    /// The rules of the upstream.
     pub fn rules(&self) -> &UpstreamRules {
         &self.rules
     }
@@ -137,14 +138,15 @@ impl Upstream {
         &self.endpoints
     }
 
-    /// The endpoint for the next attempt of a request, by its index, and a peer of it: another endpoint
-    /// than before, where there is another. `None` when no endpoint has an address.
+    /// Chooses an endpoint for the next attempt of a request: its index, and one of its peers. A retry goes
+    /// to another endpoint than the attempt before, where there is another. `None` when no endpoint has an
+    /// address.
     pub fn pick(&self, turn: &mut Turn) -> Option<(usize, Box<HttpPeer>)> {
         let start = *turn.start.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
         let first = self.rotation[start % self.rotation.len()];
         let attempt = turn.attempts;
         turn.attempts += 1;
-        // The first attempt follows the rotation, later ones go round the endpoints from there.
+        // The first attempt follows the rotation; each retry takes the next endpoint in the list.
         (0..self.endpoints.len()).find_map(|step| {
             let at = (first + attempt + step) % self.endpoints.len();
             let peers = self.endpoints[at].peers.load();
@@ -153,7 +155,7 @@ impl Upstream {
         })
     }
 
-    /// Takes note of an attempt that has ended.
+    /// Records an attempt that has ended.
     pub fn attempt_ended(&self, attempt: &Attempt) {
         if let Some(first_byte) = attempt.first_byte {
             self.seconds.observe(first_byte.as_secs_f64());
@@ -171,18 +173,18 @@ impl Endpoint {
         endpoint
     }
 
-    /// The address, when the host is one and needs no resolving.
+    /// The address of an endpoint whose host is an address; `None` when the host is a name.
     pub fn literal(&self) -> Option<SocketAddr> {
         let host = self.rules.host.trim_start_matches('[').trim_end_matches(']');
         host.parse().ok().map(|ip| SocketAddr::new(ip, self.rules.port))
     }
 
-    /// Replaces the peers by those at `addresses`.
+    /// Replaces the peers by peers at `addresses`.
     pub fn set_addresses(&self, addresses: &[SocketAddr], timeouts: Timeouts) {
-        // Cloned with the peer at each request.
+        // The peer is cloned for each request, and without TLS nothing reads its name.
         let server_name = if self.rules.tls { &*self.rules.host } else { "" };
         let peer = |address: &SocketAddr| {
-            // From a socket address: a name would be resolved here, blocking, with a panic on failure.
+            // `HttpPeer::new` would look up a name here, blocking, and would panic when that fails.
             let mut peer = HttpPeer::new(*address, self.rules.tls, server_name.to_owned());
             peer.options.connection_timeout = Some(timeouts.connect);
             peer.options.total_connection_timeout = Some(timeouts.connect * 2);
@@ -194,14 +196,14 @@ impl Endpoint {
         self.peers.store(Arc::new(addresses.iter().map(peer).collect()));
     }
 
-    /// Whether it has an address.
+    /// Whether the endpoint has an address.
     pub fn is_resolved(&self) -> bool {
         !self.peers.load().is_empty()
     }
 }
 
-/// Indexes of `weights`, each as often as its weight, spread as evenly as may be: at every step the
-/// endpoint that is furthest behind its share comes next.
+/// Indexes of `weights`, each as often as its weight, spread evenly: the endpoint that is furthest behind
+/// its share comes next.
 fn rotation(weights: &[u32]) -> Vec<usize> {
     let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
     let mut credit = vec![0i64; weights.len()];
@@ -242,7 +244,7 @@ mod tests {
         }))
     }
 
-    /// The port of the peer, which tells the index of its endpoint.
+    /// The port of the peer, which follows from the index of its endpoint.
     fn port(picked: Option<(usize, Box<HttpPeer>)>) -> Option<u16> {
         let (at, peer) = picked?;
         let port = peer._address.as_inet().map(SocketAddr::port);

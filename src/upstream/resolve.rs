@@ -1,4 +1,4 @@
-//! Names to addresses, in the background and with a deadline: no request ever waits for DNS.
+//! Looks up the addresses of names, in the background and with a deadline: no request waits for DNS.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,11 +8,10 @@ use tokio::time::timeout;
 
 use super::pool::{Endpoint, Upstream};
 
-/// How long one look-up may take.
+/// The longest time that one look-up may take.
 const LOOKUP: Duration = Duration::from_secs(3);
 
-/// Looks up the endpoints of `upstreams` that are names. One that cannot be resolved keeps the
-/// addresses it had.
+/// Looks up the endpoints of `upstreams` that are names. An endpoint whose look-up fails keeps its addresses.
 pub async fn resolve(upstreams: impl IntoIterator<Item = &Upstream>) {
     for upstream in upstreams {
         for endpoint in upstream.endpoints().iter().filter(|endpoint| endpoint.literal().is_none())

@@ -1,24 +1,24 @@
-//! How far one request reaches after its head (RFC 9112 section 6.3).
+//! Where the body of a request ends (RFC 9112 section 6.3).
 
 use super::chunks::{ChunkError, ChunkedBody};
 
-/// What of a request's body has not passed yet.
+/// The part of a request's body that has not been read yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// So many bytes; 0 for no body.
+    /// This many bytes; 0 for no body.
     Bytes(u64),
     /// The rest of a chunked body.
     Chunked(ChunkedBody),
-    /// Everything that comes: the connection may become a tunnel, should the upgrade that was asked for
-    /// happen.
+    /// Every byte until the connection ends: the request asks for an upgrade, after which the connection is
+    /// a tunnel.
     Everything,
 }
 
 impl Body {
-    /// No body, or one that has passed.
+    /// No body, or a body that was read to its end.
     pub const OVER: Self = Self::Bytes(0);
 
-    /// How many of `bytes`, which come next on the connection, belong to the request. They count as passed.
+    /// How many of `bytes`, the next on the connection, belong to the body. These count as read.
     ///
     /// # Errors
     /// [`ChunkError`] at a byte that may not stand where it stands.
@@ -34,7 +34,7 @@ impl Body {
         }
     }
 
-    /// Whether all of the body has passed.
+    /// Whether the body was read to its end.
     pub fn is_over(&self) -> bool {
         match self {
             Self::Everything => false,
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_follows_a_body_does_not_belong_to_it() {
+    fn bytes_after_a_body_do_not_belong_to_it() {
         let next = b"GET / HTTP/1.1\r\n";
         for (mut body, bytes) in [
             (Body::OVER, &b""[..]),

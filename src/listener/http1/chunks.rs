@@ -1,10 +1,12 @@
-//! Where a chunked body ends (RFC 9112 section 7.1), watched strictly as its bytes pass by.
+//! Finds the end of a chunked body (RFC 9112 section 7.1), strictly.
 //!
 //! Pingora decodes the body. This file only finds its end, and refuses framing that another server might
-//! read differently: empty or signed sizes, bare line feeds, endless extensions.
+//! read differently: empty or signed sizes, bare line feeds, extensions of any length.
 
-/// Most bytes of one chunk extension, and of all trailer fields together.
+/// Longest chunk extension, in bytes.
 const MAX_EXTENSION: usize = 256;
+
+/// Longest trailer section, in bytes.
 const MAX_TRAILERS: usize = 8 * 1024;
 
 /// The framing is broken.
@@ -16,7 +18,7 @@ pub struct ChunkError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkedBody {
     state: State,
-    /// Bytes of the present extension, or of the trailers so far.
+    /// Bytes read of the present extension, or of the trailer section.
     spent: usize,
 }
 
@@ -43,12 +45,12 @@ impl Default for ChunkedBody {
 }
 
 impl ChunkedBody {
-    /// Whether the whole body has passed.
+    /// Whether the body was read to its end.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
-    /// How many of `bytes` belong to the body: all of them, or fewer when it ends among them.
+    /// How many of `bytes` belong to the body: all, or fewer when the body ends among them.
     ///
     /// # Errors
     /// [`ChunkError`] at the first byte that may not stand where it stands.
@@ -61,7 +63,7 @@ impl ChunkedBody {
                 let left = left - step as u64;
                 self.state = if left == 0 { State::DataCr } else { State::Data { left } };
             } else {
-                // Broken stays broken: a second call would go on in the middle of a chunk.
+                // An error is final: a second call would go on in the middle of a chunk.
                 let next = self.step(bytes[at]).inspect_err(|_| self.state = State::Broken)?;
                 self.state = next;
                 at += 1;

@@ -1,5 +1,5 @@
-//! A client's byte stream and its buffer: what has arrived, and how far the present request reaches.
-//! It must not know Pingora's sessions.
+//! A client's byte stream and its buffer: the bytes that have arrived, and where the present request ends.
+//! This file must not know Pingora's sessions.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,30 +15,30 @@ use super::body::Body;
 use super::head::{Head, HeadReader};
 use crate::listener::rules::HeadError;
 
-/// Bytes a client may send ahead of their turn; more stay in the kernel.
+/// How many bytes of later requests are buffered; more bytes stay in the kernel.
 const MAX_AHEAD: usize = 64 * 1024;
 
-/// How much is read at a time.
+/// How many bytes are read at a time.
 const READ_SIZE: usize = 4 * 1024;
 
-/// Why there is no head.
+/// The reason that no head could be read.
 #[derive(Debug)]
 pub enum ReadHeadError {
-    /// The client went away.
+    /// The client has closed the connection.
     ClientGone,
-    /// What the client sent is no acceptable head.
+    /// The bytes are not an acceptable head.
     Refused(HeadError),
 }
 
-/// A client's byte stream, of which one request at a time is shown.
+/// A client's byte stream, which shows Pingora one request at a time.
 #[derive(Debug)]
 pub struct ClientStream {
     bytes: Stream,
-    /// Bytes that have arrived and have not been shown.
+    /// Bytes that have arrived and that Pingora has not read.
     ahead: BytesMut,
-    /// What of the present request has not been shown.
+    /// The part of the present request that Pingora has not read.
     body: Body,
-    /// Whether something was written that may not have been sent.
+    /// Whether bytes were written that may not have been sent.
     unsent: bool,
     /// Whether the present request has failed and its answer was written whole.
     answered_whole: bool,
@@ -57,10 +57,10 @@ impl ClientStream {
         }
     }
 
-    /// Waits for the first byte of a request; `false` when the client has left.
+    /// Waits for the first byte of a request; `false` when the client has closed the connection.
     pub async fn wait_for_request(&mut self) -> io::Result<bool> {
         loop {
-            // One or a few empty lines before a request are forgiven (RFC 9112 section 2.2).
+            // Empty lines before a request are ignored (RFC 9112 section 2.2).
             while self.ahead.starts_with(b"\r\n") {
                 self.ahead.advance(2);
             }
@@ -89,7 +89,7 @@ impl ClientStream {
         }
     }
 
-    /// Refuses a chunked body whose first bytes are here and broken, before the request is served.
+    /// Refuses a chunked body whose first bytes have arrived and are malformed, before the request is served.
     fn check_body_start(&self, head: Head) -> Result<Head, ReadHeadError> {
         let mut body = head.body;
         match body.pass(&self.ahead[head.length..]) {
@@ -101,25 +101,25 @@ impl ClientStream {
         }
     }
 
-    /// Makes the body that belongs to `head` the next that is shown, and takes the head's bytes. They are
-    /// copied, for the request keeps them, and the buffer is for the connection's next read.
+    /// Takes the bytes of `head` from the buffer, and lets Pingora read its body next. The bytes are copied,
+    /// because the request keeps them, while the connection reads on into the buffer.
     pub fn begin_request(&mut self, head: Head) -> BytesMut {
         self.body = head.body;
         self.answered_whole = false;
         let bytes = BytesMut::from(&self.ahead[..head.length]);
         self.ahead.advance(head.length);
         if self.ahead.is_empty() && self.ahead.capacity() > READ_SIZE {
-            // It grew for a client that sent much at once, which may be over.
+            // The buffer grew because the client once sent much at a time.
             self.ahead = BytesMut::new();
         }
         bytes
     }
 
-    /// Whether another request may follow. Pingora hands a stream back when all went well, and drops it
-    /// after every failed request, even when the answer was written whole.
+    /// Whether another request may follow. Pingora hands the stream back after a request that succeeded, and
+    /// drops it after every request that failed, even when the answer was written whole.
     pub fn may_go_on(&self, handed_back: bool) -> bool {
         match self.body {
-            // An upgrade that was refused: Pingora has made sure that no byte after the head was read.
+            // The upgrade was refused. Pingora hands the stream back only if it has read no byte after the head.
             Body::Everything => handed_back,
             Body::Bytes(_) | Body::Chunked(_) => {
                 self.body.is_over() && (handed_back || self.answered_whole)
@@ -132,7 +132,7 @@ impl ClientStream {
         let _ = timeout(deadline, async {
             self.bytes.write_all(answer).await?;
             self.bytes.flush().await?;
-            // Reading on for a moment keeps a reset from overtaking the answer.
+            // Unread bytes would make the kernel send a reset, which can destroy the answer on its way.
             self.bytes.shutdown().await?;
             let mut left = MAX_AHEAD;
             while left > 0 {
@@ -166,13 +166,13 @@ impl ClientStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Pingora sends the header of an answer with its body, and reads here when it must wait for
-        // more of that: what there is must not wait with it.
+        // Pingora writes the header of an answer, and reads here while it waits for the body. The header must
+        // not wait for the body.
         if self.unsent && Pin::new(&mut self.bytes).poll_flush(cx)?.is_ready() {
             self.unsent = false;
         }
         if self.body.is_over() {
-            // Pingora listens for the client leaving. What comes early is kept, up to a bound.
+            // Pingora reads to notice that the client closes. Bytes of later requests are kept, up to a bound.
             while self.ahead.len() < MAX_AHEAD {
                 if ready!(self.poll_read_more(cx))? == 0 {
                     return Poll::Ready(Ok(()));
@@ -199,7 +199,7 @@ impl ClientStream {
     }
 
     fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // Nothing is lost when it is dropped while pending: what was read is in the buffer then.
+        // The future may be dropped while it is pending: bytes that were read are in the buffer.
         pin!(self.read_more()).poll(cx)
     }
 
@@ -219,7 +219,7 @@ impl ClientStream {
         Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs)
     }
 
-    /// Whether writing from several buffers saves anything.
+    /// Whether writing from several buffers at once is faster.
     pub fn is_write_vectored(&self) -> bool {
         self.bytes.is_write_vectored()
     }
@@ -230,7 +230,7 @@ impl ClientStream {
         Pin::new(&mut self.bytes).poll_flush(cx)
     }
 
-    /// Says that nothing more will be written.
+    /// Closes the connection for writing.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.bytes).poll_shutdown(cx)
     }

@@ -1,8 +1,8 @@
 //! The head of an HTTP/1 request, read strictly from its raw bytes (RFC 9112 sections 2 to 7).
 //!
-//! Syntax and framing that two servers might read differently are refused here, before Pingora or an
-//! upstream sees a byte of them. What the head asks for is judged by [`rules`](crate::listener::rules). This
-//! file knows bytes only, and copies none.
+//! This file refuses syntax and framing that two servers might read differently, before Pingora or an
+//! upstream sees a byte. [`rules`](crate::listener::rules) checks method, target and host. No bytes are
+//! copied here.
 
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ pub const MAX_HEAD: usize = 64 * 1024;
 /// Longest request line, in bytes.
 pub const MAX_REQUEST_LINE: usize = 16 * 1024;
 
-/// What a complete head says about its message.
+/// The length of a complete head, and the body that it announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Bytes of the head, the empty line included.
@@ -29,7 +29,7 @@ pub struct Head {
     pub body: Body,
 }
 
-/// Reads a head line by line as its bytes arrive. What it has read it keeps as places in the bytes.
+/// Reads a head line by line as its bytes arrive. It keeps ranges of the bytes instead of copies.
 #[derive(Debug, Default)]
 pub struct HeadReader {
     /// Bytes of whole lines already read.
@@ -60,8 +60,8 @@ impl HeadReader {
     /// Reads on in `bytes`, which begin where the head begins. `None` when more bytes are needed.
     ///
     /// # Errors
-    /// [`HeadError`] as soon as the bytes can no longer be those of a head, or when a whole head asks for
-    /// what is not served.
+    /// [`HeadError`] as soon as the bytes cannot begin a head, or when a complete head asks for a service
+    /// that the gateway does not offer.
     pub fn read(&mut self, bytes: &[u8]) -> Result<Option<Head>, HeadError> {
         let start = self.read;
         for end in memchr_iter(b'\n', &bytes[start..]) {
@@ -95,7 +95,7 @@ impl HeadReader {
         }
         let (name, rest) = span(line, &TOKEN);
         let Some(untrimmed) = rest.strip_prefix(b":").filter(|_| !name.is_empty()) else {
-            // A folded line and white space before the colon are refused here too.
+            // This also refuses a folded line, and white space before the colon.
             return malformed("a header line does not begin with a token and a colon");
         };
         if untrimmed.iter().fold(false, |found, &byte| found | is_control(byte)) {
@@ -146,7 +146,7 @@ impl HeadReader {
         Ok(())
     }
 
-    /// Where the body ends, once all fields are read.
+    /// The body that the fields announce; called when all fields are read.
     fn body(&self, version: Version) -> Result<Body, HeadError> {
         let http11 = version == Version::Http11;
         if self.chunked && (self.content_length.is_some() || !http11) {
@@ -191,7 +191,7 @@ impl RequestLine {
         Ok(Self { method: 0..method.len(), target: start..start + target.len(), version })
     }
 
-    /// What the head asks for, in the `bytes` it was read from.
+    /// The parts that [`rules`](crate::listener::rules) checks. `bytes` are those of the whole head.
     fn asked<'a>(&self, host: Option<&Range<usize>>, bytes: &'a [u8]) -> RequestHead<'a> {
         RequestHead {
             method: &bytes[self.method.clone()],
@@ -205,7 +205,7 @@ impl RequestLine {
 /// `tchar` of RFC 9110 section 5.6.2.
 const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
-/// What a request target is made of; characters that must be percent-encoded are not among it.
+/// The characters of a request target; every other character must be percent-encoded.
 const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[]_{|}~");
 
 fn is_control(byte: u8) -> bool {

@@ -1,9 +1,9 @@
 //! HTTP/1 towards clients: one request after the other on one connection (RFC 9112).
 //!
-//! Pingora forgives more than a gateway may (see [`head`]), lets a head take minutes, and answers what it
-//! refuses in its own words. So this room reads each head itself, with one deadline for the whole of it,
-//! and hands Pingora a stream that holds exactly one request. Bytes that a client sends ahead of their
-//! turn wait in the connection's buffer, which is also how pipelining works (RFC 9112 section 9.3.2).
+//! Pingora accepts heads that a gateway must refuse (see [`head`]), lets a head take minutes, and writes
+//! refusals of its own. So this room reads each head itself, with one deadline for the whole head, and gives
+//! Pingora a stream that holds exactly one request. Bytes of later requests wait in the connection's buffer;
+//! this is also how pipelining works (RFC 9112 section 9.3.2).
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
 pub use request_stream::answered_whole;
 
-/// Makes the bytes of a whole answer that ends the connection.
+/// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;
 
 /// Serves the requests of `connection` with `requests`, until the client or the gateway ends it.
@@ -41,7 +41,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     shutdown: &ShutdownWatch,
 ) {
     let mut stream = SharedStream::new(connection);
-    // Both outlive the request: to register and unregister them each time is dear.
+    // Both are kept over all requests, because registering them for each request is expensive.
     let mut alarm = Alarm::new(timeouts().idle);
     let mut shutdown_seen = shutdown.clone();
     let mut shutdown_begun = pin!(shutdown_seen.wait_for(|down| *down));
@@ -52,7 +52,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
             begun = alarm.within(timeouts.idle, client.wait_for_request()) => begun,
             _ = &mut shutdown_begun => return,
         };
-        // The client left, was silent for too long, or a read failed: there is no request to answer.
+        // The client closed, was silent for too long, or a read failed: there is no request to answer.
         if !matches!(begun, Some(Ok(true))) {
             return;
         }
@@ -68,14 +68,14 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         session.set_pipelined_prefix(head);
         session.set_keepalive(Some(timeouts.idle.as_secs().max(1)));
         let handed_back = process(requests, session, shutdown).await.is_some();
-        // Pingora has dropped its side of the stream, so the connection is this task's alone again.
+        // Pingora has dropped its stream, so that this task owns the connection alone again.
         if !stream.client().is_some_and(|client| client.may_go_on(handed_back)) {
             return;
         }
     }
 }
 
-/// The next head, or why there is none; `Err(None)` when the client has left.
+/// Reads the next head. `Err(None)` means that the client has closed the connection.
 async fn read_head(
     client: &mut ClientStream,
     alarm: &mut Alarm,
@@ -89,8 +89,8 @@ async fn read_head(
     }
 }
 
-/// Lets Pingora serve one request. Its future takes 13 KiB, and is made on the stack before it is boxed:
-/// in a frame of its own, not inlined, where the calls that follow use the same, warm memory.
+/// Lets Pingora serve one request. Pingora's future takes 13 KiB, and is made on the stack before it is
+/// boxed. This function is not inlined, so that those 13 KiB are free again for the calls that follow.
 #[inline(never)]
 fn process<'a, A: HttpServerApp + Send + Sync + 'static>(
     requests: &'a Arc<A>,
@@ -122,7 +122,7 @@ mod tests {
 
     const ANSWER: &str = "answer to ";
 
-    /// Ends each request as its path says, in the ways in which Pingora ends requests.
+    /// Ends each request in the way that its path names.
     struct Paths;
 
     #[async_trait]
@@ -156,14 +156,14 @@ mod tests {
                     answered_whole(&session);
                     None
                 }
-                // Dropped without a word.
+                // The session is dropped.
                 _ => None,
             }
         }
     }
 
-    /// Which of the paths were answered when `sent` comes in pieces of `piece` bytes, and whether the
-    /// connection was closed without waiting for the client to leave.
+    /// The answers when `sent` arrives in pieces of `piece` bytes, and whether the gateway closed the
+    /// connection before the client did.
     async fn exchange(sent: &str, piece: usize) -> (Vec<String>, bool) {
         const MINUTE: Duration = Duration::from_secs(60);
         let (mut client, server) = tokio::io::duplex(1 << 16);
@@ -180,7 +180,7 @@ mod tests {
             broken |= client.write_all(piece).await.is_err();
             tokio::task::yield_now().await;
         }
-        // Whatever is ready to be done is done: the duplex needs no timer.
+        // Lets every task run that is ready: the duplex needs no timer.
         for _ in 0..1_000 {
             tokio::task::yield_now().await;
         }
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_ends_after_what_cannot_be_followed() {
+    async fn a_connection_ends_after_a_request_whose_end_is_unknown() {
         for (first, answers) in [
             (request("/half", "x"), &["/half x"][..]),
             (request("/failed/unread", "unread"), &["/failed/unread"]),
@@ -247,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_was_written_whole_does_not_excuse_the_request_after_it() {
-        // What was said of one request must not hold for the next.
+        // The mark of one request must not hold for the next.
         let sent = [request("/failed", "x"), request("/half", "y"), request("/ok", "z")].concat();
         let (answers, closed) = exchange(&sent, sent.len()).await;
         assert_eq!((answers, closed), (vec!["/failed x".into(), "/half y".into()], true));

@@ -1,9 +1,9 @@
 //! The stream that Pingora holds while it serves one request.
 //!
 //! The connection's task owns the client's stream and shares it with one [`RequestStream`] at a time. When
-//! Pingora drops that, however the request has ended, the stream is the task's alone again: then, and only
-//! then, [`SharedStream::client`] finds it. The lock between the two is never waited for, because the task
-//! does not touch the stream while Pingora serves, and asks for no lock when it is alone.
+//! Pingora drops the [`RequestStream`], however the request has ended, the task owns the stream alone again,
+//! and [`SharedStream::client`] returns it. The lock is never waited for: the task does not touch the stream
+//! while Pingora serves the request, and needs no lock when it owns the stream alone.
 
 use std::io;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use super::client_stream::ClientStream;
 use crate::listener::connection::{Connection, Facts};
 
-/// A client's stream, in the hands of the connection's task.
+/// A client's stream, as the connection's task holds it.
 #[derive(Debug)]
 pub struct SharedStream(Arc<Shared>);
 
@@ -46,7 +46,7 @@ impl SharedStream {
         Arc::get_mut(&mut self.0).map(|shared| shared.client.get_mut())
     }
 
-    /// What Pingora reads one request from and writes its answer to.
+    /// The stream from which Pingora reads one request, and to which it writes the answer.
     pub fn for_request(&self) -> Stream {
         Box::new(RequestStream(Arc::clone(&self.0)))
     }
@@ -61,7 +61,7 @@ pub fn answered_whole(session: &ServerSession) {
     }
 }
 
-/// A client's stream, in the hands of Pingora.
+/// A client's stream, as Pingora holds it.
 #[derive(Debug)]
 struct RequestStream(Arc<Shared>);
 
@@ -108,7 +108,7 @@ impl AsyncWrite for RequestStream {
 #[async_trait]
 impl Shutdown for RequestStream {
     async fn shutdown(&mut self) {
-        // A client that is gone needs no goodbye.
+        // An error means that the client has closed the connection already.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
@@ -126,14 +126,14 @@ impl Ssl for RequestStream {
 }
 
 impl GetTimingDigest for RequestStream {
-    /// Nothing reads it, and Pingora asks for each request.
+    /// Empty: no code reads the times, and Pingora asks for them at each request.
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
 impl GetProxyDigest for RequestStream {
-    /// A client connection is never made through a proxy by this process.
+    /// `None`: clients connect to this process, which therefore uses no proxy.
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
