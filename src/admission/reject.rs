@@ -1,8 +1,8 @@
 //! Why the gateway answers a request itself, with an error: what the client is told, and the cause behind it.
 //!
 //! The one place that maps the errors of the other rooms to an answer (status and code) and to a reason (for
-//! the operator). A client learns the answer alone: every invalid token gets the same. It must not know how an
-//! answer is written: that is the business of `proxy::problem`.
+//! the operator). A client learns the answer alone: every invalid token gets the same. This file must not know how an
+//! answer is written, which `proxy::problem` does.
 
 use std::time::Duration;
 
@@ -41,10 +41,10 @@ pub enum Rejection {
     /// The request has no credential.
     #[error("a token is required")]
     MissingToken,
-    /// The credential does not hold.
+    /// The credential is not valid.
     #[error("the token is not valid")]
     InvalidToken(AuthError),
-    /// The token's time is over.
+    /// The token has expired.
     #[error("the token has expired")]
     ExpiredToken(AuthError),
     /// The token is disabled or revoked.
@@ -65,15 +65,15 @@ pub enum Rejection {
     /// Too many invalid credentials came from the client's address.
     #[error("too many invalid tokens from this address")]
     TooManyFailures {
-        /// How long the client should wait.
+        /// The time that the client should wait.
         wait: Duration,
-        /// Why the credential of this request does not hold.
+        /// Why the credential of this request is not valid.
         cause: AuthError,
     },
     /// The store is needed and does not answer.
     #[error("the gateway's store does not answer")]
     StoreUnavailable(StoreError),
-    /// The gateway is asked whether it is ready, and its store is away.
+    /// The gateway is asked whether it is ready, and its store does not answer.
     #[error("the gateway's store does not answer")]
     NotReady,
     /// The keys of the token's issuer are needed and cannot be fetched.
@@ -96,7 +96,7 @@ pub enum Rejection {
     Internal,
 }
 
-/// What is wrong with the shape of a request. The text is what the client is told.
+/// The fault in the shape of a request. The client is told the text.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum BadRequest {
     /// The head is malformed or ambiguous; the text says how.
@@ -116,12 +116,12 @@ pub enum BadRequest {
     Message,
 }
 
-/// Whose requests in flight are counted.
+/// The kind of a bound on requests in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// A token's.
+    /// The requests of one token.
     Token,
-    /// A route's.
+    /// The requests of one route.
     Route,
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 /// The text of the file at `path`.
 ///
 /// # Errors
-/// When it cannot be read, is no text, or has more than `max_bytes`.
+/// When the file cannot be read, is not UTF-8, or is larger than `max_bytes`.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     let mut text = String::new();
     File::open(path)?.take(max_bytes.saturating_add(1)).read_to_string(&mut text)?;

@@ -1,4 +1,4 @@
-//! What a token record says, read and checked.
+//! A token record: the values of its fields, read and checked.
 
 use std::sync::Arc;
 
@@ -17,27 +17,27 @@ use crate::quota::Algorithm;
 use crate::quota::rule::{Group, LimitRule, groups};
 use crate::route::pattern::PathPatterns;
 
-/// The largest record that is read from a store, in bytes: as long as a line that can be imported.
+/// The largest record that is read from a store, in bytes: the length of the longest line that can be imported.
 const MAX_RECORD: usize = 64 << 10;
 
-/// What a limit takes, with the groups that are made of it, in bytes.
+/// The memory of a limit and of the groups made of it, in bytes.
 const RULE_BYTES: usize = 448;
 
-/// What the subject of a token begins with.
+/// The prefix of a token's subject.
 const SUBJECT: &str = "token:";
 
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRecord {
-    /// Whose quota a request of this token uses: `token:<id>`.
+    /// The subject whose quota a request of this token uses: `token:<id>`.
     pub subject: Text,
     /// Whether the token is refused.
     pub disabled: bool,
-    /// What the token may do.
+    /// The rights and limits of the token.
     pub grant: Grant,
 }
 
-/// What a record, or the claims of a JWT, grant.
+/// The rights and limits that a record, or the claims of a JWT, give to a token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grant {
     /// The token's own limits.
@@ -46,7 +46,7 @@ pub struct Grant {
     pub expires_at: Option<UnixTime>,
     /// The paths that the token may use; `None` for all.
     pub allowed_routes: Option<PathPatterns>,
-    /// The plan whose limits apply where there are no own limits.
+    /// The plan whose limits apply when the token has no limits of its own.
     pub plan: Option<HeaderText>,
     /// The organization that the token belongs to.
     pub organization_id: Option<HeaderText>,
@@ -95,7 +95,7 @@ impl RateRule {
     }
 }
 
-/// Limits of a record or a claim, and the groups they make, kept from one request to the next.
+/// Limits of a record or a claim, with the groups made of them, which are kept for later requests.
 #[derive(Debug)]
 pub struct OwnLimits {
     rules: Arc<[LimitRule]>,
@@ -131,7 +131,7 @@ impl PartialEq for OwnLimits {
 impl Eq for OwnLimits {}
 
 impl TokenRecord {
-    /// Reads the record stored under `token:<id>`. Fields that are not known are passed over.
+    /// Reads the record stored under `token:<id>`. Unknown fields are skipped.
     ///
     /// # Errors
     /// [`RecordError`] names the first field that cannot be understood: a limit or an expiry that is
@@ -154,7 +154,7 @@ impl TokenRecord {
         draft.map_err(first)?.named(id)
     }
 
-    /// The record of a token that has none: everything is left to its claims.
+    /// The record of a token that has none in the store: its claims decide.
     ///
     /// # Errors
     /// [`RecordError`] when the token cannot be named in a header field.
@@ -176,7 +176,7 @@ fn must_be_small(bytes: usize) -> Result<(), RecordError> {
 }
 
 impl Grant {
-    /// How large the grant is, in bytes, as far as that differs from grant to grant.
+    /// The size of the parts that differ from grant to grant, in bytes.
     pub fn bytes(&self) -> usize {
         let Self { rate, allowed_routes, plan, organization_id, .. } = self;
         let names = [plan, organization_id].into_iter().flatten().map(|name| name.as_str().len());
@@ -188,7 +188,7 @@ impl Grant {
         names.sum::<usize>() + routes + rules
     }
 
-    /// Reads the claims of a JWT, of which `claim` gives those that are asked for.
+    /// Reads the claims of a JWT; `claim` gives the claim of a name.
     ///
     /// # Errors
     /// [`RecordError`] names the first claim that cannot be understood.
@@ -198,19 +198,19 @@ impl Grant {
     }
 }
 
-/// What a record says, before the token that it is of is known.
+/// The content of a record, before its token is known.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Draft {
     /// Whether the token is refused.
     pub disabled: bool,
-    /// What the token may do.
+    /// The rights and limits of the token.
     pub grant: Grant,
-    /// The id that the record repeats.
+    /// The `api_key` that the record names.
     pub(super) api_key: Option<String>,
 }
 
 impl Draft {
-    /// Reads the fields of a record, of each of which `value` gives the value in JSON's types.
+    /// Reads the fields of a record; `value` gives the value of a field in JSON's types.
     ///
     /// # Errors
     /// Every fault, field by field; at least one.
