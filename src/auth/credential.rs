@@ -41,7 +41,7 @@ pub enum CredentialError {
 }
 
 impl<'a> Credential<'a> {
-    /// The bytes of the one credential in `headers`, at most [`MAX_CREDENTIAL`], or `None`. Other
+    /// The bytes of the only credential in `headers`, at most [`MAX_CREDENTIAL`], or `None`. Other
     /// authorization schemes are no credential here.
     ///
     /// # Errors

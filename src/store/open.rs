@@ -1,6 +1,6 @@
-//! Which store it is: the only place that chooses.
+//! Opens the configured store: the only place that chooses between stores.
 //!
-//! Callers give values and get traits. They know neither the configuration nor which store answers.
+//! Callers give values and get traits. This file knows no configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,8 +31,8 @@ pub struct Remote {
     pub timeout: Duration,
 }
 
-/// Told of every operation of a store outside of this process: its name, its outcome (`ok` or
-/// [`StoreError::outcome`](super::StoreError::outcome)) and how long it took.
+/// Called after every operation of a store outside of this process, with its name, its outcome (`ok` or
+/// [`StoreError::outcome`](super::StoreError::outcome)) and its duration.
 ///
 /// The operations of requests are `record`, `revoked`, `take`, `adjust` and `heartbeat`. Tokens are managed with
 /// `put`, `import`, `shorten`, `expiry`, `delete`, `revoke` and `list`.
@@ -47,7 +47,7 @@ pub struct Stores {
     pub quota: Arc<dyn QuotaStore>,
     /// Whether the store answers, and which gateways share it.
     pub membership: Arc<dyn Membership>,
-    /// Whether other processes write records to this store. If none does, a gateway need not ask for records.
+    /// Whether other processes can write records to this store. If not, a gateway need not ask for records.
     pub is_shared: bool,
 }
 
@@ -91,7 +91,7 @@ pub fn check_url(url: &str) -> Result<(), StoreUrlError> {
     Ok(redis::check_url(url)?)
 }
 
-/// Where a store is: its URL without user, password and parameters.
+/// The URL of a store without user, password and parameters.
 pub fn shown_url(url: &Secret) -> String {
     let Ok(url) = Url::parse(url.expose()) else {
         return Secret::new("").to_string();

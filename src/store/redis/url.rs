@@ -1,5 +1,5 @@
-//! URLs of Redis: one server, the primary that Sentinels name, or a cluster. They are written as the
-//! client library writes them, and read more strictly: nothing in them is ignored.
+//! URLs of Redis: a server, the primary that Sentinels name, or a cluster. The forms are those of the client library,
+//! and are read more strictly: no part of a URL is ignored.
 //!
 //! No message shows any part of a URL, for it may hold a password.
 
@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::base::secret::Secret;
 
-/// What may be written, for messages about a whole URL.
+/// The forms of a URL, for messages about a whole URL.
 pub(crate) const FORMS: &str = "redis://[user:password@]host[:port][/database], \
      redis-sentinel://…?sentinelServiceName=NAME or redis-cluster://…; rediss… for TLS";
 
@@ -45,13 +45,13 @@ pub enum RedisUrlError {
     /// A fragment.
     #[error("has a fragment; leave out the # (in a password write %23)")]
     Fragment,
-    /// A parameter of another kind of URL, or of none.
+    /// A parameter that the scheme does not have.
     #[error("has an unknown parameter; known are {known}")]
     Parameter {
-        /// What the scheme knows.
+        /// The parameters of the scheme.
         known: &'static str,
     },
-    /// A parameter that may stand once stands twice.
+    /// A parameter is repeated that may be given once.
     #[error("gives {0} twice; write it once")]
     Twice(&'static str),
     /// A node that is not a host and a port.
@@ -73,15 +73,15 @@ pub enum RedisUrlError {
     Tls(String),
 }
 
-/// What a URL names.
+/// The servers that a URL names.
 pub(super) enum Topology {
     /// One server, or the primary that Sentinels name.
     One(Config),
-    /// A cluster, by some of its nodes; the rest of the configuration holds for each node.
+    /// A cluster, by some of its nodes. The rest of the configuration holds for each node.
     Cluster { seeds: Vec<Server>, node: Config },
 }
 
-/// What a scheme stands for.
+/// The kind of topology that a scheme names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     One,
@@ -89,7 +89,7 @@ enum Scheme {
     Cluster,
 }
 
-/// Whether `url` is written as it should be. Touches neither the network nor certificates.
+/// Checks the form of `url`. Touches neither the network nor certificates.
 ///
 /// # Errors
 /// [`RedisUrlError`] says what to write.
@@ -101,7 +101,7 @@ pub(crate) fn check(url: &str) -> Result<(), RedisUrlError> {
 pub(super) fn topology(url: &Secret) -> Result<Topology, RedisUrlError> {
     let (parsed, scheme) = checked(url.expose())?;
     if parsed.scheme().starts_with("rediss") {
-        // The TLS library wants one provider for the process; a provider that is installed already will do.
+        // The TLS library needs a provider for the process. The call fails when one is installed already, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     let config = match scheme {

@@ -1,5 +1,5 @@
 
--- Token bucket: `<clock in us>:<level>`, the level a double with all its digits. What is used is the level.
+-- Token bucket: `<clock in us>:<level>`, the level a double with all its digits. The level is `counter.used`.
 local function bucket(step, counter, limit, units, mark_us)
   local quota, burst, window_us = limit.quota, limit.burst, limit.window * 1000
   if step == 'read' then
@@ -9,14 +9,14 @@ local function bucket(step, counter, limit, units, mark_us)
     return failure
   elseif step == 'reset' then
     local above = units == 0 and counter.used - (burst - 1) or counter.used
-    -- A level that no bucket has would not fit into a whole number.
+    -- A level beyond that of any bucket would not fit into a whole number.
     return min(max(ceil(above * window_us / quota), 0), 9007199254740992)
   elseif step == 'adjust' then
     local level = counter.used
     if units > 0 and mark_us + window_us > now_us then
       counter.used = max(min(level + units, burst), level)
     elseif units < 0 and level > 0 then
-      -- What has leaked out since it was taken is there again already.
+      -- Units that have leaked out since they were taken are back already.
       local gone = ceil(max(now_us - mark_us, 0) * quota / window_us)
       counter.used = max(level - max(-units - gone, 0), 0)
     else

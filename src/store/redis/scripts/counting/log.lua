@@ -27,8 +27,8 @@ local function log(step, counter, limit, units, mark_us)
     elseif mark_us + window_us <= now_us then
       return
     end
-    -- A log never holds more than its quota: what is beyond it refuses no longer. A grant of the same moment that was
-    -- given back may have left gaps between its members: these have names of their own.
+    -- A log never holds more than its quota, because further units would not refuse longer. A grant of the same moment
+    -- that was given back may have left gaps between its members, so these members have names of their own.
     at, origin, units = whole(min(mark_us, now_us)), '+', min(units, max(counter.room, 0))
   end
   -- Several grants may fall into one microsecond: members go on from those that are there.
