@@ -1,5 +1,5 @@
-//! What `src/lib.rs` says of the rooms is true: which there are, who may import whom, and which room alone may name a
-//! library. It reads the sources as text.
+//! The map in `src/lib.rs` is true: it names every room, a room imports only rooms before it, and only certain rooms
+//! name certain libraries. The tests read the sources as text.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,4 @@
-//! The configuration as its users meet it: files that load, and files that do not with the exact
-//! message they lead to.
+//! The configuration as its users meet it: files that load, and files that do not load, with their exact messages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Reads `text` with these variables and no others.
+/// Reads `text` with no environment variables but these.
 fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
     parse(text, "t.yaml", &variables.iter().copied().collect())
 }
@@ -242,7 +241,7 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.live.max_body, 1 << 20);
 }
 
-/// Kubernetes gives them to every container beside a Service called `tollgate`.
+/// Kubernetes sets these variables in every container beside a Service called `tollgate`.
 #[test]
 fn service_links_are_no_overrides() {
     let made = [
@@ -420,7 +419,7 @@ fn a_file_that_cannot_be_read_is_a_fault() {
     );
 }
 
-/// Whatever is written, the loader answers: it does not panic, and each fault is one line.
+/// The loader does not panic on any text, and each fault is one line.
 #[test]
 fn mangled_files_are_refused_in_peace() {
     let text = fs::read_to_string(at("conf/tollgate.yaml")).unwrap();

@@ -31,7 +31,7 @@ routes: [ {{ prefix: /open, upstream: up, auth: none }}, {{ prefix: /, upstream:
 
 const LONG: &str = "ttl: 1h, entries: 1000, max_stale: 1h";
 
-/// Asks as `api_key`, and holds the answer to its deadline.
+/// Sends a request with a token of `api_key`, and asserts that the answer is in time.
 fn ask(gateway: &Gateway, api_key: &str) -> Message {
     let started = Instant::now();
     let answer = gateway.get_as(api_key, "/");
@@ -87,7 +87,7 @@ fn a_lost_store_stops_strangers_but_not_known_tokens() {
             assert_eq!(ask(&gateway, "known").status(), 200, "{fault}, request {nth}");
             assert_unavailable(&ask(&gateway, &format!("new-{nth}")));
         }
-        // All at once: nothing queues behind the dead store.
+        // The requests come at once: no request queues behind the dead store.
         std::thread::scope(|scope| {
             for nth in 0..20 {
                 let gateway = &gateway;
@@ -163,7 +163,7 @@ fn records_outlive_the_store_for_max_stale() {
         assert_eq!(ask(gateway, "alice").status(), 200);
     }
     redis.kill();
-    // Once `strict` has given its copy up, the copy of `lenient` is just as old.
+    // Once `strict` has dropped its copy, the copy of `lenient` is just as old.
     let refused = wait_for("the copy to be too old", || {
         Some(ask(&strict, "alice")).filter(|a| a.status() != 200)
     });

@@ -49,7 +49,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 /// An answer on its way back.
 type Answer = Box<dyn FnOnce() + Send>;
 
-/// What the store has acted on.
+/// An act of the store.
 enum Act {
     Take { subject: String, limits: Vec<Limit>, granted: u64 },
     Adjust { subject: String, limits: Vec<Limit>, what: Adjustment, id: u64 },
@@ -197,7 +197,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Notes an admission; what is wrong with it.
+    /// Notes an admission. An error says which promise it breaks.
     fn admit(&mut self, now: UnixTime, units: u64) -> Result<(), String> {
         self.admitted.push((now, units));
         let limit = &self.limit;
@@ -427,7 +427,7 @@ impl Run {
             }
             88..93 => self.gateways[at].ledger.expire_leases(),
             93 => {
-                // No gateway's wall clock matters.
+                // The wall clock of a gateway does not matter.
                 let wrong = START.as_secs() - 100_000 + self.random.u64(..200_000);
                 self.gateways[at].clock.set(UnixTime::from_secs(wrong));
             }
@@ -476,7 +476,7 @@ impl Run {
         }
     }
 
-    /// What is under way ends: it was not made after all, or cost as much as it weighed, or less, or more.
+    /// Requests that are under way end: a request was not made after all, or cost as much as it weighed, or less, or more.
     fn settle_requests(&mut self) {
         for mut request in std::mem::take(&mut self.under_way) {
             let subject = &mut self.subjects[request.which];

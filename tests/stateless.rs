@@ -90,7 +90,7 @@ fn claims_alone_say_what_a_token_may() {
         line["plan"] == "gold" && line["organization_id"] == "acme"
     });
 
-    // Records of the configuration win, and claims say what they leave open.
+    // A record of the configuration counts before claims, and claims count where the record says nothing.
     let known = ask(&gateway, "/", &token("known", json!({ "limits": ["9/day"] })), "known");
     assert_eq!(known.header("ratelimit-policy").unwrap(), "\"day\";q=3;w=86400");
     assert_eq!(status(&gateway, &token("banned", json!({}))), (401, "revoked_token".into()));
@@ -126,13 +126,13 @@ fn a_revocation_is_in_effect_at_once_and_ends_when_it_is_taken_back() {
     everywhere(&two, (200, ""));
     everywhere(&one, (401, "revoked_token"));
 
-    // Also where the configuration has a record.
+    // The same holds where the configuration has a record.
     let known = token("known", json!({ "jti": "three" }));
     everywhere(&known, (200, ""));
     redis.command(&["SET", "revoked:three", "1"]);
     everywhere(&known, (401, "revoked_token"));
 
-    // Missed while nobody could hear of it.
+    // A revocation that no gateway could hear of.
     redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
     redis.command(&["SET", "revoked:two", "1"]);
     everywhere(&two, (401, "revoked_token"));

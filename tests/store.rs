@@ -309,7 +309,7 @@ fn number(random: &mut fastrand::Rng) -> u64 {
     random.u64(..1 << bits)
 }
 
-// What is in Redis.
+// The keys in Redis.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_of_both_shapes_are_read() {
@@ -466,7 +466,7 @@ async fn subjects_that_travel_together_are_decided_apart() {
     }
     assert!(store.available(), "two bad keys are no outage");
     let stats = server.command(&["INFO", "commandstats"]);
-    // A quarter of those who wait, or 16, leave at once: 75 in two calls, for 64 are the most, then 56, 42, 31, 24,
+    // A quarter of the calls that wait, or 16, leave at once: 75 in two calls, for 64 are the most, then 56, 42, 31, 24,
     // 18, 16, 16, 16 and 6. And there is a call for each that could not be counted.
     assert!(stats.contains("cmdstat_evalsha:calls=13,"), "{stats}");
 }
@@ -554,7 +554,7 @@ async fn a_paused_redis_costs_one_deadline_and_recovers() {
     until_works(&store).await;
 }
 
-/// As when a firewall forgets a connection: it stays open, and nothing comes through any more.
+/// A firewall that forgets a connection does this: the connection stays open, and nothing comes through any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_stays_silent_is_replaced() {
     let server = RedisServer::start();
@@ -754,7 +754,7 @@ impl RedisServer {
         Self::start_with(&[])
     }
 
-    /// Starts on a port that was free a moment ago; takes another one when somebody was faster.
+    /// Starts on a port that was free a moment ago; takes another port when another process was faster.
     fn start_with(options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
