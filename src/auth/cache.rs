@@ -21,6 +21,7 @@ use tokio::sync::OnceCell;
 
 use super::changes::Changes;
 use crate::base::clock::{AtomicMoment, Clock, Moment};
+use crate::base::task::detach;
 use crate::record::key::public_id;
 use crate::record::{RecordError, TokenRecord};
 use crate::store::{RecordReader, StoreError};
@@ -290,7 +291,7 @@ impl<S: Source> StoreCache<S> {
             return;
         }
         let (cache, id) = (Arc::clone(self), Arc::clone(id));
-        tokio::spawn(async move {
+        detach(async move {
             if cache.load(&id).await.is_err() {
                 cache.renewals_resume_at.store(cache.clock.monotonic() + RENEWAL_PAUSE);
             }

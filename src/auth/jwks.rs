@@ -22,6 +22,7 @@ use url::Url;
 
 use super::verification::{Jwk, VerificationKey};
 use crate::base::files::read_text;
+use crate::base::task::detach;
 
 /// Largest set that is read, in bytes.
 const MAX_BYTES: u64 = 256 << 10;
@@ -169,7 +170,7 @@ impl Jwks {
         };
         match self.begin(may) {
             // A task of its own, because the request that asks may go away.
-            Some(fetch) => drop(tokio::spawn(fetch.run())),
+            Some(fetch) => detach(fetch.run()),
             None if !self.state.lock().fetching => return true,
             None => {}
         }

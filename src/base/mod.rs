@@ -5,4 +5,5 @@ pub mod clock;
 pub mod files;
 pub mod net;
 pub mod secret;
+pub mod task;
 pub mod text;

@@ -54,6 +54,7 @@ pub fn run(arguments: &HealthArguments) -> Result<String, Failure> {
 }
 
 /// The first line of the answer to a GET.
+#[expect(clippy::disallowed_methods, reason = "a command with one thing to do may block")]
 fn status_line(host: &str, port: u16, target: &str, deadline: Instant) -> io::Result<String> {
     let address = format!("{host}:{port}")
         .to_socket_addrs()?

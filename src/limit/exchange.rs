@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::entry::SubjectEntry;
 use super::lease_list::LeaseList;
 use crate::base::clock::Clock;
+use crate::base::task::detach;
 use crate::store::{Adjustment, QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
 
@@ -25,7 +26,7 @@ impl Exchange {
     ) {
         let Some(adjustment) = adjustment else { return };
         let (exchange, entry) = (Arc::clone(self), Arc::clone(entry));
-        tokio::spawn(async move {
+        detach(async move {
             let _ = exchange.give_back(&entry, &adjustment).await;
         });
     }

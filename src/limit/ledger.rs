@@ -23,6 +23,7 @@ use super::lease_list::LeaseList;
 use super::subjects::Subjects;
 pub use super::weight::Weight;
 use crate::base::clock::{Clock, Moment};
+use crate::base::task::detach;
 use crate::quota::Limit;
 use crate::store::{QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
@@ -160,7 +161,7 @@ impl Ledger {
         drop(state);
         exchange.send_back(&entry, elsewhere);
         if departs {
-            tokio::spawn(Flight::new(exchange, &entry, None).run());
+            detach(Flight::new(exchange, &entry, None).run());
         }
     }
 
@@ -279,7 +280,7 @@ impl Ledger {
             let flight = Flight::new(&self.exchange, entry, lease).run();
             match &mut start {
                 Start::Waits(_, own) => *own = Some(Box::pin(flight)),
-                Start::Decided(_) => drop(tokio::spawn(flight)),
+                Start::Decided(_) => detach(flight),
             }
         }
         Ok(start)

@@ -159,6 +159,10 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
 }
 
 /// Ends the process: a gateway that cannot listen must not take its predecessor's place.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the process ends here, once its last line is written"
+)]
 fn fail(failure: &dyn std::error::Error) {
     error!("{failure}");
     std::thread::sleep(LOG_FLUSH);
@@ -167,6 +171,7 @@ fn fail(failure: &dyn std::error::Error) {
 
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
+    #[expect(clippy::disallowed_methods, reason = "the task ends with the service")]
     async fn start_service(
         &mut self,
         fds: Option<ListenFds>,

@@ -114,6 +114,7 @@ struct UsedUp<'a> {
 }
 
 /// The body of the answer.
+#[expect(clippy::disallowed_methods, reason = "the answer is dated; no decision depends on it")]
 fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
     let (status, code) = rejection.status_and_code();
     let now = Utc::now();

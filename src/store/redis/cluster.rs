@@ -100,6 +100,10 @@ impl Cluster {
     }
 
     /// Spawns the task that keeps the slots, on the present runtime; it ends with the cluster.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the keeper survives every error and ends with the cluster"
+    )]
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some(keeper) = self.keeper.lock().take() {
             tokio::spawn(keeper.run(connect_timeout));

@@ -94,6 +94,10 @@ impl Node {
     }
 
     /// Spawns the task that keeps the connection, on the present runtime; it ends with the node.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the keeper survives every error and ends with the node"
+    )]
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some((config, keeper)) = self.link_keeper.lock().take() {
             tokio::spawn(keep_connected(

@@ -25,6 +25,7 @@ pub(super) use super::questions::Question;
 use super::questions::Take;
 use super::scripts::TAKE;
 use crate::base::clock::UnixTime;
+use crate::base::task::detach;
 use crate::quota::Standing;
 use crate::store::Grant;
 
@@ -51,7 +52,7 @@ pub(super) async fn take(
         waiting.len() == 1
     };
     if is_first {
-        tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
+        detach(depart(Boarding(Some(Arc::clone(&session)))));
     }
     match answered.await.unwrap_or_else(|_| Err(connection_lost()))? {
         Some(grant) => Ok(grant),
@@ -90,7 +91,7 @@ fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
             (waiting.drain(..sent).collect::<Vec<_>>(), waiting.is_empty())
         };
         if !is_last {
-            tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
+            detach(depart(Boarding(Some(Arc::clone(&session)))));
         }
         let most = if session.takes.apart.load(Ordering::Relaxed) { 1 } else { MOST_TOGETHER };
         let mut part = part.into_iter();

@@ -17,6 +17,7 @@ const CHUNKS: usize = 4;
 
 /// Writes what `source` says. Chunks that were sent are waited for, whatever happens. A chunk with a line about a token
 /// that is being written waits, so that the lines about one token are written in the order of the file.
+#[expect(clippy::disallowed_methods, reason = "one thread reads the file and ends with it")]
 pub(super) async fn write(
     store: &dyn RecordStore,
     mut source: Source,
