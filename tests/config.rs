@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tollgate::auth::issuer::KeyMaterial;
+use tollgate::base::secret::Secret;
 use tollgate::config::{Config, Environment, Faults, StaticToken, load, parse};
+use tollgate::store::StoreUrl;
 
 /// 48 bytes: enough for HS256 and HS384, not for HS512.
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -22,6 +24,10 @@ fn at(path: &str) -> PathBuf {
 /// Reads `text` with these variables and no others.
 fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
     parse(text, "t.yaml", &variables.iter().copied().collect())
+}
+
+fn store_url(text: &str) -> Option<StoreUrl> {
+    StoreUrl::parse(&Secret::new(text)).ok()
 }
 
 /// The secret of the first key.
@@ -61,7 +67,7 @@ fn bad_files_lead_to_their_exact_messages() {
 fn the_shipped_configurations_load() {
     let full = load(&at("conf/tollgate.yaml"), &environment(&[])).unwrap();
     assert_eq!(first_secret(&full), SECRET);
-    assert_eq!(full.startup.redis.unwrap().url.expose(), "redis://redis:6379");
+    assert_eq!(full.startup.redis.map(|redis| redis.url), store_url("redis://redis:6379"));
     let embedded = load(&at("conf/embedded.yaml"), &environment(&[])).unwrap();
     assert!(embedded.startup.redis.is_none());
     assert_eq!(&*embedded.live.auth.tokens[0].id, "local");
@@ -186,7 +192,7 @@ routes:
     assert_eq!(config.live.max_body, 512 << 10);
     assert_eq!(config.live.trusted_proxies.len(), 2);
     let redis = config.startup.redis.unwrap();
-    assert_eq!(redis.url.expose(), "rediss://:p%40ss@redis:6380/2");
+    assert_eq!(Some(redis.url), store_url("rediss://:p%40ss@redis:6380/2"));
     assert_eq!(redis.timeout, Duration::from_millis(20));
     assert_eq!(config.live.auth.jwt.issuers[0].keys[0].kid(), Some("a"));
     assert_eq!(config.live.auth.jwt.rules.leeway, Duration::from_secs(5));

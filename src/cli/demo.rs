@@ -33,10 +33,10 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let _log = start_log(&config)?;
     let now = SystemClock::default().now();
     let expires = now + LIFE;
-    if let Some(redis) = &arguments.redis {
+    if let Some(redis) = &config.startup.redis {
         let record =
             NewRecord { id: "demo".into(), fields: record_fields(), expires_at: Some(expires) };
-        Connection::open(redis)?.put(&record)?;
+        Connection::open(&redis.url)?.put(&record)?;
     }
     let token = Signer::configured(&config.live.auth.jwt.issuers)
         .ok_or(SignerError::NoKey)

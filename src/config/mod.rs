@@ -16,7 +16,6 @@ use crate::auth::cache::CacheRules;
 use crate::auth::guard::FailureRate;
 use crate::auth::issuer::IssuerRules;
 use crate::auth::jwt::JwtRules;
-use crate::base::secret::Secret;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
@@ -25,6 +24,7 @@ use crate::record::TokenRecord;
 use crate::record::key::is_hash;
 use crate::route::headers::HeaderRules;
 use crate::route::table::Matcher;
+use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 use crate::upstream::pool::UpstreamRules;
 
@@ -159,8 +159,8 @@ pub struct ClientTimeouts {
 /// The shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// `redis://` or `rediss://`, with user, password and database; secret because of the password.
-    pub url: Secret,
+    /// Where it is, with user, password and database.
+    pub url: StoreUrl,
     /// Deadline of one operation.
     pub timeout: Duration,
 }

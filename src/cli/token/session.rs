@@ -15,8 +15,7 @@ use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
 use crate::cli::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
-use crate::store::open::shown_url;
-use crate::store::{self, RecordStore, Remote, StoreError};
+use crate::store::{self, RecordStore, Remote, StoreError, StoreUrl};
 use crate::tokens::sign::MIN_SECRET_BYTES;
 use crate::tokens::{FindError, Signer, SignerError, TokenRules, Tokens};
 
@@ -52,7 +51,9 @@ impl StoreArguments {
             .as_ref()
             .and_then(|config| config.startup.redis.as_ref())
             .map(|redis| &redis.url);
-        let url = self.redis.as_ref().or(configured);
+        let named = self.redis.as_ref().map(StoreUrl::parse).transpose();
+        let named = named.map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
+        let url = named.as_ref().or(configured);
         let connection = url.map(Connection::open).transpose()?;
         Session::new(config, connection, secret)
     }
@@ -83,15 +84,14 @@ impl Connection {
     /// Starts connecting; the first call waits for it.
     ///
     /// # Errors
-    /// [`Failure::Usage`] when `url` names no store.
-    pub fn open(url: &Secret) -> Result<Self, Failure> {
+    /// [`Failure::Internal`] when the system gives no event loop.
+    pub fn open(url: &StoreUrl) -> Result<Self, Failure> {
         let runtime = runtime()?;
         let remote = Remote { url: url.clone(), timeout: DEADLINE };
         let clock = Arc::new(SystemClock::default());
-        let opened = store::open(Some(&remote), clock, Arc::new(|_, _, _| {}))
-            .map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
+        let opened = store::open(Some(&remote), clock, Arc::new(|_, _, _| {}));
         runtime.block_on(async { opened.membership.start() });
-        Ok(Self { runtime, store: opened.records, address: shown_url(url) })
+        Ok(Self { runtime, store: opened.records, address: url.shown() })
     }
 
     /// Writes one record.
