@@ -53,7 +53,7 @@ fn summary(config: &Config) -> String {
 
 /// What a route adds to the limits of tokens.
 fn route_limits(route: &Route) -> String {
-    match route.limits.is_empty() {
+    match route.limits.rules().is_empty() {
         true => String::new(),
         false => format!(", {}", limits_text(&route.limits)),
     }

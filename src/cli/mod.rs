@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::base::secret::Secret;
 use crate::config::{self, Config, Environment, Faults};
-use crate::quota::rule::LimitRule;
+use crate::quota::rule::{LimitRule, LimitSet};
 
 mod check;
 mod demo;
@@ -211,8 +211,8 @@ fn usage_code(error: &clap::Error) -> u8 {
 }
 
 /// Limits as people write them.
-fn limits_text(rules: &[LimitRule]) -> String {
-    match rules {
+fn limits_text(limits: &LimitSet) -> String {
+    match limits.rules() {
         [] => "none".to_owned(),
         rules => rules.iter().map(LimitRule::to_string).collect::<Vec<_>>().join(", "),
     }

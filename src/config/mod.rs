@@ -19,7 +19,7 @@ use crate::auth::jwt::JwtRules;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
-use crate::quota::rule::LimitRule;
+use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
 use crate::route::headers::HeaderRules;
@@ -112,7 +112,7 @@ pub struct LiveConfig {
     /// How tokens are checked.
     pub auth: Auth,
     /// Named sets of limits that records refer to.
-    pub plans: BTreeMap<String, Arc<[LimitRule]>>,
+    pub plans: BTreeMap<String, LimitSet>,
     /// How limits behave.
     pub limits: Limits,
     /// Servers that requests go to, by name.
@@ -207,7 +207,7 @@ pub struct StaticToken {
 #[derive(Debug)]
 pub struct Limits {
     /// The limits of a token whose record and plan name none; empty for none.
-    pub default: Arc<[LimitRule]>,
+    pub default: LimitSet,
     /// How limits count that do not say so themselves; a bucket's burst is the limit's quota.
     pub algorithm: Algorithm,
     /// The window of a bare `rate_limit: N` in a record, in whole seconds.
@@ -232,7 +232,7 @@ pub struct Route {
     /// Whether a token is needed.
     pub auth_required: bool,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.
-    pub limits: Arc<[LimitRule]>,
+    pub limits: LimitSet,
     /// Most requests at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
     /// Whether the prefix is cut off before forwarding.

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 
 use crate::auth::Principal;
 use crate::quota::Algorithm;
-use crate::quota::rule::{Group, LimitRule, groups};
+use crate::quota::rule::{Group, LimitRule, LimitSet, groups};
 use crate::record::RateRule;
 use crate::telemetry::metrics::plan_requests;
 
@@ -37,21 +37,21 @@ struct Plan {
 
 impl TokenLimits {
     /// The limits of `plans`, of tokens without plan (`default`), and of bare rates, which count in
-    /// `bare_window`. They count by `algorithm` where they do not name one themselves.
+    /// `bare_window`. Limits of tokens count by `algorithm` where they do not name one themselves.
     pub fn new(
-        plans: &BTreeMap<String, Arc<[LimitRule]>>,
-        default: &[LimitRule],
+        plans: &BTreeMap<String, LimitSet>,
+        default: &LimitSet,
         algorithm: Algorithm,
         bare_window: Duration,
     ) -> Self {
-        let plan = |(name, rules): (&String, &Arc<[LimitRule]>)| {
-            let limits = groups(rules, algorithm, false);
+        let plan = |(name, limits): (&String, &LimitSet)| {
+            let limits = Arc::clone(limits.groups());
             (name.clone(), Plan { limits, requests: plan_requests(name) })
         };
         Self {
             plans: plans.iter().map(plan).collect(),
             other_plans: plan_requests("other"),
-            default: groups(default, algorithm, false),
+            default: Arc::clone(default.groups()),
             algorithm,
             bare_window,
             bare: Cache::new(BARE_RATES),

@@ -92,7 +92,7 @@ impl Policy {
         } = limits;
         Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
-            routes: routes::table(routes, algorithm, &mut upstreams),
+            routes: routes::table(routes, &mut upstreams),
             auth: auth::rules(&jwt, tokens, previous),
             failures: auth::failure_guard(max_failures, previous),
             on_store_failure,

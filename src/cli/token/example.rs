@@ -85,6 +85,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use crate::quota::rule::LimitSet;
     use crate::route::headers::HeaderRules;
     use crate::route::table::Matcher;
     use crate::upstream::pool::{Timeouts, UpstreamRules};
@@ -95,7 +96,7 @@ mod tests {
         let upstream =
             UpstreamRules { name: "u".into(), endpoints: Vec::new(), retries: 0, timeouts };
         Route {
-            limits: [].into(),
+            limits: LimitSet::default(),
             max_in_flight: None,
             matcher: Matcher {
                 prefix: prefix.into(),

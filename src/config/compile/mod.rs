@@ -34,6 +34,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     let has_credentials = auth.may_know_a_token() || file.redis.is_some();
     let context = routing::Context { upstreams: &upstreams, has_credentials, algorithm };
     let routes = routing::routes(file.routes, &context, report);
+    let limits = limits::compile(written_limits, report);
     let log = file.log.unwrap_or_default();
     let startup = StartupConfig {
         server: server(file.server.unwrap_or_default()),
@@ -53,7 +54,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
         trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
         auth,
         plans: plans.into_iter().filter_map(|(name, limits)| Some((name, limits?))).collect(),
-        limits: limits::compile(written_limits, report),
+        limits: limits?,
         upstreams: upstreams.into_iter().filter_map(|(name, rules)| Some((name, rules?))).collect(),
         routes,
     };

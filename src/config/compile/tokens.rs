@@ -11,13 +11,13 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::unknown;
 use crate::quota::Algorithm;
-use crate::quota::rule::LimitRule;
+use crate::quota::rule::LimitSet;
 use crate::record::field::{API_KEY, FIELDS, Field, LIMITS, PLAN};
 use crate::record::identity::{Identity, known, known_names};
 use crate::record::{Draft, Grant, RateRule, RecordError};
 
 /// Plans by name; a plan with a fault has no limits.
-pub(super) type Plans = [(String, Option<Arc<[LimitRule]>>)];
+pub(super) type Plans = [(String, Option<LimitSet>)];
 
 /// The records, each id once.
 pub(super) fn compile(
