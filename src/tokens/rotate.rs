@@ -83,7 +83,7 @@ pub enum RotateError {
     /// No key that signs here has signed the JWT.
     #[error("no key that signs here has signed the JWT, so what it claims is not believed")]
     NotBelieved,
-    /// The JWT claims an expiry that cannot be read.
+    /// No gateway can read what the JWT claims.
     #[error("the claims cannot be read: {0}")]
     Claims(RecordError),
     /// The token has expired, and the new one was not given another life.
@@ -141,7 +141,10 @@ impl Tokens {
         let claims = request.jwt.map(|jwt| self.claims_of(jwt)).transpose()?;
         let claims_unknown = claims.is_none() && !is_hash(request.id);
         let mut claims = claims.unwrap_or_default();
-        old.ends_as_claimed(claims.remove(EXPIRES_AT))?;
+        // No gateway accepts a token with claims that cannot be read, such as `limits` beside `rate_limit`.
+        let claimed = Grant::claimed(|name| claims.get(name).cloned());
+        old.ends_as_claimed(claimed.map_err(RotateError::Claims)?.expires_at);
+        claims.remove(EXPIRES_AT);
         let end = old.end(now, request.grace);
 
         let expires = match (request.life, old.expires) {
@@ -256,15 +259,9 @@ impl OldToken {
     }
 
     /// Heeds the claim `expires_at`, which counts where the record says nothing.
-    fn ends_as_claimed(&mut self, claim: Option<Value>) -> Result<(), RotateError> {
-        let claimed = Grant::claimed(|name| claim.clone().filter(|_| name == EXPIRES_AT));
-        let claimed = claimed
-            .map_err(RotateError::Claims)?
-            .expires_at
-            .filter(|_| self.said.is_none())
-            .map(|at| expiry(at, Duration::ZERO));
+    fn ends_as_claimed(&mut self, claimed: Option<UnixTime>) {
+        let claimed = claimed.filter(|_| self.said.is_none()).map(|at| expiry(at, Duration::ZERO));
         self.expires = self.expires.into_iter().chain(claimed).min();
-        Ok(())
     }
 
     /// When it ends if `grace` is left to it.
