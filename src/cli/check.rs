@@ -1,6 +1,6 @@
-//! `tollgate check`: what a configuration amounts to, in the words of the configuration file.
+//! `tollgate check`: a summary of a configuration, in the words of the configuration file.
 //!
-//! It shows values that are valid already: faults are found in [`config`](crate::config).
+//! It shows valid values: [`config`](crate::config) finds the faults.
 
 use super::limits_text;
 use super::{ConfigArguments, Failure};
@@ -10,10 +10,10 @@ use crate::limit::ledger::FailurePolicy;
 use crate::route::table::Matcher;
 use crate::upstream::pool::EndpointRules;
 
-/// Loads the configuration; gives back its summary.
+/// Loads the configuration and returns its summary.
 ///
 /// # Errors
-/// [`Failure::Configuration`] with one line per fault: whatever `run` would refuse.
+/// [`Failure::Configuration`] with one line per fault.
 pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
     let config = arguments.load()?;
     let name =
@@ -51,7 +51,7 @@ fn summary(config: &Config) -> String {
     aligned(&rows)
 }
 
-/// What a route adds to the limits of tokens.
+/// The limits of a route, which apply besides those of tokens.
 fn route_limits(route: &Route) -> String {
     match route.limits.rules().is_empty() {
         true => String::new(),
@@ -103,7 +103,7 @@ fn endpoint(endpoint: &EndpointRules) -> String {
     }
 }
 
-/// What a route matches: methods, host and prefix.
+/// The matcher of a route: methods, host and prefix.
 fn pattern(route: &Route) -> String {
     let Matcher { prefix, host, methods } = &route.matcher;
     let methods = if methods.is_empty() { "*".into() } else { methods.join(",") };

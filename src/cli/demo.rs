@@ -112,7 +112,7 @@ fn record_fields() -> Vec<(String, String)> {
 
 fn welcome(address: SocketAddr, token: &str, redis: bool) -> String {
     let store = if redis { "Redis" } else { "the embedded store" };
-    // Two windows' worth and more: the loop meets the limit even if a minute ends on its way.
+    // More requests than two windows admit: the loop meets the limit even if a minute ends meanwhile.
     let more = 2 * LIMIT + 5;
     format!(
         r#"Tollgate demo on http://{address}, with {store} and an upstream that says back what it gets.

@@ -42,7 +42,7 @@ pub(super) fn start_log(config: &Config) -> Result<LogGuard, Failure> {
         .map_err(|error| Failure::Internal(format!("starting the log: {error}")))
 }
 
-/// What a failed start means for the exit code.
+/// The failure, and so the exit code, of a failed start.
 pub(super) fn failure(error: StartError) -> Failure {
     match error {
         StartError::Bind(_) => Failure::Unavailable(error.to_string()),

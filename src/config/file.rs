@@ -209,13 +209,13 @@ pub struct JwtKey {
     pub algorithm: Maybe<JwtAlgorithm>,
     pub secret: Maybe<Secret>,
     pub secret_file: Maybe<String>,
-    /// Not secret, but somebody may write the private key here.
+    /// A public key is not secret, but a user may write the private key here.
     pub public_key: Maybe<Secret>,
     pub public_key_file: Maybe<String>,
     pub kid: Maybe<String>,
 }
 
-/// A record. Which fields there are and what they may be is the business of `record::field`.
+/// A record. The room `record` knows its fields and their values.
 pub type Token = BTreeMap<String, serde_yaml::Value>;
 
 #[derive(Default, Deserialize)]

@@ -1,4 +1,4 @@
-//! The configuration as valid values. The written form is in `file`; nothing here can be wrong.
+//! The configuration as valid values. The written form is in `file`; every value here is valid.
 //!
 //! A value that belongs to another room has that room's type, so that nothing is translated later. Keys that
 //! are read only at the start are kept apart from keys that a reload puts into effect.
@@ -188,7 +188,7 @@ impl Auth {
 pub struct Jwt {
     /// Issuers whose tokens are accepted; their names differ.
     pub issuers: Vec<IssuerRules>,
-    /// What holds for the tokens of every issuer.
+    /// The rules for the tokens of every issuer.
     pub rules: JwtRules,
 }
 
@@ -208,13 +208,13 @@ pub struct StaticToken {
 pub struct Limits {
     /// The limits of a token whose record and plan name none; empty for none.
     pub default: LimitSet,
-    /// How limits count that do not say so themselves; a bucket's burst is the limit's quota.
+    /// The algorithm of limits that name none; the burst of a bucket is then the limit's quota.
     pub algorithm: Algorithm,
     /// The window of a bare `rate_limit: N` in a record, in whole seconds.
     pub window: Duration,
     /// Whether the store decides each time, or this process from shares paid for ahead.
     pub sync: SyncMode,
-    /// What happens while the store is away.
+    /// How limits are decided while the store is away.
     pub on_store_failure: FailurePolicy,
     /// Which rate fields answers carry.
     pub headers: RateHeaders,

@@ -30,13 +30,13 @@ use upstreams::Upstreams;
 pub struct Policy {
     /// Counts policies since the start of the process; the first is 1.
     pub generation: u64,
-    /// Which requests go where.
+    /// The routes, by the requests that they match.
     pub routes: RouteTable<Arc<Route>>,
     /// How tokens are checked.
     pub auth: AuthRules,
     /// Watches addresses that send invalid credentials.
     pub failures: Option<Arc<FailureGuard>>,
-    /// What happens while the store is away.
+    /// How limits are decided while the store is away.
     pub on_store_failure: FailurePolicy,
     /// Whether the store decides about limits, or this process.
     pub sync: SyncMode,
@@ -110,17 +110,17 @@ impl Policy {
         }
     }
 
-    /// The limits of a token that states some itself.
+    /// The token's own limits; `None` where the token states none.
     pub fn own_limits(&self, principal: &Principal) -> Option<Arc<[Group]>> {
         self.limits.own(principal)
     }
 
-    /// The limits of a token that states none: its plan's, else the default.
+    /// The limits of a token without own limits: those of its plan, else the default.
     pub fn limits_for(&self, principal: &Principal) -> &[Group] {
         self.limits.of_plan(principal)
     }
 
-    /// Counts a request under its token's plan; a plan that is not configured as `other`.
+    /// Counts a request under its token's plan; a plan that is not configured counts as `other`.
     pub fn count_by_plan(&self, principal: &Principal) {
         self.limits.count_by_plan(principal);
     }

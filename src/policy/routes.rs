@@ -20,7 +20,7 @@ pub struct Route {
     pub key: Arc<str>,
     /// The canonical prefix.
     pub prefix: String,
-    /// Where its requests go.
+    /// The upstream of its requests.
     pub upstream: Arc<Upstream>,
     /// Whether a token is needed.
     pub auth_required: bool,
