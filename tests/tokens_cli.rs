@@ -582,7 +582,7 @@ fn rotation_carries_over_the_claims_of_a_jwt_that_it_has_in_hand() {
     let file = gateway.config.to_str().unwrap();
     redis.record("bob", &[("organization_id", "acme")]);
     let mut granted = json!({
-        "allowed_routes": ["/x"], "limits": ["5/day"], "rate_limit": 7, "plan": "basic",
+        "allowed_routes": ["/x"], "limits": ["5/day"], "plan": "basic",
         "organization_id": "o",
     });
     let expires = token::now() + 2_000;
@@ -601,8 +601,16 @@ fn rotation_carries_over_the_claims_of_a_jwt_that_it_has_in_hand() {
     assert_eq!(claimed_now["exp"], expires);
     assert_eq!(output.stderr, b"");
 
-    // Any client can make up claims: `rotate` does not sign claims that no key of the configuration signed.
+    // Claims that no gateway would accept are not signed again.
     let before = everything(&redis);
+    let mut of_two_minds = of_bob.clone();
+    of_two_minds["rate_limit"] = 7.into();
+    let output = run(&words, &token::claims(of_two_minds));
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(65), 0), "{}", said(&output));
+    assert!(said(&output).contains("limits: stands beside rate_limit"), "{}", said(&output));
+    assert_eq!(everything(&redis), before);
+
+    // Any client can make up claims: `rotate` does not sign claims that no key of the configuration signed.
     let header = json!({ "alg": "HS256" });
     let forged = format!("{}.c2ln", token::unsigned(&header, &of_bob));
     let output = run(&words, &forged);

@@ -1,4 +1,4 @@
-//! What requests are matched by: path prefixes, hosts and methods.
+//! The matchers of a route as they are written: path prefixes, hosts and methods.
 
 use std::net::Ipv6Addr;
 

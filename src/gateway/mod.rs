@@ -23,9 +23,7 @@ use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::Policy;
 use crate::proxy::in_flight::RequestsInFlight;
 use crate::proxy::{Proxy, Readiness, problem};
-use crate::store::{
-    self, Membership, RecordChange, RecordReader, RecordStore, Remote, StoreUrlError, Stores,
-};
+use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Remote, Stores};
 use crate::telemetry::metrics::METRICS;
 
 pub mod background;
@@ -51,9 +49,6 @@ pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// `redis.url` names no store.
-    #[error("redis.url: {0}")]
-    Store(#[from] StoreUrlError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -107,7 +102,7 @@ impl Gateway {
         METRICS.config_last_reload_success.set(1);
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        let Stores { records, quota, membership, is_shared } = open_store(&config, &clock)?;
+        let Stores { records, quota, membership, is_shared } = open_store(&config, &clock);
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
         // A store inside this process holds no other records than those of the configuration.
         let stored = is_shared.then(|| stored(&config, records, &clock));
@@ -204,10 +199,7 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
 }
 
 /// Opens the store that a configuration names. Nothing is connected yet.
-pub(crate) fn open_store(
-    config: &StartupConfig,
-    clock: &Arc<dyn Clock>,
-) -> Result<Stores, StoreUrlError> {
+fn open_store(config: &StartupConfig, clock: &Arc<dyn Clock>) -> Stores {
     let remote = config.redis.as_ref();
     let remote = remote.map(|store| Remote { url: store.url.clone(), timeout: store.timeout });
     let on_operation = Arc::new(|operation, outcome, elapsed| {

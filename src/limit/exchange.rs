@@ -1,5 +1,4 @@
-//! What passes between accounts and the store besides grants: units that go back, and reports of what the store has
-//! not counted.
+//! Messages from accounts to the store: units that go back, and reports of units that the store has not counted.
 
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use crate::base::task::detach;
 use crate::store::{Adjustment, QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
 
-/// The store, and what every flight needs beside it.
+/// The store, the clock and the list of leases, which every flight needs.
 pub(super) struct Exchange {
     pub(super) store: Arc<dyn QuotaStore>,
     pub(super) clock: Arc<dyn Clock>,
@@ -18,7 +17,8 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Gives back in the background: no request waits for it, and losing it only wastes what is left of a window.
+    /// Gives units back in the background. No request waits for it. If it fails, the units stay counted until their
+    /// window ends.
     pub(super) fn send_back(
         self: &Arc<Self>,
         entry: &Arc<SubjectEntry>,
@@ -44,7 +44,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Tells the store what was spent and it has not counted: that counts before anything more is taken.
+    /// Reports units that the store has not counted. Reports are sent before more units are taken.
     pub(super) async fn report(&self, entry: &SubjectEntry) -> Result<(), StoreError> {
         loop {
             let report = entry.state.lock().account.report(&entry.limits);

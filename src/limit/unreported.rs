@@ -1,5 +1,5 @@
-//! What a subject's requests have spent and the store has not counted yet: requests admitted while the store
-//! was away, and what answers cost beyond what was reserved for them. Plain arithmetic, with time passed in.
+//! Units that a subject's requests have spent and that the store has not counted yet: those of requests admitted while
+//! the store was away, and the cost of answers beyond their reservation. Plain arithmetic, with time passed in.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::store::Adjustment;
 pub(super) struct Unreported {
     /// Admitted without the store, limit by limit.
     windows: SmallVec<[LocalWindow; 2]>,
-    /// What answers cost beyond their reservation.
+    /// The debt: the cost of answers beyond their reservation.
     owed: u64,
-    /// When all of this refuses nothing any more.
+    /// When these units refuse no request any more.
     until: Moment,
-    /// What is being reported: the same until the store has said that it counts it.
+    /// The report under way. It stays the same until the store has said that it counts it.
     report: Option<Report>,
 }
 
@@ -41,8 +41,8 @@ struct Report {
 }
 
 impl Unreported {
-    /// Decides a request without the store, which allows `allowances`, limit by limit. Returns the charge, and
-    /// how the limits stand after it.
+    /// Decides a request without the store, within `allowances`, limit by limit. Returns the charge, and how the
+    /// limits stand after it.
     pub(super) fn spend(
         &mut self,
         limits: &[Limit],
@@ -98,12 +98,12 @@ impl Unreported {
         self.until = self.until.max(now + longest.unwrap_or(Duration::ZERO));
     }
 
-    /// Whether answers cost more than the store knows.
+    /// Whether there is a debt.
     pub(super) fn owes(&self) -> bool {
         self.owed > 0
     }
 
-    /// What the store should be told next, and the id under which it may be told any number of times.
+    /// The next report, with the id under which it may be sent any number of times.
     pub(super) fn report(&mut self, limits: &[Limit]) -> Option<(u64, Adjustment)> {
         if self.report.is_none() {
             let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
@@ -138,7 +138,7 @@ impl Unreported {
         }
     }
 
-    /// Whether anything here would be missed.
+    /// Whether units here still count.
     pub(super) fn is_open(&self, now: Moment) -> bool {
         let is_used = |window: &LocalWindow| window.used > 0;
         let unreported = self.report.is_some() || self.owed > 0 || self.windows.iter().any(is_used);

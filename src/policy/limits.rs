@@ -9,11 +9,11 @@ use quick_cache::sync::Cache;
 
 use crate::auth::Principal;
 use crate::quota::Algorithm;
-use crate::quota::rule::{Group, LimitRule, groups};
+use crate::quota::rule::{Group, LimitRule, LimitSet, groups};
 use crate::record::RateRule;
 use crate::telemetry::metrics::plan_requests;
 
-/// Distinct bare rates (`rate_limit: N`) whose limits are kept made.
+/// Bare rates (`rate_limit: N`) whose limits are kept, at most.
 const BARE_RATES: usize = 10_000;
 
 /// The limits of tokens.
@@ -37,28 +37,28 @@ struct Plan {
 
 impl TokenLimits {
     /// The limits of `plans`, of tokens without plan (`default`), and of bare rates, which count in
-    /// `bare_window`. They count by `algorithm` where they do not name one themselves.
+    /// `bare_window`. Limits of tokens count by `algorithm` where they do not name one themselves.
     pub fn new(
-        plans: &BTreeMap<String, Arc<[LimitRule]>>,
-        default: &[LimitRule],
+        plans: &BTreeMap<String, LimitSet>,
+        default: &LimitSet,
         algorithm: Algorithm,
         bare_window: Duration,
     ) -> Self {
-        let plan = |(name, rules): (&String, &Arc<[LimitRule]>)| {
-            let limits = groups(rules, algorithm, false);
+        let plan = |(name, limits): (&String, &LimitSet)| {
+            let limits = Arc::clone(limits.groups());
             (name.clone(), Plan { limits, requests: plan_requests(name) })
         };
         Self {
             plans: plans.iter().map(plan).collect(),
             other_plans: plan_requests("other"),
-            default: groups(default, algorithm, false),
+            default: Arc::clone(default.groups()),
             algorithm,
             bare_window,
             bare: Cache::new(BARE_RATES),
         }
     }
 
-    /// The limits of a token that states some itself.
+    /// The token's own limits; `None` where the token states none.
     pub fn own(&self, principal: &Principal) -> Option<Arc<[Group]>> {
         principal.rate_rule().map(|rule| match rule {
             RateRule::Limits(limits) => limits.groups(self.algorithm),
@@ -66,13 +66,13 @@ impl TokenLimits {
         })
     }
 
-    /// The limits of a token that states none: its plan's, else the default.
+    /// The limits of a token without own limits: those of its plan, else the default.
     pub fn of_plan(&self, principal: &Principal) -> &[Group] {
         let plan = principal.plan().and_then(|plan| self.plans.get(plan.as_str()));
         plan.map_or(&self.default, |plan| &plan.limits)
     }
 
-    /// Counts a request under its token's plan; one that is not configured as `other`.
+    /// Counts a request under its token's plan; a plan that is not configured counts as `other`.
     pub fn count_by_plan(&self, principal: &Principal) {
         if let Some(name) = principal.plan() {
             let plan = self.plans.get(name.as_str());
@@ -84,7 +84,7 @@ impl TokenLimits {
         if let Some(limits) = self.bare.get(&quota) {
             return limits;
         }
-        // A record's quota is in range, or it would not have been read.
+        // A record with a quota out of range cannot be read.
         let rules: Vec<_> = LimitRule::per(quota, self.bare_window).into_iter().collect();
         let limits = groups(&rules, self.algorithm, false);
         self.bare.insert(quota, Arc::clone(&limits));

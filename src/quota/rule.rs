@@ -262,11 +262,49 @@ pub fn rule_set(rules: Vec<LimitRule>, of_route: bool) -> Result<Arc<[LimitRule]
     Ok(rules.into())
 }
 
-/// The groups of `rules`, in the order in which they are first needed.
+/// Limits of a configuration: as they were written, and in the groups that are decided together.
+#[derive(Clone, Debug, Default)]
+pub struct LimitSet {
+    rules: Arc<[LimitRule]>,
+    groups: Arc<[Group]>,
+}
+
+impl LimitSet {
+    /// The set of `rules`, each with the limit that is made of it.
+    ///
+    /// # Errors
+    /// [`RateError::Duplicate`] or [`RateError::TooMany`].
+    pub fn new(rules: Vec<(LimitRule, Limit)>, of_route: bool) -> Result<Self, RateError> {
+        let (rules, limits): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        let rules = rule_set(rules, of_route)?;
+        let groups = grouped(rules.iter().zip(limits));
+        Ok(Self { rules, groups })
+    }
+
+    /// The limits, in the order in which they were written.
+    pub fn rules(&self) -> &[LimitRule] {
+        &self.rules
+    }
+
+    /// The groups, in the order in which they are first needed.
+    pub fn groups(&self) -> &Arc<[Group]> {
+        &self.groups
+    }
+}
+
+/// The groups of `rules`, in the order in which they are first needed. A limit that `default` cannot count is counted
+/// in fixed windows.
 pub fn groups(rules: &[LimitRule], default: Algorithm, of_route: bool) -> Arc<[Group]> {
+    grouped(
+        rules
+            .iter()
+            .map(|rule| (rule, rule.limit(default, of_route).unwrap_or_else(|(limit, _)| limit))),
+    )
+}
+
+fn grouped<'a>(limits: impl Iterator<Item = (&'a LimitRule, Limit)>) -> Arc<[Group]> {
     let mut groups: Vec<(By, Vec<Limit>)> = Vec::new();
-    for rule in rules {
-        let limit = rule.limit(default, of_route).unwrap_or_else(|(limit, _)| limit);
+    for (rule, limit) in limits {
         match groups.iter_mut().find(|(by, _)| *by == rule.by) {
             Some((_, limits)) => limits.push(limit),
             None => groups.push((rule.by, vec![limit])),

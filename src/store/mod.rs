@@ -18,7 +18,7 @@ pub mod records;
 pub mod redis;
 
 pub use membership::{GatewayCount, Membership};
-pub use open::{OnOperation, Remote, StoreUrlError, Stores, open};
+pub use open::{OnOperation, Remote, StoreUrl, StoreUrlError, Stores, open};
 pub use records::{
     IdPage, Imported, OnRecordChange, PageMark, RecordChange, RecordLister, RecordReader,
     RecordStore, RecordWatch, RecordWriter,

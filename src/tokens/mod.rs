@@ -1,7 +1,7 @@
 //! The life of a token: making, finding, listing, importing, rotating and revoking it.
 //!
 //! Everything here takes values and gives back values: the command line is one caller, and another may answer
-//! requests. It neither prints nor reads arguments, and does not know which store it is.
+//! requests. This room neither prints nor reads arguments, and does not know the kind of store.
 
 use std::sync::Arc;
 
@@ -49,8 +49,8 @@ pub enum KeptIn {
 }
 
 impl Tokens {
-    /// The tokens that `rules` and `store` know. `signer` signs new JWTs; an error says why nothing can, and is
-    /// only met where a JWT is to be signed.
+    /// The tokens that `rules` and `store` know. `signer` signs new JWTs; where it is an error, the error is returned
+    /// once a JWT is to be signed.
     pub fn new(
         rules: TokenRules,
         store: Option<Arc<dyn RecordStore>>,
@@ -74,7 +74,7 @@ impl Tokens {
     }
 }
 
-/// What a store keeps the record of `id` under.
+/// The key under which a store keeps the record of `id`.
 pub fn storage_key(id: &str) -> String {
     format!("token:{id}")
 }

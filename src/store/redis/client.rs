@@ -13,14 +13,12 @@ use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
-use super::RedisUrlError;
 use super::cluster::{Cluster, slot_of};
 use super::errors::Cause;
 use super::node::{Node, Session, Signals, reason, timed_out};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
 use super::takes::{self, Question};
-use super::url::{Topology, topology};
-use crate::base::secret::Secret;
+use super::url::{RedisUrl, Topology};
 use crate::store::{Grant, OnOperation, OnRecordChange, RecordChange, StoreError};
 
 /// How long an attempt to connect may take at least: DNS, TCP and TLS, then again for the first
@@ -67,13 +65,9 @@ struct Asked {
 
 impl RedisClient {
     /// A client of the servers `url` names. Nothing is connected before [`RedisClient::start`].
-    pub(super) fn new(
-        url: &Secret,
-        timeout: Duration,
-        on_operation: OnOperation,
-    ) -> Result<Self, RedisUrlError> {
+    pub(super) fn new(url: &RedisUrl, timeout: Duration, on_operation: OnOperation) -> Self {
         let signals = Arc::new(Signals::default());
-        let servers = match topology(url)? {
+        let servers = match url.topology() {
             Topology::One(config) => {
                 Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
             }
@@ -81,14 +75,14 @@ impl RedisClient {
                 Servers::Cluster(Arc::new(Cluster::new(seeds, node, Arc::clone(&signals))))
             }
         };
-        Ok(Self {
+        Self {
             timeout,
             on_operation,
             signals,
             answered: AtomicBool::new(false),
             refusal_logged: Mutex::default(),
             servers,
-        })
+        }
     }
 
     /// Spawns the tasks that keep connections, on the present runtime; they end with the client.

@@ -26,9 +26,8 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use self::client::{HEARTBEAT, RedisClient};
-pub use self::url::RedisUrlError;
-pub(super) use self::url::{FORMS as URL_FORMS, check as check_url};
-use crate::base::secret::Secret;
+pub(super) use self::url::FORMS as URL_FORMS;
+pub use self::url::{RedisUrl, RedisUrlError};
 use crate::store::{GatewayCount, Membership, OnOperation, StoreError};
 
 /// The sorted set of gateways by when they were last seen; in a cluster each node has one.
@@ -49,20 +48,13 @@ pub struct RedisStore {
 impl RedisStore {
     /// A store in the servers `url` names. Nothing is connected before [`Membership::start`].
     ///
-    /// `timeout` bounds every call, and `on_operation` is called after each.
-    ///
-    /// # Errors
-    /// [`RedisUrlError`] says what a URL must look like.
-    pub fn new(
-        url: &Secret,
-        timeout: Duration,
-        on_operation: OnOperation,
-    ) -> Result<Self, RedisUrlError> {
-        Ok(Self {
-            client: RedisClient::new(url, timeout, on_operation)?,
+    /// `timeout` bounds every call, and `on_operation` hears of each.
+    pub fn new(url: &RedisUrl, timeout: Duration, on_operation: OnOperation) -> Self {
+        Self {
+            client: RedisClient::new(url, timeout, on_operation),
             gateway: Uuid::now_v7().simple().to_string(),
             gateways: Arc::default(),
-        })
+        }
     }
 
     async fn heartbeat(&self, key: &Key) -> Result<u32, StoreError> {

@@ -3,6 +3,8 @@
 //!
 //! No message shows any part of a URL, for it may hold a password.
 
+use std::fmt;
+
 use fred::error::ErrorKind;
 use fred::types::config::{Config, Server, ServerConfig};
 use url::Url;
@@ -73,7 +75,57 @@ pub enum RedisUrlError {
     Tls(String),
 }
 
+/// A URL of Redis that was read and found right. `Debug` shows no part of it.
+#[derive(Clone)]
+pub struct RedisUrl {
+    text: Secret,
+    topology: Topology,
+}
+
+impl RedisUrl {
+    /// Reads `text`. Touches no network. With `rediss` it reads the system's certificates.
+    ///
+    /// # Errors
+    /// [`RedisUrlError`] says what to write.
+    pub fn parse(text: &Secret) -> Result<Self, RedisUrlError> {
+        Ok(Self { text: text.clone(), topology: topology(text)? })
+    }
+
+    /// The URL without user, password and parameters.
+    pub fn shown(&self) -> String {
+        // A text that was read as a URL is a URL.
+        let Ok(url) = Url::parse(self.text.expose()) else { return self.text.to_string() };
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        format!(
+            "{}://{}{port}{}",
+            url.scheme(),
+            url.host_str().unwrap_or_default(),
+            url.path().trim_end_matches('/')
+        )
+    }
+
+    /// The servers that the URL names.
+    pub(super) fn topology(&self) -> Topology {
+        self.topology.clone()
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for RedisUrl {}
+
 /// The servers that a URL names.
+#[derive(Clone)]
 pub(super) enum Topology {
     /// One server, or the primary that Sentinels name.
     One(Config),
@@ -89,16 +141,8 @@ enum Scheme {
     Cluster,
 }
 
-/// Checks the form of `url`. Touches neither the network nor certificates.
-///
-/// # Errors
-/// [`RedisUrlError`] says what to write.
-pub(crate) fn check(url: &str) -> Result<(), RedisUrlError> {
-    checked(url).map(drop)
-}
-
 /// The configuration of the client library for `url`.
-pub(super) fn topology(url: &Secret) -> Result<Topology, RedisUrlError> {
+fn topology(url: &Secret) -> Result<Topology, RedisUrlError> {
     let (parsed, scheme) = checked(url.expose())?;
     if parsed.scheme().starts_with("rediss") {
         // The TLS library needs a provider for the process. The call fails when one is installed already, which will do.
@@ -288,12 +332,29 @@ mod tests {
                 "redis-sentinel://h?sentinelServiceName=a&sentinelUsername=hunter2",
                 "sentinelPassword too",
             ),
+            ("redis://:hunter2%ff@host", "badly encoded credentials"),
+            ("redis-cluster://:hunter2%ff@host", "badly encoded credentials"),
             ("redis-cluster://hunter2@host", "user:password@"),
             ("redis://hunter2@host", "user:password@"),
         ] {
-            let error = check(url).unwrap_err().to_string();
+            let error = RedisUrl::parse(&Secret::new(url)).unwrap_err().to_string();
             assert!(error.contains(expected), "{url}: {error}");
             assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_shown_url_has_no_password() {
+        for (text, shown) in [
+            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
+            ("redis://127.0.0.1:6379/3", "redis://127.0.0.1:6379/3"),
+            ("redis://:hunter2@[::1]:6379", "redis://[::1]:6379"),
+            ("redis://user:hunter2@host:7000/2", "redis://host:7000/2"),
+            ("redis-cluster://:hunter2@a?node=b:1", "redis-cluster://a"),
+        ] {
+            let url = RedisUrl::parse(&Secret::new(text)).unwrap();
+            assert_eq!(url.shown(), shown);
+            assert!(!format!("{url:?}").contains("hunter2"));
         }
     }
 }
