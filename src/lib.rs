@@ -9,7 +9,7 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`base`] | time as an argument, values that cannot be printed, client networks, classes of bytes, bounded files, short texts | [`base::clock::Clock`] |
+//! | [`base`] | time as an argument, values that cannot be printed, client networks, classes of bytes, bounded files, hexadecimal digits, short texts, detached tasks | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure arithmetic | [`quota::Limit`] |
 //! | [`route`] | the canonical path, the table of prefixes, permitted paths, names of header fields, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |
@@ -110,7 +110,8 @@
 //! - **No secret that prints.** [`base::secret::Secret`] and [`auth::credential::Credential`] print `***`;
 //!   [`config::Environment`] cannot be printed. The access log has no query, because queries hold credentials. (type)
 //! - **No label of a metric that a client chooses.** Routes and upstreams come from the file, methods from a list.
-//! - **No state in statics**, the metrics aside.
+//! - **No state in statics**, apart from the metrics and from the sets of permitted paths that equal tokens share
+//!   ([`route::pattern`]), which change no decision.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

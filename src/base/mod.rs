@@ -3,6 +3,7 @@
 pub mod class;
 pub mod clock;
 pub mod files;
+pub mod hex;
 pub mod net;
 pub mod secret;
 pub mod task;

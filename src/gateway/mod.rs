@@ -23,6 +23,7 @@ use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
 use crate::policy::Policy;
 use crate::proxy::in_flight::RequestsInFlight;
 use crate::proxy::{Proxy, Readiness, problem};
+use crate::store::open::MAX_SUBJECTS;
 use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Remote, Stores};
 use crate::telemetry::metrics::METRICS;
 
@@ -36,9 +37,6 @@ use background::Background;
 use echo::Echo;
 use reload::{PendingReload, Reload};
 use shutdown::{Drain, Signals};
-
-/// Subjects whose grants are kept in memory, at most.
-const MAX_SUBJECTS: usize = 1_000_000;
 
 /// Up to this number of worker threads, one lock for all timers was measured to cost nothing.
 const FEW_THREADS: usize = 2;

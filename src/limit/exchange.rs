@@ -38,7 +38,7 @@ impl Exchange {
         adjustment: &Adjustment,
     ) -> Result<(), StoreError> {
         let returned = adjustment.changes.iter().map(|(_, by)| -by).max().unwrap_or(0);
-        let id = fastrand::u64(1..1 << 53);
+        let id = Adjustment::new_id();
         self.store.adjust(&entry.subject, &entry.limits, adjustment, id).await?;
         METRICS.limit_returned.inc_by(u64::try_from(returned).unwrap_or(0));
         Ok(())

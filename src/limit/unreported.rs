@@ -107,7 +107,7 @@ impl Unreported {
     pub(super) fn report(&mut self, limits: &[Limit]) -> Option<(u64, Adjustment)> {
         if self.report.is_none() {
             let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
-            let id = fastrand::u64(1..1 << 53);
+            let id = Adjustment::new_id();
             if self.windows.iter().any(|window| window.used > 0) {
                 let change = |window: &LocalWindow| (window.end, signed(window.used));
                 let changes = self.windows.iter().map(change).collect();

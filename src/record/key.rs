@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use crate::base::hex;
 use crate::base::secret::Secret;
 
 /// The prefix of keys made here, for secret scanners to find.
@@ -74,8 +75,7 @@ pub fn hash(key: &str) -> Result<Arc<str>, KeyError> {
     }
     let mut text = [0; HASH_DIGITS];
     for (pair, byte) in text.chunks_exact_mut(2).zip(digest(&SHA256, key.as_bytes()).as_ref()) {
-        let digits = b"0123456789abcdef";
-        pair.copy_from_slice(&[digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]);
+        hex::write(u64::from(*byte), pair);
     }
     // Hexadecimal digits are text.
     Ok(std::str::from_utf8(&text).unwrap_or_default().into())

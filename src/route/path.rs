@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use crate::base::class::{Class, alphanumeric_and};
+use crate::base::hex;
 
 /// A path in canonical form; starts with `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +92,8 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
         match byte {
             b'/' if path.ends_with('/') => {}
             b'%' => {
-                let (Some(high), Some(low)) = (hex(rest.next()), hex(rest.next())) else {
+                let mut digit = || rest.next().and_then(hex::value);
+                let (Some(high), Some(low)) = (digit(), digit()) else {
                     return Err(PathError::BrokenEscape);
                 };
                 match high << 4 | low {
@@ -112,10 +114,6 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
         }
     }
     Ok(path)
-}
-
-fn hex(digit: Option<u8>) -> Option<u8> {
-    char::from(digit?).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// `.` or `..`, also with parameters (`..;x`) and with their `;` encoded, which some servers decode.

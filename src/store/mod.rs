@@ -83,6 +83,11 @@ pub struct Adjustment {
 impl Adjustment {
     /// Stands for the window in which the store makes the change.
     pub const PRESENT: UnixTime = UnixTime::from_micros(0);
+
+    /// An id for [`QuotaStore::adjust`] that no other adjustment has; a number that Lua holds exactly.
+    pub fn new_id() -> u64 {
+        fastrand::u64(1..1 << 53)
+    }
 }
 
 /// The units that a store granted, and how the subject stands after the grant.

@@ -11,8 +11,8 @@ use super::{Membership, QuotaStore, RecordStore};
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
 
-/// Subjects that the embedded store counts, at most.
-const MAX_SUBJECTS: usize = 1_000_000;
+/// Subjects that one process counts, at most: in the embedded store, and in the ledger over any store.
+pub const MAX_SUBJECTS: usize = 1_000_000;
 
 /// Records and revocations that the embedded store keeps, at most.
 const MAX_RECORDS: usize = 1_000_000;

@@ -7,6 +7,7 @@ use uuid::Builder;
 use super::X_REQUEST_ID;
 use super::seen::Seen;
 use crate::base::clock::UnixTime;
+use crate::base::hex;
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -53,34 +54,26 @@ pub(super) fn set_traceparent(headers: &mut HeaderMap, seen: Seen) -> Result<()>
         headers.remove(&TRACESTATE);
     }
     let mut parent = *b"00-................................-................-00";
-    write_hex(fastrand::u64(1..), &mut parent[3..19]);
-    write_hex(fastrand::u64(..), &mut parent[19..35]);
-    write_hex(fastrand::u64(1..), &mut parent[36..52]);
+    hex::write(fastrand::u64(1..), &mut parent[3..19]);
+    hex::write(fastrand::u64(..), &mut parent[19..35]);
+    hex::write(fastrand::u64(1..), &mut parent[36..52]);
     let parent = HeaderValue::from_bytes(&parent)
         .or_err(ErrorType::InvalidHTTPHeader, "a value that the gateway made")?;
     headers.insert(&TRACEPARENT, parent);
     Ok(())
 }
 
-/// Fills `room` with the last hexadecimal digits of `number`, in lower case.
-fn write_hex(mut number: u64, room: &mut [u8]) {
-    for digit in room.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(number & 15) as usize];
-        number >>= 4;
-    }
-}
-
 fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+    let digits = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
     let zero = |part: &[u8]| part.iter().all(|&byte| byte == b'0');
     value.len() == 55
         && value[2] == b'-'
         && value[35] == b'-'
         && value[52] == b'-'
         && &value[..2] == b"00"
-        && hex(&value[3..35])
-        && hex(&value[36..52])
-        && hex(&value[53..])
+        && digits(&value[3..35])
+        && digits(&value[36..52])
+        && digits(&value[53..])
         && !zero(&value[3..35])
         && !zero(&value[36..52])
 }

@@ -11,10 +11,10 @@ use super::ids::set_traceparent;
 use super::seen::Seen;
 use super::{OWN_FIELDS, X_REQUEST_ID, apply, value};
 use crate::auth::Principal;
+use crate::auth::credential::X_API_KEY;
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
 
-static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static(fields::FORWARDED_PROTO);
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static(fields::FORWARDED_HOST);
 static X_TOKEN_ID: HeaderName = HeaderName::from_static(fields::TOKEN_ID);
