@@ -10,7 +10,6 @@ use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
 use super::in_flight::RequestInFlight;
-use super::outcome::End;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
 use crate::policy::Policy;
@@ -40,6 +39,20 @@ pub struct RequestContext {
     /// How the request ended; the hooks set it when they learn it.
     pub end: End,
     _in_flight: RequestInFlight,
+}
+
+/// How a request ended.
+#[derive(Debug, Default)]
+pub enum End {
+    /// An answer was sent to its end: the upstream's, or an answer of the gateway that is no refusal.
+    #[default]
+    Answered,
+    /// The gateway answered with an error.
+    Refused(Rejection),
+    /// The answer ended early: an error came after its header was sent.
+    BrokenOff(Rejection),
+    /// The client left before the answer's end.
+    ClientGone,
 }
 
 impl RequestContext {

@@ -30,12 +30,12 @@ pub mod in_flight;
 pub mod outcome;
 pub mod problem;
 
-use context::{RequestContext, fresh_request_id};
+use context::{End, RequestContext, fresh_request_id};
 use forwarding::Forwarding;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
-use outcome::{End, RequestOutcome, answer_of, rejection_of};
+use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// Whether a load balancer should send requests to this process, and which are still being served.
 pub struct Readiness {

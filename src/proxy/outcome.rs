@@ -12,7 +12,7 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::context::RequestContext;
+use super::context::{End, RequestContext};
 use super::forwarding::Forwarding;
 use crate::admission::{BadRequest, Findings, Rejection};
 use crate::auth::Principal;
@@ -50,20 +50,6 @@ pub struct RequestOutcome<'a> {
     pub duration: Duration,
     /// How the request ended.
     pub end: &'a End,
-}
-
-/// How a request ended.
-#[derive(Debug, Default)]
-pub enum End {
-    /// An answer was sent to its end: the upstream's, or an answer of the gateway that is no refusal.
-    #[default]
-    Answered,
-    /// The gateway answered with an error.
-    Refused(Rejection),
-    /// The answer ended early: an error came after its header was sent.
-    BrokenOff(Rejection),
-    /// The client left before the answer's end.
-    ClientGone,
 }
 
 impl<'a> RequestOutcome<'a> {

@@ -12,10 +12,9 @@ use pingora_proxy::Session;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::context::{RequestContext, fresh_request_id};
+use super::context::{End, RequestContext, fresh_request_id};
 use super::headers::rate::{set_rate_fields, whole_seconds};
 use super::headers::seen::content_length;
-use super::outcome::End;
 use crate::admission::Rejection;
 use crate::limit::ledger::Decision;
 use crate::telemetry::metrics::METRICS;

@@ -4,9 +4,9 @@ use chrono::DateTime;
 use serde_json::Value;
 
 use super::error::{Faults, instead, is_a};
+use super::grant::{Draft, HeaderText, RateRule};
 use super::limits;
 use super::members;
-use super::token::{Draft, HeaderText, RateRule};
 use crate::base::clock::UnixTime;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};

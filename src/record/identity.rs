@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::error::{RecordError, instead, is_a};
 use super::field::{self, API_KEY, FIELDS};
+use super::grant::HeaderText;
 use super::key;
-use super::token::HeaderText;
 
 /// An opaque key, which is not kept.
 const KEY: &str = "key";

@@ -9,11 +9,11 @@ use serde_json::{Map, Value};
 
 use super::error::RecordError;
 use super::field::{self, API_KEY};
+use super::grant::Draft;
 use super::identity::{IDENTITIES, Identity, known, known_names};
 use super::key;
 use super::members::{Members, MembersError};
 use super::stored::{NewRecord, texts};
-use super::token::Draft;
 
 /// The configuration's rules about records.
 #[derive(Debug, Default)]
