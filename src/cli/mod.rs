@@ -186,6 +186,10 @@ impl Command {
 
 /// Prints `text`, and says whether somebody reads it: one who has gone away has seen enough.
 fn say(text: &str) -> Result<bool, Failure> {
+    // Without text there is nothing to wait for: the log may hold standard output up.
+    if text.is_empty() {
+        return Ok(true);
+    }
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
