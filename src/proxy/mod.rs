@@ -40,6 +40,8 @@ use outcome::{End, RequestOutcome, answer_of, rejection_of};
 pub struct Readiness {
     /// Set when the shutdown begins.
     pub draining: AtomicBool,
+    /// Set when answers must end their connections, so that clients go on elsewhere before the listeners close.
+    pub closing: AtomicBool,
     /// The requests that are being served.
     pub in_flight: RequestsInFlight,
     /// Whether the store answers, or its failure policy lets requests through without it.
@@ -103,6 +105,13 @@ impl Proxy {
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
     }
 
+    /// Lets the answer say that the connection ends, when this process is about to go.
+    fn close_when_draining(&self, session: &mut Session) {
+        if self.readiness.closing.load(Ordering::Relaxed) {
+            session.set_keepalive(None);
+        }
+    }
+
     async fn answer_endpoint(
         &self,
         session: &mut Session,
@@ -157,6 +166,7 @@ impl ProxyHttp for Proxy {
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
+        self.close_when_draining(session);
         let request = session.req_header_mut();
         headers::forget_spelling(request);
         ctx.seen = Seen::in_request(&request.headers);
@@ -289,6 +299,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
         let version = session.req_header().version;
+        self.close_when_draining(session);
         // To HTTP/1.0 a body of unknown length ends with the connection; keep-alive is not promised.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
@@ -312,7 +323,8 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         end_attempt(ctx, &e);
         // No upstream has seen anything of the request: any method may be tried elsewhere.
-        e.set_retry(may_retry(ctx));
+        let forwarding = ctx.forwarding.as_mut();
+        e.set_retry(forwarding.is_some_and(Forwarding::may_connect_elsewhere));
         e
     }
 
