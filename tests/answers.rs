@@ -174,7 +174,7 @@ fn every_refusal_has_its_answer_and_keeps_the_connection() {
 
     // A request that was not read in full ends the connection, after the answer.
     let rubbish = gateway.get_as("alice", "/up/rubbish");
-    assert_problem("an answer that is not HTTP", &rubbish, 502, "upstream_unreachable");
+    assert_problem("an answer that is not HTTP", &rubbish, 502, "upstream_invalid");
     let mut client = gateway.connect();
     let too_large = client.call(
         "POST",

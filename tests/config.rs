@@ -116,7 +116,7 @@ fn nothing_written_means_the_defaults() {
         assert!(config.startup.server.threads > 0);
         assert_eq!(config.startup.server.grace_period_seconds, 5);
         assert_eq!(config.startup.server.graceful_shutdown_timeout_seconds, 10);
-        assert_eq!(config.startup.server.upgrade_sock, "/tmp/tollgate_upgrade.sock");
+        assert_eq!(config.startup.server.upgrade_sock, None);
         assert_eq!(config.live.timeouts.header, Duration::from_secs(5));
         assert_eq!((config.live.max_body, config.live.max_connections), (10 << 20, 10_000));
         assert!(config.startup.redis.is_none() && config.live.auth.jwt.issuers.is_empty());
@@ -317,7 +317,7 @@ fn faults_of_the_environment_name_the_variable() {
             "TOLLGATE_JWT_SECRETS",
             "not-to-be-printed",
             "environment TOLLGATE_JWT_SECRETS: jwt_secrets: is not a known key; known are server, listeners, metrics, \
-             log, timeouts, max_body, max_connections, trusted_proxies, redis, auth, plans, limits, upstreams, routes",
+             log, timeouts, max_body, max_connections, max_connections_per_client, trusted_proxies, redis, auth, plans, limits, upstreams, routes",
         ),
         (
             "TOLLGATE_REDIS__TIMEOUT",

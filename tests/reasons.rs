@@ -429,7 +429,11 @@ async fn an_upstream_that_fails_has_its_reason() {
         let mut client = gateway.connect();
         // A client that still sends its body when the connection ends may miss the answer.
         let _ = client.send(request(method, target, &[("X-Request-ID", id)], body)).try_read(false);
-        let code = if status == 504 { "upstream_timeout" } else { "upstream_unreachable" };
+        let code = match reason {
+            "malformed_answer" => "upstream_invalid",
+            _ if status == 504 => "upstream_timeout",
+            _ => "upstream_unreachable",
+        };
         assert_eq!(logged(&gateway, id), expected(status, code, reason), "{target}");
         assert!(line(&gateway, id)["upstream"].is_string(), "{target}");
     }

@@ -82,6 +82,9 @@ pub enum Rejection {
     /// No endpoint could be reached, or the endpoint broke off.
     #[error("the upstream could not be reached")]
     UpstreamUnreachable(Failure),
+    /// An endpoint's answer is not HTTP, or not an answer to this request.
+    #[error("the upstream's answer is not valid")]
+    UpstreamInvalid(Failure),
     /// An endpoint did not answer in time.
     #[error("the upstream did not answer in time")]
     UpstreamTimeout(Failure),
@@ -167,6 +170,7 @@ impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::NoAddress => Self::UpstreamUnavailable,
+            Failure::MalformedAnswer => Self::UpstreamInvalid(failure),
             failure if failure.is_timeout() => Self::UpstreamTimeout(failure),
             failure => Self::UpstreamUnreachable(failure),
         }
@@ -198,6 +202,7 @@ impl Rejection {
             }
             Self::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
             Self::UpstreamUnreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
+            Self::UpstreamInvalid(_) => (StatusCode::BAD_GATEWAY, "upstream_invalid"),
             Self::UpstreamTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::UpstreamUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -217,9 +222,9 @@ impl Rejection {
             Self::TooManyInFlight(Scope::Route) => Some("route"),
             Self::StoreUnavailable(error) => Some(error.outcome()),
             Self::KeysUnavailable => Some(jwt_reason(JwtError::KeysUnavailable)),
-            Self::UpstreamUnreachable(failure) | Self::UpstreamTimeout(failure) => {
-                Some(failure_reason(*failure))
-            }
+            Self::UpstreamUnreachable(failure)
+            | Self::UpstreamInvalid(failure)
+            | Self::UpstreamTimeout(failure) => Some(failure_reason(*failure)),
             Self::RequestTimeout
             | Self::HeaderTooLarge
             | Self::NoRoute

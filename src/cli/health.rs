@@ -54,13 +54,8 @@ pub fn run(arguments: &HealthArguments) -> Result<String, Failure> {
 }
 
 /// The first line of the answer to a GET.
-#[expect(clippy::disallowed_methods, reason = "a command with one thing to do may block")]
 fn status_line(host: &str, port: u16, target: &str, deadline: Instant) -> io::Result<String> {
-    let address = format!("{host}:{port}")
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))?;
-    let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
+    let mut stream = connect(host, port, deadline)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
     let request =
         format!("GET {target} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
@@ -78,6 +73,22 @@ fn status_line(host: &str, port: u16, target: &str, deadline: Instant) -> io::Re
     }
     let line = line.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
     Ok(String::from_utf8_lossy(line).into_owned())
+}
+
+/// A connection to the first address of `host` that takes one.
+#[expect(clippy::disallowed_methods, reason = "a command with one thing to do may block")]
+fn connect(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = format!("{host}:{port}").to_socket_addrs()?.collect();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (nth, address) in (0u32..).zip(&addresses) {
+        // An address that does not answer leaves time for the addresses after it.
+        let others = u32::try_from(addresses.len()).unwrap_or(u32::MAX) - nth;
+        match TcpStream::connect_timeout(address, left(deadline)? / others.max(1)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }
 
 /// The time until `deadline`; an error once it has passed.
@@ -99,8 +110,14 @@ mod tests {
 
     /// Asks a server that sends `answer` and closes.
     fn asked(answer: &'static str) -> Result<String, Failure> {
+        asked_as("127.0.0.1", answer)
+    }
+
+    /// The same, where the URL calls the server `host`.
+    fn asked_as(host: &str, answer: &'static str) -> Result<String, Failure> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/ready", listener.local_addr().unwrap()).parse().unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url = format!("http://{host}:{port}/ready").parse().unwrap();
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut request = Vec::new();
@@ -113,8 +130,15 @@ mod tests {
             String::from_utf8(request).unwrap()
         });
         let result = run(&HealthArguments { url });
-        assert!(server.join().unwrap().starts_with("GET /ready HTTP/1.1\r\nHost: 127.0.0.1:"));
+        let asked = format!("GET /ready HTTP/1.1\r\nHost: {host}:");
+        assert!(server.join().unwrap().starts_with(&asked));
         result
+    }
+
+    #[test]
+    fn a_name_with_several_addresses_is_tried_at_each() {
+        // Where `localhost` is `::1` too, nothing listens there.
+        assert!(asked_as("localhost", "HTTP/1.1 200 OK\r\n\r\n").is_ok());
     }
 
     #[test]

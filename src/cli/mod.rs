@@ -186,6 +186,10 @@ impl Command {
 
 /// Prints `text`. Returns whether standard output is still read: a reader that has gone away is no failure.
 fn say(text: &str) -> Result<bool, Failure> {
+    // Without text there is nothing to wait for: the log may hold standard output up.
+    if text.is_empty() {
+        return Ok(true);
+    }
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use log::error;
-
 use super::{Failure, RunArguments};
 use crate::config::Config;
 use crate::gateway::reload::PendingReload;
@@ -22,12 +20,8 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let _log = start_log(&config)?;
     let source = arguments.config.clone();
     let load = Arc::new(move || source.load().map_err(|failure| failure.to_string()));
-    let result =
-        Gateway::prepare(config, arguments.upgrade).and_then(|gateway| gateway.run(load, pending));
-    result.map_err(|error| {
-        error!("{error}");
-        failure(error)
-    })
+    let gateway = Gateway::prepare(config, arguments.upgrade);
+    gateway.and_then(|gateway| gateway.run(load, pending)).map_err(failure)
 }
 
 /// Catches SIGHUP until the gateway acts on it.
@@ -45,7 +39,7 @@ pub(super) fn start_log(config: &Config) -> Result<LogGuard, Failure> {
 /// The failure, and so the exit code, of a failed start.
 pub(super) fn failure(error: StartError) -> Failure {
     match error {
-        StartError::Bind(_) => Failure::Unavailable(error.to_string()),
+        StartError::Bind(_) | StartError::HandOver(_) => Failure::Unavailable(error.to_string()),
         StartError::System(_) => Failure::Internal(error.to_string()),
     }
 }

@@ -43,7 +43,7 @@ pub type Map<T> = Option<BTreeMap<String, Option<T>>>;
 pub type Deadline = Span<1, DAY>;
 
 /// The sections.
-pub const TOP_KEYS: [&str; 14] = [
+pub const TOP_KEYS: [&str; 15] = [
     "server",
     "listeners",
     "metrics",
@@ -51,6 +51,7 @@ pub const TOP_KEYS: [&str; 14] = [
     "timeouts",
     "max_body",
     "max_connections",
+    "max_connections_per_client",
     "trusted_proxies",
     "redis",
     "auth",
@@ -70,6 +71,7 @@ pub struct File {
     pub timeouts: Option<ClientTimeouts>,
     pub max_body: Maybe<Size>,
     pub max_connections: Maybe<Whole<1, 10_000_000>>,
+    pub max_connections_per_client: Maybe<MaxInFlight>,
     pub trusted_proxies: List<Leaf<IpNet>>,
     pub redis: Option<Redis>,
     pub auth: Option<Auth>,
@@ -244,7 +246,7 @@ pub struct Limits {
     pub max_in_flight: Maybe<MaxInFlight>,
 }
 
-/// How many requests at a time, or `none` for any number.
+/// How many at the same time, or `none` for any number.
 pub struct MaxInFlight(pub Option<isize>);
 
 impl Scalar for MaxInFlight {

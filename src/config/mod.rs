@@ -107,6 +107,8 @@ pub struct LiveConfig {
     pub max_body: u64,
     /// Client connections open at the same time.
     pub max_connections: usize,
+    /// Client connections of one client open at the same time; `None` for any number.
+    pub max_connections_per_client: Option<isize>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// How tokens are checked.
@@ -132,8 +134,8 @@ pub struct Server {
     pub graceful_shutdown_timeout_seconds: u64,
     /// Idle upstream connections kept, per worker thread pool.
     pub upstream_keepalive_pool_size: usize,
-    /// The socket over which a successor takes the listeners.
-    pub upgrade_sock: String,
+    /// The Unix socket over which a successor takes the listeners; `None` for one in a private directory.
+    pub upgrade_sock: Option<String>,
 }
 
 /// One address clients connect to.
@@ -272,7 +274,7 @@ mod tests {
         }
         for text in [
             "log: { level: debug, access: false }",
-            "timeouts: { header: 9s }\nmax_body: 1KiB\nmax_connections: 7",
+            "timeouts: { header: 9s }\nmax_body: 1KiB\nmax_connections: 7\nmax_connections_per_client: 7",
             "auth: { max_failures: none, jwt: { leeway: 7s } }\nlimits: { default: [] }",
             "plans: { a: { limits: [] } }\nupstreams: { a: { endpoints: [ http://a ] } }",
         ] {

@@ -15,11 +15,12 @@ use tokio::time::sleep;
 use super::reload::Reload;
 use crate::base::task::detach;
 use crate::limit::ledger::Ledger;
+use crate::listener::bounds::Refusals;
 use crate::policy::Policy;
 use crate::proxy::Readiness;
 use crate::store::Membership;
 use crate::telemetry::metrics::METRICS;
-use crate::upstream::resolve::resolve;
+use crate::upstream::resolve::look_up;
 
 /// How often idle subjects are forgotten.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -27,14 +28,17 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How often unused leases are given back.
 const LEASES: Duration = Duration::from_millis(50);
 
-/// How often names are looked up again.
-const RESOLVE: Duration = Duration::from_secs(30);
+/// How often the gateway checks whether a name is due to be looked up again.
+const NAMES: Duration = Duration::from_millis(250);
 
 /// How often the gateway checks whether a key set is due to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_millis(250);
+
+/// How often refused connections are written to the log.
+const REFUSALS: Duration = Duration::from_secs(1);
 
 /// How long a task that died waits before it starts again.
 const RESTART: Duration = Duration::from_secs(1);
@@ -51,6 +55,8 @@ pub struct Background {
     pub policy: Arc<ArcSwap<Policy>>,
     /// Knows the requests in flight.
     pub readiness: Arc<Readiness>,
+    /// Counts refused connections.
+    pub refusals: Arc<Refusals>,
 }
 
 /// A task of the background.
@@ -85,6 +91,14 @@ impl Background {
             Task::new("request gauge", Some(GAUGES), &self.readiness, |readiness| async move {
                 METRICS.in_flight.set(gauge_value(readiness.in_flight.count()));
             }),
+            Task::new(
+                "refused connections",
+                Some(REFUSALS),
+                &self.refusals,
+                |refusals| async move {
+                    refusals.report();
+                },
+            ),
             Task::new("leases", Some(LEASES), &self.ledger, |ledger| async move {
                 ledger.expire_leases();
             }),
@@ -92,8 +106,8 @@ impl Background {
                 ledger.sweep();
                 METRICS.limit_subjects.set(gauge_value(ledger.subjects()));
             }),
-            Task::new("names", Some(RESOLVE), &self.policy, |policy| async move {
-                resolve(policy.load_full().upstreams()).await;
+            Task::new("names", Some(NAMES), &self.policy, |policy| async move {
+                drop(look_up(policy.load().upstreams()));
             }),
             Task::new("keys", Some(KEYS), &self.policy, |policy| async move {
                 refresh_keys(&policy.load());

@@ -6,14 +6,15 @@ use futures_util::future::{join, join_all};
 use tokio::time::timeout;
 
 use crate::policy::Policy;
-use crate::upstream::resolve::resolve;
+use crate::upstream::resolve::look_up;
 
-/// The longest time that a new policy waits for issuers' keys.
-const KEYS: Duration = Duration::from_secs(2);
+/// The longest time that a new policy waits for names and keys. Clients can connect already, and wait too.
+const LEARN: Duration = Duration::from_millis(800);
 
 /// Looks up names and keys. The background tries again later where this fails.
 pub async fn learn(policy: &Policy) {
     let keys = join_all(policy.auth.jwt.key_sets().map(|set| set.learn()));
-    // An issuer that does not answer must delay neither the start nor a reload for long.
-    let _ = join(resolve(policy.upstreams()), timeout(KEYS, keys)).await;
+    let names = join_all(look_up(policy.upstreams()));
+    // A name server or an issuer that does not answer must delay neither the start nor a reload for long.
+    let _ = timeout(LEARN, join(names, keys)).await;
 }

@@ -1,5 +1,6 @@
 //! Assembles the gateway (state, services, signals) and runs it until it has drained.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
 use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
+use tokio::time::{sleep, timeout};
 
 use crate::admission::Admission;
 use crate::auth::cache::{CacheOutcome, Records, Revocations, StoreCache};
@@ -28,15 +30,21 @@ use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Re
 use crate::telemetry::metrics::METRICS;
 
 pub mod background;
+mod descriptors;
 pub mod echo;
+pub mod handover;
 pub mod learn;
 pub mod reload;
 pub mod shutdown;
 
 use background::Background;
 use echo::Echo;
+use handover::{HandOverError, Meeting, Predecessor};
 use reload::{PendingReload, Reload};
 use shutdown::{Drain, Signals};
+
+/// How long a successor may take to become ready.
+const BECOME_READY: Duration = Duration::from_secs(10);
 
 /// Up to this number of worker threads, one lock for all timers was measured to cost nothing.
 const FEW_THREADS: usize = 2;
@@ -50,6 +58,9 @@ pub enum StartError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The predecessor did not hand its sockets over.
+    #[error(transparent)]
+    HandOver(#[from] HandOverError),
     /// The operating system refuses something that every start needs.
     #[error("{0}")]
     System(String),
@@ -59,8 +70,8 @@ pub enum StartError {
 pub struct Gateway {
     config: StartupConfig,
     policy: Arc<ArcSwap<Policy>>,
-    upgrade: bool,
     bound: Bound,
+    predecessor: Option<Predecessor>,
     echo: Option<BoundSocket>,
 }
 
@@ -72,10 +83,23 @@ impl Gateway {
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
         let Config { startup: config, live } = config;
         let policy = Policy::compile(live, None);
-        make_ready(&policy)?;
-        let bound = if upgrade { Bound::default() } else { Bound::bind(&config)? };
+        let (inherited, predecessor) = match upgrade {
+            // The predecessor serves meanwhile.
+            true => {
+                block_on(learn::learn(&policy))?;
+                let meeting = Meeting::new(config.server.upgrade_sock.as_deref());
+                let inheritance = block_on(async move { handover::receive(&meeting).await })??;
+                (inheritance.sockets, Some(inheritance.predecessor))
+            }
+            false => (Vec::new(), None),
+        };
+        let bound = Bound::bind(&config, inherited)?;
+        if !upgrade {
+            // Clients can connect from here on. Without names and keys their requests would fail.
+            block_on(learn::learn(&policy))?;
+        }
         let policy = Arc::new(ArcSwap::from_pointee(policy));
-        Ok(Self { config, policy, upgrade, bound, echo: None })
+        Ok(Self { config, policy, bound, predecessor, echo: None })
     }
 
     /// Adds the echo server of `tollgate demo`, which listens on `socket`.
@@ -84,7 +108,7 @@ impl Gateway {
         self
     }
 
-    /// The address of the first listener; `None` when a predecessor hands the sockets over.
+    /// The address of the first listener.
     pub fn address(&self) -> Option<std::net::SocketAddr> {
         self.bound.first()
     }
@@ -94,10 +118,11 @@ impl Gateway {
     /// # Errors
     /// [`StartError`] when the gateway cannot start.
     pub fn run(self, load: Load, pending: PendingReload) -> Result<(), StartError> {
-        let Self { config, policy, upgrade, bound, echo } = self;
+        let Self { config, policy, bound, predecessor, echo } = self;
         METRICS.set_build_info(env!("CARGO_PKG_VERSION"), env!("TOLLGATE_COMMIT"));
         METRICS.config_generation.set(1);
         METRICS.config_last_reload_success.set(1);
+        descriptors::provide(policy.load().max_connections);
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let Stores { records, quota, membership, is_shared } = open_store(&config, &clock);
@@ -111,65 +136,86 @@ impl Gateway {
             });
         let readiness = Arc::new(Readiness {
             draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             in_flight: RequestsInFlight::default(),
             store_serves: store_serves(Arc::clone(&membership)),
         });
         let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
 
         let conf = server_conf(&config);
-        let opt = Opt { upgrade, ..Opt::default() };
-        let mut server = Server::new_with_opt_and_conf(opt, conf);
+        let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
 
+        let meeting = Meeting::new(config.server.upgrade_sock.as_deref());
+        let copies = bound.copies().map_err(|error| StartError::System(error.to_string()))?;
         let drain = Drain::new(Arc::clone(&readiness), Arc::clone(&ledger), &config);
         let connections = Connections::new(
             http_proxy(&server.configuration, proxy),
             Arc::clone(&policy),
             problem::closing_response,
         );
+        let refusals = connections.refusals();
         let mut service = Service::new("gateway".into(), connections);
         service.threads = Some(config.server.threads);
-        let addresses = config.listeners.iter().map(|listener| listener.address);
-        server.add_service(
-            Listening::new(service, addresses, bound.listeners, "listening", drain.listeners())
-                .on_start({
-                    let membership = Arc::clone(&membership);
-                    move || membership.start()
-                }),
-        );
-        if let Some(address) = config.metrics {
+        let mut listening =
+            Listening::new(service, bound.listeners, "listening", drain.listeners()).on_start({
+                let membership = Arc::clone(&membership);
+                move || membership.start()
+            });
+        if let Some(predecessor) = predecessor {
+            let (policy, readiness) = (Arc::clone(&policy), Arc::clone(&readiness));
+            listening = listening.before_accept(take_over(predecessor, policy, readiness));
+        }
+        server.add_service(listening);
+        if !bound.metrics.is_empty() {
             let mut service = pingora_prometheus::prometheus_http_service();
             service.threads = Some(1);
             let close = drain.never();
-            let metrics = Listening::new(service, [address], bound.metrics, "metrics", close);
-            server.add_service(metrics);
+            server.add_service(Listening::new(service, bound.metrics, "metrics", close));
         }
         if let Some(echo) = echo {
             let mut service = Service::new("echo".into(), HttpServer::new_app(Echo));
             service.threads = Some(1);
-            let address = echo.configured();
             let close = drain.never();
-            server.add_service(Listening::new(service, [address], vec![echo], "echo", close));
+            server.add_service(Listening::new(service, vec![echo], "echo", close));
         }
         let reload = Arc::new(Reload::new(load, pending, config, Arc::clone(&policy)));
-        let background = Background { reload, store: membership, ledger, policy, readiness };
+        let store = membership;
+        let background = Background { reload, store, ledger, policy, readiness, refusals };
         server.add_service(background.service());
         info!("tollgate {} starts", env!("CARGO_PKG_VERSION"));
-        server.run(RunArgs { shutdown_signal: Box::new(Signals::new(drain)) });
+        let signals = Signals::new(drain, meeting, copies);
+        server.run(RunArgs { shutdown_signal: Box::new(signals) });
         info!("stopped");
         Ok(())
     }
 }
 
-/// Looks names and keys up before the first request, which would fail without them.
-fn make_ready(policy: &Policy) -> Result<(), StartError> {
+/// Runs `future` before the services have a runtime.
+fn block_on<F: Future>(future: F) -> Result<F::Output, StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| StartError::System(format!("no event loop: {error}")))?;
-    runtime.block_on(learn::learn(policy));
+    let output = runtime.block_on(future);
+    // Look-ups that have no answer yet hold threads of the runtime.
     runtime.shutdown_background();
-    Ok(())
+    Ok(output)
+}
+
+/// Waits until this process is ready, and tells the `predecessor`, which serves until then.
+async fn take_over(
+    predecessor: Predecessor,
+    policy: Arc<ArcSwap<Policy>>,
+    readiness: Arc<Readiness>,
+) -> Result<(), HandOverError> {
+    let ready = async {
+        while !(readiness.store_serves)(&policy.load()) {
+            sleep(SHORT).await;
+        }
+    };
+    timeout(BECOME_READY, ready).await.map_err(|_late| HandOverError::NotReady(BECOME_READY))?;
+    predecessor.confirm().await
 }
 
 fn server_conf(config: &StartupConfig) -> ServerConf {
@@ -179,12 +225,7 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
         // A single thread has no other to share work with, and is faster without stealing. With several
         // threads, tasks would wait for a busy thread while another is idle.
         work_stealing: config.server.threads > 1,
-        // The grace period is spent by `shutdown::Drain`, which ends it as soon as nothing is in
-        // flight; Pingora's own serves the hand-over to a successor.
-        grace_period_seconds: Some(config.server.graceful_shutdown_timeout_seconds),
-        graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
-        upgrade_sock: config.server.upgrade_sock.clone(),
         fast_timeout_to_tokio_threshold_seconds: match config.server.threads {
             // Tokio's timers, for every timeout. Tokio forgets a timer that is dropped. Pingora's timers
             // stay until they are due, and read the clock each time one is made.

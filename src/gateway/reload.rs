@@ -9,6 +9,7 @@ use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Load;
+use super::descriptors;
 use super::learn::learn;
 use crate::config::{Config, StartupConfig};
 use crate::policy::Policy;
@@ -74,6 +75,7 @@ impl Reload {
         match self.next_policy().await {
             Ok(policy) => {
                 let generation = policy.generation;
+                descriptors::provide(policy.max_connections);
                 self.policy.store(Arc::new(policy));
                 METRICS.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
                 METRICS.config_last_reload_success.set(1);

@@ -5,15 +5,17 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use log::{info, warn};
+use log::{error, info, warn};
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::SHORT;
+use super::handover::{self, Meeting};
 use crate::config::StartupConfig;
 use crate::limit::ledger::Ledger;
+use crate::listener::sockets::NamedSocket;
 use crate::proxy::Readiness;
 
 /// The longest time that giving leases back to the store may take.
@@ -57,6 +59,13 @@ impl Drain {
     async fn run(&self, grace: Duration) {
         self.readiness.draining.store(true, Ordering::Relaxed);
         info!("draining: not ready, listeners close in {grace:?}");
+        self.leave(grace).await;
+    }
+
+    /// Closes the listeners after `grace`, and waits for the requests in flight. Until the listeners close,
+    /// each answer ends its connection, so that clients go on elsewhere and lose no request.
+    async fn leave(&self, grace: Duration) {
+        self.readiness.closing.store(true, Ordering::Relaxed);
         sleep(grace).await;
         self.close_listeners.send_replace(true);
         let deadline = Instant::now() + self.in_flight;
@@ -81,21 +90,50 @@ impl Drain {
 /// SIGTERM and SIGINT drain; a second signal ends the process at once. SIGQUIT hands over to a successor.
 pub struct Signals {
     drain: Drain,
+    meeting: Meeting,
+    /// Copies of the listening sockets, until they are handed over or closed.
+    sockets: Mutex<Vec<NamedSocket>>,
 }
 
 impl Signals {
-    /// Signals that start `drain`.
-    pub fn new(drain: Drain) -> Self {
-        Self { drain }
+    /// Signals that start `drain`. A successor gets `sockets` at `meeting`.
+    pub fn new(drain: Drain, meeting: Meeting, sockets: Vec<NamedSocket>) -> Self {
+        Self { drain, meeting, sockets: Mutex::new(sockets) }
     }
 
-    async fn drained(&self, grace: Duration, terminate: &mut Waiter, interrupt: &mut Waiter) {
-        tokio::select! {
-            () = self.drain.run(grace) => {}
-            () = terminate.heard() => {}
-            () = interrupt.heard() => {}
+    /// Ends the work after the signal `end`.
+    async fn finish(&self, end: End) {
+        // A listening socket stays open as long as there is a copy.
+        self.sockets.lock().await.clear();
+        match end {
+            End::Terminate => self.drain.run(self.drain.grace).await,
+            End::Interrupt => self.drain.run(Duration::ZERO).await,
+            End::HandedOver => self.drain.leave(self.drain.grace).await,
         }
     }
+
+    /// Hands the sockets to a successor; `false` when this process must go on serving.
+    async fn hand_over(&self) -> bool {
+        info!("handing the listening sockets to a successor");
+        match handover::hand_over(&self.meeting, &self.sockets.lock().await).await {
+            Ok(()) => {
+                info!("the successor serves");
+                true
+            }
+            Err(error) => {
+                error!("not handed over, this process goes on serving: {error}");
+                false
+            }
+        }
+    }
+}
+
+/// A reason to end.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Terminate,
+    Interrupt,
+    HandedOver,
 }
 
 #[async_trait]
@@ -104,17 +142,24 @@ impl ShutdownSignalWatch for Signals {
         let mut terminate = Waiter::new(SignalKind::terminate());
         let mut interrupt = Waiter::new(SignalKind::interrupt());
         let mut quit = Waiter::new(SignalKind::quit());
+        let end = loop {
+            tokio::select! {
+                () = terminate.heard() => break End::Terminate,
+                () = interrupt.heard() => break End::Interrupt,
+                () = quit.heard() => {}
+            }
+            tokio::select! {
+                () = terminate.heard() => break End::Terminate,
+                () = interrupt.heard() => break End::Interrupt,
+                handed_over = self.hand_over() => if handed_over {
+                    break End::HandedOver;
+                }
+            }
+        };
         tokio::select! {
-            () = terminate.heard() => {
-                self.drained(self.drain.grace, &mut terminate, &mut interrupt).await;
-            }
-            () = interrupt.heard() => {
-                self.drained(Duration::ZERO, &mut terminate, &mut interrupt).await;
-            }
-            () = quit.heard() => {
-                info!("handing the listening sockets to a successor");
-                return ShutdownSignal::GracefulUpgrade;
-            }
+            () = self.finish(end) => {}
+            () = terminate.heard() => {}
+            () = interrupt.heard() => {}
         }
         // The drain is over, so Pingora must not wait once more.
         ShutdownSignal::FastShutdown

@@ -1,5 +1,6 @@
 //! Serves accepted connections: counts each, and gives it to the reader of its protocol.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,9 +9,10 @@ use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
-use super::bounds::OpenConnections;
-use super::connection::Connection;
+use super::bounds::{Bounds, OpenConnections, Refusals};
+use super::connection::{Connection, peer_ip};
 use super::http1::{self, RefusalBytes};
+use crate::base::net::Network;
 use crate::policy::Policy;
 
 /// Serves client connections: the application of the listening service.
@@ -32,6 +34,11 @@ impl<A> Connections<A> {
             open: OpenConnections::default(),
         }
     }
+
+    /// Counts the connections that are refused.
+    pub fn refusals(&self) -> Arc<Refusals> {
+        self.open.refusals()
+    }
 }
 
 #[async_trait]
@@ -42,7 +49,20 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         // A connection over the bound gets no answer: answering a flood would cost what the bound saves.
-        let _open = self.open.admit(self.policy.load().max_connections)?;
+        let _open = {
+            let policy = self.policy.load();
+            let socket = stream.get_socket_digest();
+            let address = peer_ip(socket.as_ref().and_then(|socket| socket.peer_addr()));
+            // A trusted proxy holds connections for many clients.
+            let is_trusted =
+                |ip: &IpAddr| policy.trusted_proxies.iter().any(|proxies| proxies.contains(ip));
+            let client = address.map(|ip| ip.to_canonical()).filter(|ip| !is_trusted(ip));
+            let bounds = Bounds {
+                all: policy.max_connections,
+                per_client: policy.max_connections_per_client,
+            };
+            self.open.admit(client.map(Network::of), bounds)?
+        };
         let connection = Connection::new(stream);
         // Every connection speaks HTTP/1.
         let timeouts = || self.policy.load().timeouts;

@@ -12,7 +12,7 @@
 //! facts of the [`connection`]. The server of the requests is an argument: this room does not know the proxy.
 
 pub mod accept;
-mod bounds;
+pub mod bounds;
 pub mod connection;
 pub mod http1;
 pub mod rules;

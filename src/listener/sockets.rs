@@ -1,9 +1,12 @@
-//! Listening sockets: bound before the gateway starts, so that a port in use is one clear error. Pingora gets
-//! the sockets, and hands them to a successor.
+//! Listening sockets: taken over from a predecessor or bound before the gateway starts, so that a port in use
+//! is one clear error. Pingora gets every socket, and binds none.
 
+use std::error::Error;
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +14,17 @@ use async_trait::async_trait;
 use log::{error, info};
 use parking_lot::Mutex;
 use pingora_core::apps::ServerApp;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::server::{Fds, ListenFds, ShutdownWatch};
 use pingora_core::services::Service as ServiceTrait;
 use pingora_core::services::listening::Service;
 use tokio::sync::watch;
 
 use crate::config::StartupConfig;
+
+/// The purposes of sockets, in their names.
+const LISTENER: &str = "listening";
+const METRICS: &str = "metrics";
 
 /// How long the process waits, before it exits, for the last log line to be written.
 const LOG_FLUSH: Duration = Duration::from_millis(20);
@@ -45,6 +53,21 @@ pub struct Bound {
 pub struct BoundSocket {
     configured: SocketAddr,
     socket: TcpListener,
+    is_taken_over: bool,
+}
+
+/// A socket on its way from a gateway to its successor.
+#[derive(Debug)]
+pub struct NamedSocket {
+    /// What the socket is for, and the address that the configuration gives it; without white space.
+    pub name: String,
+    /// The socket.
+    pub socket: TcpListener,
+}
+
+/// The name of the socket for a listener, or for the metrics, at the configured `address`.
+fn socket_name(purpose: &str, address: SocketAddr) -> String {
+    format!("{purpose}@{address}")
 }
 
 impl BoundSocket {
@@ -59,7 +82,7 @@ impl BoundSocket {
             Ok(socket)
         };
         match bind() {
-            Ok(socket) => Ok(Self { configured: address, socket }),
+            Ok(socket) => Ok(Self { configured: address, socket, is_taken_over: false }),
             Err(error) => Err(BindError { address, error }),
         }
     }
@@ -76,16 +99,43 @@ impl BoundSocket {
 }
 
 impl Bound {
-    /// Binds every address of `config`.
+    /// A socket for every address of `config`: one of `inherited` where there is one, else a new one. The
+    /// rest of `inherited` is closed.
     ///
     /// # Errors
     /// [`BindError`] at the first address that cannot be bound; the sockets before it are closed.
-    pub fn bind(config: &StartupConfig) -> Result<Self, BindError> {
-        let addresses = config.listeners.iter().map(|listener| listener.address);
-        Ok(Self {
-            listeners: addresses.map(BoundSocket::bind).collect::<Result<_, _>>()?,
-            metrics: config.metrics.into_iter().map(BoundSocket::bind).collect::<Result<_, _>>()?,
-        })
+    pub fn bind(
+        config: &StartupConfig,
+        mut inherited: Vec<NamedSocket>,
+    ) -> Result<Self, BindError> {
+        let mut bind = |purpose: &str, address: SocketAddr| {
+            let name = socket_name(purpose, address);
+            match inherited.iter().position(|named| named.name == name) {
+                Some(at) => {
+                    let socket = inherited.swap_remove(at).socket;
+                    Ok(BoundSocket { configured: address, socket, is_taken_over: true })
+                }
+                None => BoundSocket::bind(address),
+            }
+        };
+        let listeners = config.listeners.iter().map(|listener| bind(LISTENER, listener.address));
+        let listeners = listeners.collect::<Result<_, _>>()?;
+        let metrics = config.metrics.into_iter().map(|address| bind(METRICS, address));
+        let metrics = metrics.collect::<Result<_, _>>()?;
+        Ok(Self { listeners, metrics })
+    }
+
+    /// Copies of the sockets, which a successor may get.
+    ///
+    /// # Errors
+    /// The system's, when it has no more descriptors.
+    pub fn copies(&self) -> io::Result<Vec<NamedSocket>> {
+        let copy = |purpose: &str, bound: &BoundSocket| {
+            let socket = bound.socket.try_clone()?;
+            Ok(NamedSocket { name: socket_name(purpose, bound.configured), socket })
+        };
+        let listeners = self.listeners.iter().map(|bound| copy(LISTENER, bound));
+        listeners.chain(self.metrics.iter().map(|bound| copy(METRICS, bound))).collect()
     }
 
     /// The address of the first listener's socket.
@@ -97,33 +147,47 @@ impl Bound {
 /// A listening service that gets bound sockets, and that closes them at a signal of its own.
 pub struct Listening<A> {
     inner: Service<A>,
-    /// The name of each address in the table of sockets, which is handed from process to process.
-    names: Vec<(String, SocketAddr)>,
-    sockets: Vec<BoundSocket>,
+    /// The sockets, by the names under which Pingora looks for them.
+    sockets: Vec<(String, BoundSocket)>,
     label: &'static str,
     close: watch::Receiver<bool>,
     on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
+    before_accept: Option<BeforeAccept>,
 }
 
+/// Runs before the first connection is accepted. An error ends the process.
+type BeforeAccept =
+    Pin<Box<dyn Future<Output = Result<(), Box<dyn Error + Send + Sync>>> + Send + Sync>>;
+
 impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
-    /// Serves `inner` on `addresses`, of which `sockets` are bound already, and closes them when `close`
-    /// becomes true or when Pingora shuts down. The log calls the service `label`.
+    /// Serves `inner` on `sockets`, and closes them when `close` becomes true or when Pingora shuts down. The
+    /// log calls the service `label`.
     pub fn new(
         mut inner: Service<A>,
-        addresses: impl IntoIterator<Item = SocketAddr>,
         sockets: Vec<BoundSocket>,
         label: &'static str,
         close: watch::Receiver<bool>,
     ) -> Self {
         // Pingora finds a socket for every name, and binds none itself. So a name need not be an address,
-        // and two services may both ask for any free port. A name must hold no space: the names are
-        // separated by spaces when they are sent to a successor.
-        let names: Vec<_> =
-            addresses.into_iter().map(|address| (format!("{label}@{address}"), address)).collect();
-        for (name, _) in &names {
-            inner.add_tcp(name);
+        // and two services may both ask for any free port.
+        let named = sockets.into_iter().enumerate();
+        let sockets: Vec<_> = named.map(|(nth, bound)| (format!("{label} {nth}"), bound)).collect();
+        for (name, _) in &sockets {
+            // Without Pingora's read buffer of 64 KiB for each connection: each protocol has its own.
+            let buffers = L4BufferSettings::default().read(0);
+            inner.add_listener(ListenerConfig::tcp(name).l4_buffer(buffers));
         }
-        Self { inner, names, sockets, label, close, on_start: None }
+        Self { inner, sockets, label, close, on_start: None, before_accept: None }
+    }
+
+    /// Waits for `ready` after the start, before the first connection is accepted. Connections wait in the
+    /// sockets' queues meanwhile. An error of `ready` ends the process.
+    pub fn before_accept<E: Error + Send + Sync + 'static>(
+        mut self,
+        ready: impl Future<Output = Result<(), E>> + Send + Sync + 'static,
+    ) -> Self {
+        self.before_accept = Some(Box::pin(async move { Ok(ready.await?) }));
+        self
     }
 
     /// Calls `start` on the runtime of this service, before the first connection is accepted. Tasks that
@@ -133,27 +197,13 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
         self
     }
 
-    /// Puts the sockets into the table in which Pingora looks for a predecessor's sockets. An address
-    /// without a socket is bound now.
+    /// Puts the sockets into the table in which Pingora looks for them.
     fn offer(&mut self, fds: &ListenFds) {
         let mut fds = fds.lock();
-        for (name, address) in &self.names {
-            if fds.get(name).is_some() {
-                info!("{} on {address}, taken over", self.label);
-                continue;
-            }
-            let ahead = self.sockets.iter().position(|bound| bound.configured == *address);
-            let bound = match ahead {
-                Some(at) => Ok(self.sockets.swap_remove(at)),
-                None => BoundSocket::bind(*address),
-            };
-            match bound {
-                Ok(bound) => {
-                    info!("{} on {}", self.label, bound.address());
-                    fds.add(name.clone(), bound.socket.into_raw_fd());
-                }
-                Err(failure) => fail(&failure),
-            }
+        for (name, bound) in self.sockets.drain(..) {
+            let taken_over = if bound.is_taken_over { ", taken over" } else { "" };
+            info!("{} on {}{taken_over}", self.label, bound.address());
+            fds.add(name, bound.socket.into_raw_fd());
         }
     }
 }
@@ -163,7 +213,7 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
     clippy::disallowed_methods,
     reason = "the process ends here, once its last line is written"
 )]
-fn fail(failure: &dyn std::error::Error) {
+fn fail(failure: &dyn Error) {
     error!("{failure}");
     std::thread::sleep(LOG_FLUSH);
     std::process::exit(69);
@@ -182,6 +232,11 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
         self.offer(&fds);
         if let Some(start) = self.on_start.take() {
             start();
+        }
+        if let Some(ready) = self.before_accept.take()
+            && let Err(failure) = ready.await
+        {
+            fail(&*failure);
         }
         let (closing, closed) = watch::channel(false);
         let mut close = self.close.clone();

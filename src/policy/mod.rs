@@ -48,6 +48,8 @@ pub struct Policy {
     pub max_body: u64,
     /// Client connections open at the same time.
     pub max_connections: usize,
+    /// Client connections that one client may have open at the same time; `None` for any number.
+    pub max_connections_per_client: Option<isize>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Most requests of one token at the same time, in this process.
@@ -71,6 +73,7 @@ impl Policy {
             timeouts,
             max_body,
             max_connections,
+            max_connections_per_client,
             trusted_proxies,
             auth,
             plans,
@@ -101,6 +104,7 @@ impl Policy {
             timeouts,
             max_body,
             max_connections,
+            max_connections_per_client,
             trusted_proxies,
             max_in_flight,
             access_log,
@@ -126,7 +130,7 @@ impl Policy {
     }
 
     /// The upstreams.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.upstreams.iter()
     }
 }

@@ -29,8 +29,8 @@ impl Upstreams {
     }
 
     /// Every upstream, in no particular order.
-    pub fn iter(&self) -> impl Iterator<Item = &Upstream> {
-        self.0.values().map(Arc::as_ref)
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.0.values()
     }
 }
 

@@ -89,6 +89,12 @@ impl Forwarding {
         }
     }
 
+    /// Notes that the present attempt has no connection; whether another connection may be tried.
+    pub fn may_connect_elsewhere(&mut self) -> bool {
+        self.turn.connection_failed();
+        self.permit.route().upstream.has_another_address(&self.turn) || self.may_retry()
+    }
+
     /// Whether another attempt may follow.
     pub fn may_retry(&self) -> bool {
         self.turn.attempts() <= self.permit.route().upstream.rules().retries

@@ -41,6 +41,8 @@ use outcome::{RequestOutcome, answer_of, rejection_of};
 pub struct Readiness {
     /// Set when the shutdown begins.
     pub draining: AtomicBool,
+    /// Set when answers must end their connections, so that clients go on elsewhere before the listeners close.
+    pub closing: AtomicBool,
     /// The requests that are being served.
     pub in_flight: RequestsInFlight,
     /// Whether the store answers, or its failure policy lets requests through without it.
@@ -104,6 +106,13 @@ impl Proxy {
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
     }
 
+    /// Lets the answer say that the connection ends, when this process is about to go.
+    fn close_when_draining(&self, session: &mut Session) {
+        if self.readiness.closing.load(Ordering::Relaxed) {
+            session.set_keepalive(None);
+        }
+    }
+
     async fn answer_probe(
         &self,
         session: &mut Session,
@@ -158,6 +167,7 @@ impl ProxyHttp for Proxy {
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
+        self.close_when_draining(session);
         let request = session.req_header_mut();
         request::forget_spelling(request);
         ctx.seen = Seen::in_request(&request.headers);
@@ -290,6 +300,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
         let version = session.req_header().version;
+        self.close_when_draining(session);
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
@@ -312,8 +323,9 @@ impl ProxyHttp for Proxy {
         mut e: Box<Error>,
     ) -> Box<Error> {
         end_attempt(ctx, &e);
-        // No upstream has seen a byte of the request, so a request of any method may be tried again.
-        e.set_retry(may_retry(ctx));
+        // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
+        let forwarding = ctx.forwarding.as_mut();
+        e.set_retry(forwarding.is_some_and(Forwarding::may_connect_elsewhere));
         e
     }
 

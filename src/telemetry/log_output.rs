@@ -1,7 +1,10 @@
 //! The form and the output of log lines: `env_logger` makes a JSON object or a coloured line of each record,
 //! and a thread of its own writes the lines, so that a slow reader never stops a worker.
 
+use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -85,8 +88,10 @@ pub fn install(format: LogFormat, color: LogColor, level: LevelFilter) -> io::Re
     let color = color.is_wanted();
     let (sender, lines) = sync_channel::<Vec<u8>>(QUEUE);
     let (finished, done) = sync_channel(1);
+    // A descriptor of its own: the thread must not hold the lock of `io::stdout()` while a reader of the log
+    // is slow, because the end of the process takes that lock.
+    let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
-        let mut out = io::stdout();
         while let Ok(line) = lines.recv() {
             if line.is_empty() {
                 break;
@@ -94,7 +99,6 @@ pub fn install(format: LogFormat, color: LogColor, level: LevelFilter) -> io::Re
             // A gateway goes on serving when its standard output is closed.
             let _ = out.write_all(&line);
         }
-        let _ = out.flush();
         let _ = finished.send(());
     })?;
     Builder::new()
@@ -165,7 +169,7 @@ fn console_line(out: &mut dyn Write, record: &Record<'_>, color: bool) -> io::Re
         out,
         "{dim}{time}{reset} {level}{:<5}{reset} {}",
         level_name(record.level()),
-        record.args()
+        OneLine(&record.args().to_string())
     )?;
     let mut pairs = ConsolePairs { out, dim, reset };
     record.key_values().visit(&mut pairs).map_err(io::Error::other)?;
@@ -194,6 +198,18 @@ fn access_line(
         }
     }
     writeln!(out)
+}
+
+/// Text whose control characters are written as escapes, so that it stays on its line and moves no cursor.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => f.write_char(c),
+        })
+    }
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -323,6 +339,19 @@ mod tests {
     fn a_console_line_lets_no_escape_through() {
         let line = line(LogFormat::Console);
         assert!(line.contains("path=/a\\\"\\u{1b}[31m status=200"), "{line}");
+        assert!(line.contains("a \"line\"\\nof two"), "{line}");
         assert!(!line.contains('\u{1b}'));
+        assert_eq!(line.matches('\n').count(), 1, "{line}");
+    }
+
+    #[test]
+    fn control_characters_are_escaped_and_nothing_else_is() {
+        for (text, line) in [
+            ("plain \"é\" '\\'", "plain \"é\" '\\'"),
+            ("a\r\nb\tc", "a\\r\\nb\\tc"),
+            ("\u{7f}\u{85}\u{0}", "\\u{7f}\\u{85}\\u{0}"),
+        ] {
+            assert_eq!(OneLine(text).to_string(), line);
+        }
     }
 }

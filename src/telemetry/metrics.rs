@@ -50,6 +50,8 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Client connections open.
     pub connections: IntGauge,
+    /// Client connections refused, by bound.
+    pub connections_refused: ConnectionsRefused,
     /// How many configurations have taken effect.
     pub config_generation: IntGauge,
     /// 1 when the last reload took effect, 0 when it was refused.
@@ -167,6 +169,11 @@ impl Metrics {
             )),
             in_flight: gauge("tollgate_in_flight_requests", "Requests being served"),
             connections: gauge("tollgate_client_connections", "Client connections open"),
+            connections_refused: ConnectionsRefused::new(&counters(
+                "tollgate_client_connections_refused_total",
+                "Client connections closed without an answer, by the bound that was reached",
+                &["bound"],
+            )),
             config_generation: gauge(
                 "tollgate_config_generation",
                 "Configurations that have taken effect",
@@ -287,6 +294,21 @@ impl TokenCache {
     fn new(lookups: &IntCounterVec) -> Self {
         let handle = |outcome| lookups.with_label_values(&[outcome]);
         Self { hit: handle("hit"), miss: handle("miss"), stale: handle("stale") }
+    }
+}
+
+/// Client connections refused, by bound.
+pub struct ConnectionsRefused {
+    /// `max_connections` were open.
+    pub all: IntCounter,
+    /// The client had `max_connections_per_client` open.
+    pub per_client: IntCounter,
+}
+
+impl ConnectionsRefused {
+    fn new(refused: &IntCounterVec) -> Self {
+        let handle = |bound| refused.with_label_values(&[bound]);
+        Self { all: handle("max_connections"), per_client: handle("max_connections_per_client") }
     }
 }
 

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::attempt::Attempt;
+use super::resolve::Schedule;
 use crate::telemetry::metrics::{self, Histogram};
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
 
 /// The rules of an upstream.
@@ -83,6 +85,8 @@ pub struct Endpoint {
     /// `host:port`, for logs and the Host field.
     pub authority: String,
     peers: ArcSwap<Vec<HttpPeer>>,
+    /// When the name is looked up.
+    pub(super) schedule: Mutex<Schedule>,
 }
 
 impl fmt::Debug for Upstream {
@@ -96,12 +100,23 @@ impl fmt::Debug for Upstream {
 pub struct Turn {
     start: Option<usize>,
     attempts: usize,
+    /// The endpoint of the present attempt, by its index.
+    endpoint: usize,
+    /// How many addresses of that endpoint were tried.
+    addresses: usize,
+    /// Whether the last address took no connection.
+    has_no_connection: bool,
 }
 
 impl Turn {
     /// How many attempts the request has begun.
     pub fn attempts(&self) -> usize {
         self.attempts
+    }
+
+    /// Notes that the last peer took no connection: the same attempt goes on at the next address.
+    pub fn connection_failed(&mut self) {
+        self.has_no_connection = true;
     }
 }
 
@@ -133,21 +148,46 @@ impl Upstream {
         &self.endpoints
     }
 
+    /// Whether the attempt whose last peer took no connection has another address to try.
+    pub fn has_another_address(&self, turn: &Turn) -> bool {
+        turn.has_no_connection && turn.addresses < self.endpoints[turn.endpoint].peers.load().len()
+    }
+
     /// Chooses an endpoint for the next attempt of a request: its index, and one of its peers. A retry goes
     /// to another endpoint than the attempt before, where there is another. `None` when no endpoint has an
     /// address.
+    ///
+    /// An attempt whose peer took no connection goes on at the next address of the same endpoint, because a
+    /// name may have addresses at which nothing listens. It is a new attempt when there is no further address.
     pub fn pick(&self, turn: &mut Turn) -> Option<(usize, Box<HttpPeer>)> {
         let start = *turn.start.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
+        let goes_on = self.has_another_address(turn);
+        turn.has_no_connection = false;
+        if goes_on {
+            let at = turn.endpoint;
+            turn.addresses += 1;
+            return self.peer(at, start, turn).map(|peer| (at, peer));
+        }
         let first = self.rotation[start % self.rotation.len()];
         let attempt = turn.attempts;
         turn.attempts += 1;
         // The first attempt follows the rotation; each retry takes the next endpoint in the list.
+        turn.addresses = 1;
         (0..self.endpoints.len()).find_map(|step| {
             let at = (first + attempt + step) % self.endpoints.len();
-            let peers = self.endpoints[at].peers.load();
-            let peer = || Box::new(peers[start / self.rotation.len() % peers.len()].clone());
-            (!peers.is_empty()).then(|| (at, peer()))
+            let peer = self.peer(at, start, turn)?;
+            turn.endpoint = at;
+            Some((at, peer))
         })
+    }
+
+    /// The peer at the address of the endpoint `at` whose turn it is.
+    fn peer(&self, at: usize, start: usize, turn: &Turn) -> Option<Box<HttpPeer>> {
+        let peers = self.endpoints[at].peers.load();
+        // Requests take turns, and so do the attempts of a request, and the connections of an attempt.
+        let turns = start / self.rotation.len() + turn.attempts + turn.addresses - 2;
+        let peer = peers.get(turns.checked_rem(peers.len())?)?;
+        Some(Box::new(peer.clone()))
     }
 
     /// Records an attempt that has ended.
@@ -161,7 +201,12 @@ impl Upstream {
 impl Endpoint {
     fn new(rules: &EndpointRules, timeouts: Timeouts) -> Self {
         let authority = format!("{}:{}", rules.host, rules.port);
-        let endpoint = Self { rules: rules.clone(), authority, peers: ArcSwap::default() };
+        let endpoint = Self {
+            rules: rules.clone(),
+            authority,
+            peers: ArcSwap::default(),
+            schedule: Mutex::default(),
+        };
         if let Some(address) = endpoint.literal() {
             endpoint.set_addresses(&[address], timeouts);
         }
@@ -262,6 +307,51 @@ mod tests {
         let mut turn = Turn::default();
         let attempts: Vec<_> = (0..3).map(|_| port(upstream.pick(&mut turn))).collect();
         assert_eq!(attempts, [Some(1_000), Some(1_001), Some(1_000)]);
+    }
+
+    /// The addresses that `connections` of a request go to when each fails.
+    fn addresses_of(upstream: &Upstream, turn: &mut Turn, connections: usize) -> Vec<String> {
+        let mut address = || {
+            let (_, peer) = upstream.pick(turn).unwrap();
+            turn.connection_failed();
+            peer._address.to_string()
+        };
+        (0..connections).map(|_| address()).collect()
+    }
+
+    #[test]
+    fn an_attempt_moves_on_through_the_addresses_of_a_name() {
+        let upstream = upstream(&[("one.invalid", 1), ("two.invalid", 1)]);
+        let timeouts = upstream.rules().timeouts;
+        let set = |endpoint: usize, addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+            upstream.endpoints()[endpoint].set_addresses(&addresses, timeouts);
+        };
+        set(0, &["[::1]:1", "127.0.0.1:1", "127.0.0.2:1"]);
+        set(1, &["127.0.0.1:2", "127.0.0.2:2"]);
+        let mut turn = Turn::default();
+        let mut tried = addresses_of(&upstream, &mut turn, 3);
+        assert_eq!(turn.attempts(), 1, "all addresses of an endpoint are one attempt");
+        assert!(!upstream.has_another_address(&turn));
+        tried.sort_unstable();
+        assert_eq!(tried, ["127.0.0.1:1", "127.0.0.2:1", "[::1]:1"]);
+        let mut tried = addresses_of(&upstream, &mut turn, 2);
+        assert_eq!(turn.attempts(), 2);
+        tried.sort_unstable();
+        assert_eq!(tried, ["127.0.0.1:2", "127.0.0.2:2"]);
+    }
+
+    #[test]
+    fn a_connection_that_was_made_ends_the_search_for_an_address() {
+        let upstream = upstream(&[("one.invalid", 1)]);
+        let addresses = ["127.0.0.1:1", "127.0.0.2:1"].map(|address| address.parse().unwrap());
+        upstream.endpoints()[0].set_addresses(&addresses, upstream.rules().timeouts);
+        let address = |turn: &mut Turn| upstream.pick(turn).unwrap().1._address.to_string();
+        let mut turn = Turn::default();
+        let first = address(&mut turn);
+        assert!(!upstream.has_another_address(&turn), "the peer has answered, and badly");
+        assert_ne!(address(&mut turn), first, "a retry goes to the other address");
+        assert_eq!(turn.attempts(), 2);
     }
 
     #[test]

@@ -271,6 +271,11 @@ impl Gateway {
         self.signal("HUP");
     }
 
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(name, self.child.id());
     }

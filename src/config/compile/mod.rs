@@ -51,6 +51,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
         timeouts: client_timeouts(file.timeouts.unwrap_or_default()),
         max_body: file.max_body.map_or(10 << 20, |size| size.0.0),
         max_connections: count(file.max_connections.map(|n| n.0.0), 10_000),
+        max_connections_per_client: file.max_connections_per_client.map_or(Some(1_000), |n| n.0.0),
         trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
         auth,
         plans: plans.into_iter().filter_map(|(name, limits)| Some((name, limits?))).collect(),
@@ -76,9 +77,7 @@ fn server(written: file::Server) -> Server {
             written.upstream_keepalive_pool_size.map(|n| n.0.0),
             128,
         ),
-        upgrade_sock: written
-            .upgrade_sock
-            .map_or_else(|| "/tmp/tollgate_upgrade.sock".into(), |path| path.0.0),
+        upgrade_sock: written.upgrade_sock.map(|path| path.0.0),
     }
 }
 

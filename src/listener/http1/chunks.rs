@@ -24,10 +24,23 @@ pub struct ChunkedBody {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Size { digits: u8, size: u64 },
-    Extension { size: u64 },
-    SizeLf { size: u64 },
-    Data { left: u64 },
+    Size {
+        digits: u8,
+        size: u64,
+    },
+    /// White space before the `;` of an extension.
+    BeforeExtension {
+        size: u64,
+    },
+    Extension {
+        size: u64,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     TrailerStart,
@@ -79,7 +92,15 @@ impl ChunkedBody {
                 State::Size { digits: digits + 1, size: size << 4 | u64::from(value) }
             }
             (State::Size { digits: 1.., size }, b'\r') => State::SizeLf { size },
-            (State::Size { digits: 1.., size }, b';') => {
+            (State::Size { digits: 1.., size }, b' ' | b'\t') => {
+                self.spent = 0;
+                State::BeforeExtension { size }
+            }
+            (State::BeforeExtension { size }, b' ' | b'\t') => {
+                self.spend(MAX_EXTENSION)?;
+                State::BeforeExtension { size }
+            }
+            (State::Size { digits: 1.., size } | State::BeforeExtension { size }, b';') => {
                 self.spent = 0;
                 State::Extension { size }
             }
@@ -123,6 +144,7 @@ mod tests {
             "0\r\n\r\n",
             "5\r\nhello\r\n0\r\n\r\n",
             "1;x=\"y\"\r\na\r\n00A\r\n0123456789\r\n0\r\nT: v\r\n\r\n",
+            "1 ; x = y\r\na\r\n1\t;\tx\r\nb\r\n0  ;x; y\r\n\r\n",
         ] {
             let bytes = [body.as_bytes(), b"GET /"].concat();
             for cut in 0..body.len() {
@@ -147,6 +169,7 @@ mod tests {
     #[test]
     fn broken_framing_is_refused() {
         let extension = format!("1;{}\r\n", "x".repeat(MAX_EXTENSION + 1));
+        let spaces = format!("1{};x\r\n", " ".repeat(MAX_EXTENSION + 2));
         let trailers = format!("0\r\n{}", "T: v\r\n".repeat(MAX_TRAILERS));
         for bad in [
             "\r\n",
@@ -155,6 +178,10 @@ mod tests {
             "-1\r\n",
             " 1\r\na",
             "1 \r\na",
+            "1 a;x\r\n",
+            "1 \n;x\r\n",
+            " ;x\r\n",
+            ";x\r\n",
             "0x1\r\na",
             "1\na",
             "1\r\nab",
@@ -166,6 +193,7 @@ mod tests {
             "0\r\n\n",
             "0\r\n folded\r\n",
             &extension,
+            &spaces,
             &trailers,
         ] {
             assert_eq!(ChunkedBody::default().pass(bad.as_bytes()), Err(ChunkError), "{bad:?}");

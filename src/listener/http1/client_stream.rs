@@ -1,14 +1,16 @@
 //! A client's byte stream and its buffer: the bytes that have arrived, and where the present request ends.
 //! This file must not know Pingora's sessions.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::mem::{self, MaybeUninit};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::Stream;
-use tokio::io::{AsyncRead as _, AsyncReadExt, AsyncWrite as _, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 use super::body::Body;
@@ -19,7 +21,13 @@ use crate::listener::rules::HeadError;
 const MAX_AHEAD: usize = 64 * 1024;
 
 /// How many bytes are read at a time.
-const READ_SIZE: usize = 4 * 1024;
+const READ_SIZE: usize = 16 * 1024;
+
+/// The largest buffer that a connection keeps while it waits for a request.
+const IDLE_BUFFER: usize = 1024;
+
+/// How long a refused client may take to read the answer, before its connection ends.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The reason that no head could be read.
 #[derive(Debug)]
@@ -67,6 +75,9 @@ impl ClientStream {
             if !self.ahead.is_empty() && &self.ahead[..] != b"\r" {
                 return Ok(true);
             }
+            if self.ahead.capacity() > IDLE_BUFFER {
+                self.ahead = BytesMut::new();
+            }
             if self.read_more().await? == 0 {
                 return Ok(false);
             }
@@ -101,17 +112,16 @@ impl ClientStream {
         }
     }
 
-    /// Takes the bytes of `head` from the buffer, and lets Pingora read its body next. The bytes are copied,
-    /// because the request keeps them, while the connection reads on into the buffer.
+    /// Takes the bytes of `head` from the buffer, and lets Pingora read its body next. The request keeps
+    /// the bytes: it gets the buffer, or a copy when the buffer holds more than the head.
     pub fn begin_request(&mut self, head: Head) -> BytesMut {
         self.body = head.body;
         self.answered_whole = false;
+        if self.ahead.len() == head.length {
+            return mem::take(&mut self.ahead);
+        }
         let bytes = BytesMut::from(&self.ahead[..head.length]);
         self.ahead.advance(head.length);
-        if self.ahead.is_empty() && self.ahead.capacity() > READ_SIZE {
-            // The buffer grew because the client once sent much at a time.
-            self.ahead = BytesMut::new();
-        }
         bytes
     }
 
@@ -128,19 +138,20 @@ impl ClientStream {
     }
 
     /// Writes the whole `answer` to a request that is not served, and ends the connection.
-    pub async fn refuse(&mut self, answer: &[u8], deadline: Duration) {
-        let _ = timeout(deadline, async {
-            self.bytes.write_all(answer).await?;
+    pub async fn refuse(&mut self, answer: Vec<u8>) {
+        self.ahead = BytesMut::new();
+        let _ = timeout(LINGER, async {
+            self.bytes.write_all(&answer).await?;
             self.bytes.flush().await?;
             // Unread bytes would make the kernel send a reset, which can destroy the answer on its way.
             self.bytes.shutdown().await?;
             let mut left = MAX_AHEAD;
             while left > 0 {
-                self.ahead.clear();
                 match self.read_more().await? {
                     0 => break,
                     read => left = left.saturating_sub(read),
                 }
+                self.ahead = BytesMut::new();
             }
             io::Result::Ok(())
         })
@@ -148,8 +159,17 @@ impl ClientStream {
     }
 
     async fn read_more(&mut self) -> io::Result<usize> {
-        self.ahead.reserve(READ_SIZE);
-        self.bytes.read_buf(&mut self.ahead).await
+        poll_fn(|cx| self.poll_read_more(cx)).await
+    }
+
+    /// Reads bytes that have arrived into the buffer; 0 when the client has closed. The bytes are read onto
+    /// the stack first, so that a connection that waits for bytes needs no room for them.
+    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut room = [const { MaybeUninit::uninit() }; READ_SIZE];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut self.bytes).poll_read(cx, &mut read))?;
+        self.ahead.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
     }
 }
 
@@ -196,11 +216,6 @@ impl ClientStream {
         buf.put_slice(&self.ahead[..shown]);
         self.ahead.advance(shown);
         Poll::Ready(Ok(()))
-    }
-
-    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // The future may be dropped while it is pending: bytes that were read are in the buffer.
-        pin!(self.read_more()).poll(cx)
     }
 
     /// Writes bytes of the answer.

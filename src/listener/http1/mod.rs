@@ -9,7 +9,9 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 
@@ -60,14 +62,13 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
             Ok(head) => client.begin_request(head),
             Err(None) => return,
             Err(Some(rejection)) => {
-                client.refuse(&refusal_bytes(&rejection), timeouts.write).await;
+                // Boxed, because a rare path must not make every connection's task large.
+                Box::pin(client.refuse(refusal_bytes(&rejection))).await;
                 return;
             }
         };
-        let mut session = ServerSession::new_http1(stream.for_request());
-        session.set_pipelined_prefix(head);
-        session.set_keepalive(Some(timeouts.idle.as_secs().max(1)));
-        let handed_back = process(requests, session, shutdown).await.is_some();
+        let processing = process(requests, stream.for_request(), head, timeouts.idle, shutdown);
+        let handed_back = processing.await.is_some();
         // Pingora has dropped its stream, so that this task owns the connection alone again.
         if !stream.client().is_some_and(|client| client.may_go_on(handed_back)) {
             return;
@@ -89,14 +90,21 @@ async fn read_head(
     }
 }
 
-/// Lets Pingora serve one request. Pingora's future takes 13 KiB, and is made on the stack before it is
-/// boxed. This function is not inlined, so that those 13 KiB are free again for the calls that follow.
+/// Lets Pingora serve the request with this `head`. Pingora's future takes 13 KiB, and is made on the stack
+/// before it is boxed. This function is not inlined, so that those 13 KiB are free again for the calls that
+/// follow; and it is not `async`, so that the session takes no room in the connection's task, which a client
+/// may keep waiting for hours.
 #[inline(never)]
 fn process<'a, A: HttpServerApp + Send + Sync + 'static>(
     requests: &'a Arc<A>,
-    session: ServerSession,
+    stream: Stream,
+    head: BytesMut,
+    idle: Duration,
     shutdown: &'a ShutdownWatch,
 ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
+    let mut session = ServerSession::new_http1(stream);
+    session.set_pipelined_prefix(head);
+    session.set_keepalive(Some(idle.as_secs().max(1)));
     requests.process_new_http(session, shutdown)
 }
 
