@@ -220,6 +220,17 @@ pub struct Limits {
     pub headers: RateHeaders,
     /// Most requests of one token at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
+    /// What happens to a token whose plan is not configured.
+    pub unknown_plan: UnknownPlan,
+}
+
+/// How a token is limited that has no limits of its own and a plan that is not configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownPlan {
+    /// The token is refused.
+    Refuse,
+    /// The default limits apply.
+    Default,
 }
 
 /// Which requests go where.
