@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::process::Output;
+
 use support::*;
 
 fn config(redis: &Redis, origin: &Origin, more: &str) -> String {
@@ -59,5 +61,50 @@ fn a_plan_that_does_not_exist_is_no_way_around_limits() {
     wait_for("the default limits", || {
         let answer = gateway.get_as("gold", "/");
         (answer.status() == 200 && answer.header("x-ratelimit-limit").is_some()).then_some(())
+    });
+}
+
+fn run(arguments: &[&str]) -> Output {
+    tollgate().args(arguments).output().unwrap()
+}
+
+fn said(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_configuration_without_routes_is_none() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = Gateway::start(&config(&redis, &origin, "plans: {}\n"));
+    redis.record("alice", &[("limits", r#"["100/day"]"#)]);
+    let whole = std::fs::read_to_string(&gateway.config).unwrap();
+    let path = gateway.config.to_str().unwrap();
+    let cut = whole.split("routes:").next().unwrap();
+    let emptied = whole.replace("routes: [ { prefix: /, upstream: up } ]", "routes: []");
+    assert_ne!(emptied, whole);
+    for (nth, text) in ["", "# nothing\n", "---\n", cut, &emptied].into_iter().enumerate() {
+        std::fs::write(&gateway.config, text).unwrap();
+        let before = gateway.log().len();
+        gateway.signal("HUP");
+        wait_for("a line that says why", || {
+            gateway.log().into_iter().skip(before).find(|line| {
+                line["message"].as_str().is_some_and(|m| m.contains("routes: is missing"))
+            })
+        });
+        assert_eq!(gateway.metric("tollgate_config_last_reload_success"), Some(0.0), "case {nth}");
+        assert_eq!(gateway.get_as("alice", "/").status(), 200, "case {nth}");
+        for arguments in [["check", "-c", path], ["run", "-c", path]] {
+            let output = run(&arguments);
+            assert_eq!(output.status.code(), Some(78), "case {nth}: {arguments:?}");
+            assert!(said(&output.stderr).contains("routes: is missing"), "case {nth}");
+        }
+    }
+    // Tokens are managed without routes.
+    std::fs::write(&gateway.config, cut).unwrap();
+    assert_eq!(run(&["token", "list", "-c", path]).status.code(), Some(0));
+    std::fs::write(&gateway.config, &whole).unwrap();
+    gateway.signal("HUP");
+    wait_for("the reload", || {
+        (gateway.metric("tollgate_config_last_reload_success") == Some(1.0)).then_some(())
     });
 }
