@@ -108,3 +108,24 @@ fn a_configuration_without_routes_is_none() {
         (gateway.metric("tollgate_config_last_reload_success") == Some(1.0)).then_some(())
     });
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_file() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    redis.record("alice", &[("limits", r#"["100/day"]"#)]);
+    let dir = tempfile::TempDir::new().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, format!("\u{feff}{SECRET}\r\n")).unwrap();
+    let auth = format!(
+        "auth: {{ jwt: {{ keys: [ {{ algorithm: HS256, secret_file: {} }} ] }} }}\n",
+        secret.display()
+    );
+    let text = format!("\u{feff}{}", config(&redis, &origin, &auth));
+    let gateway = Gateway::start(&text);
+    assert_eq!(gateway.get_as("alice", "/").status(), 200);
+    // Columns count from the first character that an editor shows.
+    let path = dir.path().join("bad.yaml");
+    std::fs::write(&path, "\u{feff}colour: blue\n").unwrap();
+    let output = run(&["check", "-c", path.to_str().unwrap()]);
+    assert!(said(&output.stderr).contains("bad.yaml:1:1: colour: "), "{}", said(&output.stderr));
+}
