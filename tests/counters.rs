@@ -4,8 +4,11 @@
 
 mod support;
 
+use std::io::Write as _;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::{Value, json};
 use support::*;
 
 /// A gateway on `redis` that has these records.
@@ -114,4 +117,91 @@ fn a_gateway_that_was_seen_later_than_now_is_forgotten_in_time() {
     let latest = seen("gone");
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(seen("gone"), latest, "it is moved once");
+}
+
+fn token_command(arguments: &[&str], input: &str) -> Output {
+    let mut command = tollgate();
+    command.arg("token").args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// What a command that succeeds says in JSON.
+fn made(arguments: &[&str]) -> Value {
+    let output = token_command(&[arguments, &["--json"]].concat(), "");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn id(token: &Value) -> &str {
+    token["storage_key"].as_str().unwrap().strip_prefix("token:").unwrap()
+}
+
+fn ask(gateway: &Gateway, token: &Value) -> u16 {
+    let credential = format!("Bearer {}", token["credential"].as_str().unwrap());
+    gateway.call("GET", "/", &[("Authorization", &credential)], b"").status()
+}
+
+#[test]
+fn a_rotated_token_goes_on_with_the_old_counters() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = gateway(&redis, &origin, "[]");
+    let file = gateway.config.to_str().unwrap();
+    for kind in ["jwt", "key"] {
+        let first = made(&["create", "--kind", kind, "--limit", "4/day", "-c", file]);
+        assert_eq!(ask(&gateway, &first), 200);
+        let second = made(&["rotate", id(&first), "--grace", "1h", "-c", file]);
+        assert_eq!(
+            redis.command(&["HGET", &format!("token:{}", id(&second)), "counts_as"]),
+            id(&first)
+        );
+        assert_eq!([ask(&gateway, &second), ask(&gateway, &first)], [200, 200], "{kind}");
+        // The first token ends; its counters go on.
+        let third = made(&["rotate", id(&second), "--grace", "0s", "-c", file]);
+        assert_eq!(token_command(&["revoke", id(&first), "-c", file], "").status.code(), Some(0));
+        assert_eq!([ask(&gateway, &third), ask(&gateway, &third)], [200, 429], "{kind}");
+        // Upstreams and logs know each token by its own name.
+        let public = third["api_key"].as_str().unwrap();
+        let seen = origin.requests_for("/");
+        assert_eq!(seen.last().unwrap().all("x-token-id"), [public], "{kind}");
+    }
+}
+
+/// The author of one record must not use up the quota of another token.
+#[test]
+fn only_a_record_of_the_store_names_the_counters_of_another_token() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let open = gateway(&redis, &origin, "[]");
+    let file = open.config.to_str().unwrap();
+    let lines = [
+        ("jsonl", json!({ "api_key": "mallory", "counts_as": "alice" }).to_string()),
+        ("csv", "api_key,counts_as\nmallory,alice\n".into()),
+    ];
+    for (format, line) in lines {
+        let output = token_command(&["import", "-", "--format", format, "-c", file], &line);
+        assert_eq!(output.status.code(), Some(65), "{format}");
+        assert_eq!(redis.command(&["EXISTS", "token:mallory"]), "0", "{format}");
+    }
+    let yaml = std::fs::read_to_string(&open.config).unwrap();
+    let yaml = yaml.replace("tokens: []", "tokens: [ { api_key: mallory, counts_as: alice } ]");
+    let path = open.config.with_file_name("claiming.yaml");
+    std::fs::write(&path, yaml).unwrap();
+    let checked = tollgate().args(["check", "-c", path.to_str().unwrap()]).output().unwrap();
+    assert_eq!(checked.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(said.contains("auth.tokens[0].counts_as: is not a known key"), "{said}");
+
+    for id in ["alice", "mallory"] {
+        redis.record(id, &[("limits", r#"["1/day"]"#)]);
+    }
+    let claims = json!({ "api_key": "mallory", "exp": token::now() + 600, "counts_as": "alice" });
+    let claiming = format!("Bearer {}", token::claims(claims));
+    let status = || open.call("GET", "/", &[("Authorization", &claiming)], b"").status();
+    assert_eq!([status(), status()], [200, 429]);
+    assert_eq!(open.get_as("alice", "/").status(), 200, "nothing of it is used");
+    // A counter of something else than a token has no name that a record could say.
+    redis.record("eve", &[("limits", r#"["1/day"]"#), ("counts_as", "x\u{1}y")]);
+    assert_eq!(open.get_as("eve", "/").status(), 401);
 }
