@@ -129,3 +129,27 @@ fn a_byte_order_mark_is_no_part_of_a_file() {
     let output = run(&["check", "-c", path.to_str().unwrap()]);
     assert!(said(&output.stderr).contains("bad.yaml:1:1: colour: "), "{}", said(&output.stderr));
 }
+
+#[test]
+fn an_address_that_is_taken_is_said_once() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dir = tempfile::TempDir::new().unwrap();
+    for (nth, listeners) in [
+        format!("listeners: [ {{ address: \"{address}\" }} ]\nmetrics: {{ address: none }}\n"),
+        format!(
+            "listeners: [ {{ address: \"127.0.0.1:0\" }} ]\nmetrics: {{ address: \"{address}\" }}\n"
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = dir.path().join(format!("{nth}.yaml"));
+        std::fs::write(&path, config(&redis, &origin, &listeners)).unwrap();
+        let output = run(&["run", "-c", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(69));
+        let all = said(&output.stdout) + &said(&output.stderr);
+        assert_eq!(all.matches(&address).count(), 1, "{all}");
+    }
+}

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use log::error;
-
 use super::{Failure, RunArguments};
 use crate::config::Config;
 use crate::gateway::reload::PendingReload;
@@ -22,12 +20,9 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let _log = start_log(&config)?;
     let source = arguments.config.clone();
     let load = Arc::new(move || source.load_with_routes().map_err(|failure| failure.to_string()));
-    let result =
-        Gateway::prepare(config, arguments.upgrade).and_then(|gateway| gateway.run(load, pending));
-    result.map_err(|error| {
-        error!("{error}");
-        failure(error)
-    })
+    Gateway::prepare(config, arguments.upgrade)
+        .and_then(|gateway| gateway.run(load, pending))
+        .map_err(failure)
 }
 
 /// Catches SIGHUP until the gateway acts on it.
