@@ -56,7 +56,13 @@ fn claims_alone_say_what_a_token_may() {
         ),
         ("limits", json!({ "limits": ["9/day"], "plan": "gold" }), 200, "\"day\";q=9;w=86400"),
         ("rate", json!({ "rate_limit": "8/day" }), 200, "\"day\";q=8;w=86400"),
-        ("unknown plan", json!({ "plan": "tin" }), 200, "\"day\";q=555;w=86400"),
+        ("unknown plan", json!({ "plan": "tin" }), 403, ""),
+        (
+            "unknown plan beside limits",
+            json!({ "plan": "tin", "limits": ["9/day"] }),
+            200,
+            "\"day\";q=9;w=86400",
+        ),
         ("route", json!({ "allowed_routes": ["/"] }), 200, "\"day\";q=555;w=86400"),
         ("other route", json!({ "allowed_routes": ["/x"] }), 403, ""),
         ("expired", json!({ "expires_at": "2020-01-01T00:00:00Z" }), 401, ""),
@@ -85,7 +91,7 @@ fn claims_alone_say_what_a_token_may() {
     let count = |plan: &str| {
         gateway.metric(&format!("tollgate_plan_requests_total{{plan=\"{plan}\"}}")).unwrap_or(0.0)
     };
-    assert_eq!((count("gold"), count("other"), count("tin")), (2.0, 1.0, 0.0));
+    assert_eq!((count("gold"), count("other"), count("tin")), (2.0, 2.0, 0.0));
     gateway.wait_log("plan and organization in the log", |line| {
         line["plan"] == "gold" && line["organization_id"] == "acme"
     });

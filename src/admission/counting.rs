@@ -37,7 +37,8 @@ impl Admission {
     /// client leaves meanwhile, the units counted before are put back. `decisions` keeps the decisions.
     ///
     /// # Errors
-    /// The [`Rejection`] of the first limit that refuses, or of a store that is needed and does not answer.
+    /// The [`Rejection`] of the first limit that refuses, of a plan that is not configured, or of a store that is
+    /// needed and does not answer.
     pub(super) async fn count(
         &self,
         policy: &Policy,
@@ -49,7 +50,7 @@ impl Admission {
         let stated = principal.and_then(|principal| policy.own_limits(principal));
         let own: &[Group] = match (&stated, principal) {
             (Some(stated), _) => stated,
-            (None, Some(principal)) => policy.limits_for(principal),
+            (None, Some(principal)) => policy.limits_for(principal)?,
             (None, None) => &[],
         };
         if own.is_empty() && route.limits.is_empty() {

@@ -13,6 +13,7 @@ use crate::auth::claims::ClaimError;
 use crate::auth::credential::CredentialError;
 use crate::auth::jwt::JwtError;
 use crate::limit::ledger::Decision;
+use crate::policy::MissingPlan;
 use crate::route::path::PathError;
 use crate::store::StoreError;
 use crate::upstream::attempt::Failure;
@@ -53,6 +54,9 @@ pub enum Rejection {
     /// The token may not use this path.
     #[error("the token does not permit this path")]
     RouteNotPermitted,
+    /// The token's plan is not configured.
+    #[error("the plan of the token is not known")]
+    UnknownPlan(MissingPlan),
     /// A limit is used up. The decision says which limit, and until when.
     #[error("the limit is used up")]
     RateLimited(Box<Decision>),
@@ -166,6 +170,12 @@ impl From<StoreError> for Rejection {
     }
 }
 
+impl From<MissingPlan> for Rejection {
+    fn from(plan: MissingPlan) -> Self {
+        Self::UnknownPlan(plan)
+    }
+}
+
 impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -193,6 +203,7 @@ impl Rejection {
             Self::ExpiredToken(_) => (StatusCode::UNAUTHORIZED, "expired_token"),
             Self::RevokedToken(_) => (StatusCode::UNAUTHORIZED, "revoked_token"),
             Self::RouteNotPermitted => (StatusCode::FORBIDDEN, "route_not_permitted"),
+            Self::UnknownPlan(_) => (StatusCode::FORBIDDEN, "unknown_plan"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::TooManyInFlight(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_in_flight"),
             Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
@@ -231,6 +242,7 @@ impl Rejection {
             | Self::MethodNotAllowed(_)
             | Self::MissingToken
             | Self::RouteNotPermitted
+            | Self::UnknownPlan(_)
             | Self::RateLimited(_)
             | Self::BodyTooLarge(_)
             | Self::NotReady
@@ -250,6 +262,7 @@ impl Rejection {
             | Self::TooManyFailures { cause, .. } => cause.to_string(),
             Self::BadRequest(error) => error.to_string(),
             Self::StoreUnavailable(error) => error.to_string(),
+            Self::UnknownPlan(plan) => plan.to_string(),
             _ => return None,
         };
         Some(bounded(text))

@@ -106,7 +106,7 @@ impl Source for Records {
     }
 
     fn bytes(record: &Self::Value) -> usize {
-        record.as_ref().map_or(0, |record| record.grant.bytes())
+        record.as_ref().map_or(0, |record| record.bytes())
     }
 
     fn is_known(record: &Self::Value) -> bool {

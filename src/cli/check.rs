@@ -15,9 +15,8 @@ use crate::upstream::pool::EndpointRules;
 /// # Errors
 /// [`Failure::Configuration`] with one line per fault.
 pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
-    let config = arguments.load()?;
-    let name =
-        arguments.file.as_ref().map_or("the environment".into(), |file| file.display().to_string());
+    let config = arguments.load_with_routes()?;
+    let name = arguments.source();
     Ok(format!("{name} is valid\n\n{}", summary(&config)))
 }
 

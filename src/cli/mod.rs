@@ -155,7 +155,7 @@ impl ConfigArguments {
     pub fn load(&self) -> Result<Config, Failure> {
         let environment = Environment::from_process();
         let Some(file) = &self.file else {
-            let config = config::parse("", "the environment", &environment).map_err(faulty)?;
+            let config = config::parse("", &self.source(), &environment).map_err(faulty)?;
             // Defaults alone serve nothing: whoever sees this forgot to name a file.
             if config.live.routes.is_empty() && config.startup.redis.is_none() {
                 return Err(Failure::Usage(NO_CONFIGURATION.into()));
@@ -163,6 +163,21 @@ impl ConfigArguments {
             return Ok(config);
         };
         config::load(file, &environment).map_err(faulty)
+    }
+
+    /// The same for a gateway, which cannot do without routes.
+    ///
+    /// # Errors
+    /// As [`ConfigArguments::load`].
+    pub fn load_with_routes(&self) -> Result<Config, Failure> {
+        let config = self.load()?;
+        config.must_have_routes(&self.source()).map_err(faulty)?;
+        Ok(config)
+    }
+
+    /// What messages call the configuration.
+    pub fn source(&self) -> String {
+        self.file.as_ref().map_or("the environment".into(), |file| file.display().to_string())
     }
 }
 

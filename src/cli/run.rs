@@ -16,10 +16,10 @@ use crate::telemetry::log_output::{self, LogGuard};
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     // First of all: an early SIGHUP must not end the process.
     let pending = catch_hangup()?;
-    let config = arguments.config.load()?;
+    let config = arguments.config.load_with_routes()?;
     let _log = start_log(&config)?;
     let source = arguments.config.clone();
-    let load = Arc::new(move || source.load().map_err(|failure| failure.to_string()));
+    let load = Arc::new(move || source.load_with_routes().map_err(|failure| failure.to_string()));
     let gateway = Gateway::prepare(config, arguments.upgrade);
     gateway.and_then(|gateway| gateway.run(load, pending)).map_err(failure)
 }

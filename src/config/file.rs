@@ -15,6 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
+use super::UnknownPlan;
 use super::address::{EndpointUrl, MetricsAddress};
 use super::matching::{Host, Method, Prefix};
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
@@ -244,6 +245,7 @@ pub struct Limits {
     pub sync: Maybe<SyncMode>,
     pub algorithm: Maybe<Algorithm>,
     pub max_in_flight: Maybe<MaxInFlight>,
+    pub unknown_plan: Maybe<UnknownPlan>,
 }
 
 /// How many at the same time, or `none` for any number.

@@ -55,6 +55,23 @@ pub struct Config {
     pub live: LiveConfig,
 }
 
+impl Config {
+    /// Refuses a configuration without routes, which `source` holds: it would answer every request with 404, and is
+    /// what is left of a file that was emptied or cut off.
+    ///
+    /// # Errors
+    /// [`Faults`] with the one fault.
+    pub fn must_have_routes(&self, source: &str) -> Result<(), Faults> {
+        match self.live.routes.is_empty() {
+            true => Err(Faults::of_file(
+                source,
+                "routes: is missing; write at least one route, such as { prefix: /, upstream: NAME }",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
 /// The keys that are only read when the process starts.
 #[derive(Clone, Debug)]
 pub struct StartupConfig {
@@ -222,6 +239,17 @@ pub struct Limits {
     pub headers: RateHeaders,
     /// Most requests of one token at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
+    /// What happens to a token whose plan is not configured.
+    pub unknown_plan: UnknownPlan,
+}
+
+/// How a token is limited that has no limits of its own and a plan that is not configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownPlan {
+    /// The token is refused.
+    Refuse,
+    /// The default limits apply.
+    Default,
 }
 
 /// Which requests go where.

@@ -210,6 +210,9 @@ impl Account {
         }
         self.marks = marks;
         self.known = Known::of(grant, now);
+        if let Some(unreported) = &mut self.unreported {
+            unreported.granted();
+        }
         stale
     }
 
@@ -312,9 +315,9 @@ impl Account {
     }
 
     /// Notes that the store counts the report `id`.
-    pub(super) fn reported(&mut self, id: u64) {
+    pub(super) fn reported(&mut self, id: u64, limits: &[Limit], now: Moment) {
         if let Some(unreported) = &mut self.unreported {
-            unreported.reported(id);
+            unreported.reported(id, limits, now);
         }
     }
 

@@ -50,7 +50,8 @@ impl Exchange {
             let report = entry.state.lock().account.report(&entry.limits);
             let Some((id, adjustment)) = report else { return Ok(()) };
             self.store.adjust(&entry.subject, &entry.limits, &adjustment, id).await?;
-            entry.state.lock().account.reported(id);
+            let now = self.clock.monotonic();
+            entry.state.lock().account.reported(id, &entry.limits, now);
         }
     }
 }

@@ -21,6 +21,7 @@ mod limits;
 mod routes;
 mod upstreams;
 
+pub use limits::MissingPlan;
 use limits::TokenLimits;
 pub use routes::Route;
 use upstreams::Upstreams;
@@ -92,6 +93,7 @@ impl Policy {
             on_store_failure,
             headers: rate_headers,
             max_in_flight,
+            unknown_plan,
         } = limits;
         Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
@@ -108,7 +110,7 @@ impl Policy {
             trusted_proxies,
             max_in_flight,
             access_log,
-            limits: TokenLimits::new(&plans, &default, algorithm, window),
+            limits: TokenLimits::new(&plans, &default, unknown_plan, algorithm, window),
             upstreams,
             jwt,
         }
@@ -119,8 +121,11 @@ impl Policy {
         self.limits.own(principal)
     }
 
-    /// The limits of a token without own limits: those of its plan, else the default.
-    pub fn limits_for(&self, principal: &Principal) -> &[Group] {
+    /// The limits of a token without own limits: those of its plan, or the default where it has no plan.
+    ///
+    /// # Errors
+    /// [`MissingPlan`] when the plan is not configured, and such tokens are refused.
+    pub fn limits_for(&self, principal: &Principal) -> Result<&[Group], MissingPlan> {
         self.limits.of_plan(principal)
     }
 

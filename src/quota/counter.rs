@@ -9,6 +9,9 @@
 //!   `quota * (1 + g)` in a stretch of a window's length of which the part `g` lies after a boundary;
 //! - sliding log: at most the quota in any stretch of a window's length;
 //! - token bucket: at most `burst + rate * t` in any stretch of length `t`.
+//!
+//! A clock may be set back. The count of a later window is then forgotten. Logs and buckets have marks instead of
+//! windows: marks that are later than now count from now, see [`Counter::heed`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -69,7 +72,20 @@ impl Counter {
         )
     }
 
-    /// The units that may be taken.
+    /// Heeds a clock that was set back: marks later than `now` become `now`. Otherwise their units would refuse
+    /// requests until the clock has passed the marks again. Whether there were any.
+    pub fn heed(&mut self, now: UnixTime) -> bool {
+        match self {
+            Self::Bucket { at, .. } if *at > now => {
+                *at = now;
+                true
+            }
+            Self::Log(log) => log.heed(now),
+            Self::Fixed { .. } | Self::Sliding { .. } | Self::Bucket { .. } => false,
+        }
+    }
+
+    /// The units that may be taken. To be asked after [`Counter::heed`].
     pub fn room(&self, limit: &Limit, now: UnixTime) -> u64 {
         match self {
             Self::Fixed { end, used } => {
@@ -143,6 +159,7 @@ impl Counter {
     /// With `by` below zero: gives back units that were taken under `mark`. With `by` above zero: counts units that were
     /// spent without this counter, in the aligned window that ends at `mark`. A mark of 0 stands for the present window.
     pub fn adjust(&mut self, limit: &Limit, now: UnixTime, mark: UnixTime, by: i64) {
+        self.heed(now);
         let present = limit.window_end(now);
         let mark = if mark == UnixTime::default() { present } else { mark };
         let (now_used, now_before) = self.sliding(limit, now);
@@ -178,7 +195,10 @@ impl Counter {
             }
             Self::Bucket { at, level } => {
                 let present = leaked(limit, *at, *level, now);
-                *level = if by < 0 {
+                *level = if by < 0 && mark > now {
+                    // The clock was set back: how much has leaked out since the grant is unknown.
+                    present
+                } else if by < 0 {
                     // Units that have leaked out since the grant are free already.
                     let gone = leak(limit, now - mark).ceil();
                     (present - (amount as f64 - gone).max(0.0)).max(0.0)
@@ -266,6 +286,17 @@ impl Log {
     fn counted(&self, limit: &Limit, now: UnixTime) -> u64 {
         let old = self.entries.iter().take_while(|(at, _)| *at + limit.window <= now);
         self.total - old.map(|(_, units)| units).sum::<u64>()
+    }
+
+    /// Moves entries that are later than `now` to `now`.
+    fn heed(&mut self, now: UnixTime) -> bool {
+        let mut units = 0;
+        while let Some((_, late)) = self.entries.pop_back_if(|(at, _)| *at > now) {
+            units += late;
+        }
+        self.total -= units;
+        self.insert(now, units);
+        units > 0
     }
 
     fn forget_old(&mut self, limit: &Limit, now: UnixTime) {
@@ -491,6 +522,31 @@ mod tests {
             let later = now + Duration::from_secs(3_600);
             counter.adjust(&limit, later, limit.window_end(now), 4);
             assert_eq!(counter.room(&limit, later), 9, "{algorithm:?}: long ago");
+        }
+    }
+
+    #[test]
+    fn after_a_clock_was_set_back_units_leave_as_if_they_had_just_come() {
+        let minute = Limit::parse("6/minute").unwrap();
+        for algorithm in [Algorithm::SlidingLog, Algorithm::TokenBucket { burst: 6 }] {
+            let limit = minute.clone().counted_by(algorithm).unwrap();
+            let at = |secs: u64| UnixTime::from_secs(1_000_000_000 + secs);
+            let mut counter = Counter::new(&limit);
+            counter.take(&limit, at(0), 2);
+            counter.take(&limit, at(500), 6);
+            assert!(!counter.heed(at(500)));
+            // Set back by 400 s, seen by a refused request 10 s later.
+            assert!(counter.heed(at(110)));
+            assert!(!counter.heed(at(110)), "once");
+            assert_eq!(counter.room(&limit, at(110)), 0);
+            let wait = counter.standing(&limit, at(110)).reset_after;
+            assert!(wait <= Duration::from_secs(60), "{wait:?}");
+            assert!(counter.room(&limit, at(110) + wait) > 0);
+            assert_eq!(counter.room(&limit, at(170)), 6, "all of it after a window");
+            assert!(counter.gone_at(&limit) <= at(170));
+            // Given back under a mark that is later than now: what has leaked meanwhile is not known.
+            counter.adjust(&limit, at(110), at(500), -6);
+            assert_eq!(counter.room(&limit, at(110)), 0);
         }
     }
 }

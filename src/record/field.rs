@@ -31,9 +31,11 @@ pub const ORGANIZATION_ID: &str = "organization_id";
 pub const NAME: &str = "name";
 /// Whether the token is refused.
 pub const DISABLED: &str = "disabled";
+/// The id of the token whose counters a rotated token goes on with.
+pub const COUNTS_AS: &str = "counts_as";
 
 /// Every field, in the order in which fields are read and listed.
-pub static FIELDS: [Field; 9] = [
+pub static FIELDS: [Field; 10] = [
     Field::new(API_KEY, Form::Text, api_key),
     Field::new(RATE_LIMIT, Form::Scalar, rate_limit).claimed().spelled(number),
     Field::new(LIMITS, Form::List, own_limits).claimed().spelled(limits_in_one_spelling),
@@ -43,6 +45,7 @@ pub static FIELDS: [Field; 9] = [
     Field::new(ORGANIZATION_ID, Form::Text, organization_id).claimed(),
     Field::new(NAME, Form::Text, name),
     Field::new(DISABLED, Form::Scalar, disabled),
+    Field::new(COUNTS_AS, Form::Text, counts_as).kept_by_stores(),
 ];
 
 /// The last second that RFC 3339 can write: the end of the year 9999. A number beyond it is no count of seconds. A count
@@ -55,6 +58,9 @@ pub struct Field {
     pub name: &'static str,
     /// Whether a JWT may claim it.
     pub is_claim: bool,
+    /// Whether only the record of a store may have it. A configuration, an import and a JWT may not: the author of one
+    /// record must not use up the quota of another token.
+    pub is_of_store: bool,
     /// The form of its value in a shape that has only texts.
     form: Form,
     /// Puts the value into a draft, or says what is wrong with it.
@@ -80,11 +86,22 @@ impl Field {
         form: Form,
         read: fn(Value, &mut Draft, &mut Faults<'_>),
     ) -> Self {
-        Self { name, is_claim: false, form, read, spell: std::convert::identity }
+        Self {
+            name,
+            is_claim: false,
+            is_of_store: false,
+            form,
+            read,
+            spell: std::convert::identity,
+        }
     }
 
     const fn claimed(self) -> Self {
         Self { is_claim: true, ..self }
+    }
+
+    const fn kept_by_stores(self) -> Self {
+        Self { is_of_store: true, ..self }
     }
 
     const fn spelled(self, spell: fn(Value) -> Value) -> Self {
@@ -316,6 +333,15 @@ fn name(value: Value, _: &mut Draft, faults: &mut Faults<'_>) {
         }
         Some(_) => {}
         None => faults.add_kind(&value, TEXT),
+    }
+}
+
+/// Reads the id of a token.
+fn counts_as(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
+    match value {
+        Value::String(id) if HeaderText::can_hold(&id) => draft.counts_as = Some(id),
+        Value::String(_) => faults.add(instead("is not printable", PRINTABLE)),
+        other => faults.add_kind(&other, PRINTABLE),
     }
 }
 

@@ -129,4 +129,6 @@ pub struct Draft {
     pub grant: Grant,
     /// The `api_key` that the record names.
     pub(super) api_key: Option<String>,
+    /// The id of the token whose counters the token uses.
+    pub(super) counts_as: Option<String>,
 }

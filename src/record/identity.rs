@@ -59,12 +59,14 @@ impl Identity {
 /// A member that a written record may have: what names its token, or a field.
 pub fn known(name: &str) -> Option<&'static str> {
     let identity = IDENTITIES.into_iter().find(|known| *known == name);
-    identity.or_else(|| field::named(name).map(|field| field.name))
+    let field = field::named(name).filter(|field| !field.is_of_store);
+    identity.or_else(|| field.map(|field| field.name))
 }
 
 /// Every [known] member, for a message.
 pub fn known_names() -> String {
-    let fields = FIELDS.iter().map(|field| field.name).filter(|name| *name != API_KEY);
+    let fields = FIELDS.iter().filter(|field| !field.is_of_store);
+    let fields = fields.map(|field| field.name).filter(|name| *name != API_KEY);
     IDENTITIES.into_iter().chain(fields).collect::<Vec<_>>().join(", ")
 }
 

@@ -21,8 +21,10 @@ const SUBJECT: &str = "token:";
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRecord {
-    /// The subject whose quota a request of this token uses: `token:<id>`.
+    /// The subject whose quota a request of this token uses: `token:<id>`, or that of the token that it goes on for.
     pub subject: Text,
+    /// The id, where the subject is that of another token.
+    own_id: Option<Box<str>>,
     /// Whether the token is refused.
     pub disabled: bool,
     /// The rights and limits of the token.
@@ -63,7 +65,18 @@ impl TokenRecord {
 
     /// The token's public id: printable ASCII.
     pub fn id(&self) -> &str {
-        public_id(self.subject.strip_prefix(SUBJECT).unwrap_or_default())
+        public_id(self.own_id.as_deref().unwrap_or_else(|| self.counts_as()))
+    }
+
+    /// How large the record is, in bytes, as far as that differs from record to record of one id.
+    pub fn bytes(&self) -> usize {
+        let names = self.own_id.as_ref().map_or(0, |id| id.len() + self.subject.len());
+        self.grant.bytes() + names
+    }
+
+    /// The id of the token whose counters this token uses: its own, unless it came from a rotation.
+    pub fn counts_as(&self) -> &str {
+        self.subject.strip_prefix(SUBJECT).unwrap_or_default()
     }
 }
 
@@ -114,8 +127,11 @@ impl Draft {
         if !HeaderText::can_hold(id) {
             return Err(RecordError::new(API_KEY, "is not printable; write printable ASCII text"));
         }
-        let Self { disabled, grant, .. } = self;
-        Ok(TokenRecord { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
+        let Self { disabled, grant, counts_as, .. } = self;
+        let counts_as = counts_as.filter(|other| other != id);
+        let own_id = counts_as.is_some().then(|| id.into());
+        let subject = Text::from(&*format!("{SUBJECT}{}", counts_as.as_deref().unwrap_or(id)));
+        Ok(TokenRecord { subject, own_id, disabled, grant })
     }
 }
 

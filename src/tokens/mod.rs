@@ -201,7 +201,9 @@ mod tests {
                 record.remove("api_key");
                 record
             };
-            assert_eq!(without_id(&rotation.issued.record), without_id(&old.record));
+            let mut expected = without_id(&old.record);
+            expected.insert("counts_as".into(), old.id.as_str().into());
+            assert_eq!(without_id(&rotation.issued.record), expected);
             assert_eq!(CredentialKind::of(&rotation.issued.id), kind);
             assert_eq!(rotation.end, OldTokenEnd::At(NOW + grace));
             tokens.end_old(&rotation).await.unwrap();
@@ -215,6 +217,8 @@ mod tests {
             tokens.end_old(&rotation).await.unwrap();
             assert_eq!(store.record(id).await.unwrap(), None);
             assert!(store.record(&rotation.issued.id).await.unwrap().is_some());
+            let counts_as = &rotation.issued.record["counts_as"];
+            assert_eq!(*counts_as, old.id.as_str(), "of the first token, not of the second");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Rotating a token: a new credential with the same record, and an end to the old one.
+//! Rotating a token: a new credential with the same record and the same counters, and an end to the old one.
 //!
 //! It takes two steps. The first writes the new record and gives back its credential; the caller passes the credential
 //! on, and only then asks for the second step, which ends the old token. If a step fails, the client still holds a
@@ -14,7 +14,7 @@ use super::life::{expiry, rfc3339};
 use super::{CredentialKind, FindError, IssuedToken, KeptIn, SignerError, Tokens};
 use crate::base::clock::UnixTime;
 use crate::base::secret::Secret;
-use crate::record::field::EXPIRES_AT;
+use crate::record::field::{API_KEY, COUNTS_AS, EXPIRES_AT};
 use crate::record::key::{is_hash, public_id};
 use crate::record::stored::fields;
 use crate::record::{Grant, RecordError, TokenRecord};
@@ -159,7 +159,9 @@ impl Tokens {
             (CredentialKind::Jwt, None) => return Err(RotateError::NeverExpires),
         };
         let mut record = fields(&old.stored);
-        record.insert("api_key".into(), public_id(&id).into());
+        record.insert(API_KEY.into(), public_id(&id).into());
+        // A rotation is no way to a second quota.
+        record.insert(COUNTS_AS.into(), old.counts_as.as_str().into());
         if let Some(expires) = expires.filter(|at| old.said != Some(*at)) {
             record.insert(EXPIRES_AT.into(), rfc3339(expires).into());
         }
@@ -230,6 +232,8 @@ fn expiring(record: &StoredRecord, until: UnixTime) -> StoredRecord {
 /// The token that is replaced.
 struct OldToken {
     stored: StoredRecord,
+    /// The id of the token whose counters it uses.
+    counts_as: String,
     /// The expiry in its record.
     said: Option<UnixTime>,
     /// When it would have expired: as its record says, or before, when the store forgets the record.
@@ -256,7 +260,8 @@ impl OldToken {
         let forgotten = store.kept_for(id).await?.map(|left| expiry(now + left, Duration::ZERO));
         // The two are one time, but for what passed while the store was asked.
         let forgotten = forgotten.filter(|at| said.is_none_or(|said| *at + SLACK < said));
-        Ok(Self { stored, said, expires: forgotten.or(said) })
+        let counts_as = read.counts_as().to_owned();
+        Ok(Self { stored, counts_as, said, expires: forgotten.or(said) })
     }
 
     /// Heeds the claim `expires_at`, which counts where the record says nothing.
@@ -293,7 +298,8 @@ mod tests {
             (None, 0, OldTokenEnd::AtOnce),
         ] {
             let stored = StoredRecord::Json("{}".into());
-            let old = OldToken { stored, said: None, expires: expires.map(at) };
+            let counts_as = "old".to_owned();
+            let old = OldToken { stored, counts_as, said: None, expires: expires.map(at) };
             assert_eq!(old.end(now, Duration::from_secs(grace_secs)), end, "{expires:?}");
         }
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::Limits;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
+use super::super::{Limits, UnknownPlan};
 use super::{need, or};
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
@@ -36,6 +36,7 @@ pub(super) fn compile(written: file::Limits, report: &mut Report) -> Option<Limi
         on_store_failure: or(written.on_store_failure, FailurePolicy::Local),
         headers: or(written.headers, RateHeaders::Both),
         max_in_flight: written.max_in_flight.map_or(Some(1_000), |most| most.0.0),
+        unknown_plan: or(written.unknown_plan, UnknownPlan::Refuse),
     })
 }
 

@@ -68,7 +68,11 @@ impl<C: Clock> MemoryQuota<C> {
         let mut counters = self.counters.lock();
         counters.drop_ended(now, DROPPED_PER_CALL);
 
-        let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
+        let kept = counters.subjects.get_mut(subject).map(SmallVec::as_mut_slice);
+        let kept = kept.unwrap_or_default();
+        for known in kept.iter_mut() {
+            known.counter.heed(now);
+        }
         let room = |limit: &Limit| match kept.iter().find(|kept| kept.belongs_to(limit)) {
             Some(kept) => kept.counter.room(limit, now),
             None => limit.capacity(),
@@ -197,6 +201,7 @@ impl<C: Clock> QuotaStore for MemoryQuota<C> {
 mod tests {
     use super::*;
     use crate::base::clock::ManualClock;
+    use crate::quota::Algorithm;
 
     fn quota(max_subjects: usize) -> MemoryQuota<ManualClock> {
         MemoryQuota::new(ManualClock::new(UnixTime::from_secs(1_000_000_020)), max_subjects)
@@ -274,5 +279,19 @@ mod tests {
         assert_eq!(quota.take_now("a", &limits, 0, 0).unwrap().granted, 0);
         assert_eq!(quota.take_now("b", &[], 0, 7).unwrap().granted, 7);
         assert_eq!(subjects(&quota), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_refuses_for_no_longer_than_a_window() {
+        for algorithm in [Algorithm::SlidingLog, Algorithm::TokenBucket { burst: 3 }] {
+            let quota = quota(10);
+            let limits = [Limit::parse("3/minute").unwrap().counted_by(algorithm).unwrap()];
+            let take = || quota.take_now("a", &limits, 0, 9).unwrap().granted;
+            assert_eq!((take(), take()), (3, 0));
+            quota.clock.set(UnixTime::from_secs(1_000_000_020 - 7_200));
+            assert_eq!(take(), 0);
+            quota.clock.advance(Duration::from_secs(60));
+            assert_eq!(take(), 3, "{algorithm:?}");
+        }
     }
 }

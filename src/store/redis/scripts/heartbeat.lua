@@ -12,7 +12,12 @@ local clock = redis.call('TIME')
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local oldest = now_ms - tonumber(ARGV[2])
 
-local added = redis.call('ZADD', KEYS[1], string.format('%.0f', now_ms), ARGV[1])
+local now = string.format('%.0f', now_ms)
+local added = redis.call('ZADD', KEYS[1], now, ARGV[1])
+-- The clock was set back: a gateway that was last seen later than now is taken to have been seen now.
+for _, gateway in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
+  redis.call('ZADD', KEYS[1], now, gateway)
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.0f', oldest))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return { redis.call('ZCARD', KEYS[1]), added }

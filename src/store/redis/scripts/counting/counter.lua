@@ -13,8 +13,8 @@
 --             when the present window ends, in milliseconds; see limit.lua
 --
 -- quota/counter.rs computes the same. The time that a value belongs to is part of the value, so a counter that outlives
--- it (an expiry that was lost or is late, a clock that was set back) counts as nothing, whatever its expiry says. Windows
--- are multiples of their length since the epoch; every whole number stays below 2^53, where Lua's doubles are exact.
+-- it (an expiry that was lost or is late, a clock that was set back) counts as nothing, whatever its expiry says; the
+-- marks of logs and buckets that are later than now count from now. Windows are multiples of their length since the epoch; every whole number stays below 2^53, where Lua's doubles are exact.
 
 local floor, ceil, max, min, fmod = math.floor, math.ceil, math.max, math.min, math.fmod
 
