@@ -14,7 +14,7 @@
 //! | [`route`] | the canonical path, the table of prefixes, permitted paths, names of header fields, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; every room may use it | [`telemetry::metrics`] |
-//! | [`store`] | the traits of a store and its two kinds, memory and Redis: records, quota, membership | [`store::open`] |
+//! | [`store`] | the traits of a store and its two kinds, memory and Redis: records, quota, membership | [`fn@store::open`] |
 //! | [`auth`] | from a credential to a principal; caches of records | [`auth::Authenticator`] |
 //! | [`limit`] | the ledger: decisions about limits, leases, settlement | [`limit::ledger`] |
 //! | [`upstream`] | endpoints, their rotation, their addresses, and how each attempt ended | [`upstream::pool`] |
@@ -39,7 +39,7 @@
 //!
 //! | question | place |
 //! | --- | --- |
-//! | Where does another store go, such as one in SQL? | a directory beside `store/redis` that implements [`store::RecordStore`]; [`store::open`] chooses it; `tests/suites` is the behaviour that it must show |
+//! | Where does another store go, such as one in SQL? | a directory beside `store/redis` that implements [`store::RecordStore`]; [`fn@store::open`] chooses it; `tests/suites` is the behaviour that it must show |
 //! | Where does a new field of a record go? | one entry of [`record::field::FIELDS`], and a member of [`record::Grant`] |
 //! | Why was this request answered with 401? | the access log says `reason` and `error`; [`admission::Rejection`] maps the errors of each room to them |
 //! | What happens to a lease when Redis is lost? | [`limit::flight`](limit) cannot renew it; requests spend what is left, then [`limit::ledger::FailurePolicy`] decides; unused units go back when Redis answers again, or expire with their window |

@@ -8,7 +8,7 @@ use arrayvec::ArrayString;
 /// Room for `token:` and a UUID, in bytes.
 const INLINE: usize = 48;
 
-/// Text of any length. Text of up to [`INLINE`] bytes needs no allocation.
+/// Text of any length. Text of up to `INLINE` bytes needs no allocation.
 #[derive(Clone)]
 pub struct Text(Storage);
 

@@ -2,7 +2,7 @@
 //! promises.
 //!
 //! A store hands out plain data; it knows neither HTTP nor the meaning of a record. Callers know the traits and
-//! [`open`], and never which store is behind them.
+//! [`fn@open`], and never which store is behind them.
 
 use async_trait::async_trait;
 use smallvec::SmallVec;
