@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use support::*;
@@ -47,18 +47,23 @@ fn ask_until_told(address: std::net::SocketAddr, pause: Duration) -> Parting {
     unreachable!()
 }
 
+/// Twenty clients with a kept connection each, once they have sent requests for a while.
+fn kept_connections(gateway: &Gateway, origin: &Origin) -> Vec<JoinHandle<Parting>> {
+    let address = gateway.address;
+    let clients = (0..20).map(|nth| {
+        let pause = Duration::from_millis(10 + nth * 15);
+        thread::spawn(move || ask_until_told(address, pause))
+    });
+    let clients = clients.collect();
+    wait_for("load", || (origin.requests_for("/load").len() > 100).then_some(()));
+    clients
+}
+
 #[test]
 fn kept_connections_lose_no_request_when_the_gateway_drains() {
     let origin = Origin::start();
     let mut gateway = Gateway::start(&config(&origin));
-    let address = gateway.address;
-    let clients: Vec<_> = (0..20)
-        .map(|nth| {
-            let pause = Duration::from_millis(10 + nth * 15);
-            thread::spawn(move || ask_until_told(address, pause))
-        })
-        .collect();
-    wait_for("load", || (origin.requests_for("/load").len() > 100).then_some(()));
+    let clients = kept_connections(&gateway, &origin);
     gateway.signal("TERM");
     let partings: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
     let lost: Vec<_> = partings.iter().filter(|parting| **parting != Parting::Told).collect();
@@ -138,14 +143,7 @@ fn a_successor_that_cannot_serve_costs_nothing() {
 fn kept_connections_lose_no_request_when_a_successor_takes_over() {
     let origin = Origin::start();
     let mut old = Gateway::start(&config(&origin));
-    let address = old.address;
-    let clients: Vec<_> = (0..20)
-        .map(|nth| {
-            let pause = Duration::from_millis(10 + nth * 15);
-            thread::spawn(move || ask_until_told(address, pause))
-        })
-        .collect();
-    wait_for("load", || (origin.requests_for("/load").len() > 100).then_some(()));
+    let clients = kept_connections(&old, &origin);
     let mut new = old.successor();
     old.signal("QUIT");
     assert_eq!(old.wait_exit().code(), Some(0));

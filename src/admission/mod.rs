@@ -39,7 +39,8 @@ pub struct Request<'a> {
     pub content_length: Option<u64>,
 }
 
-/// What admission found about a request, whether the request passes or not. Fields and logs are made from it.
+/// The findings of admission about a request, whether the request passes or not. Header fields and log lines are made
+/// from them.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// The route it takes.

@@ -32,7 +32,7 @@ impl FailureGuard {
         Self { allowed, rate: Rate::new(allowed.window) }
     }
 
-    /// What the guard allows.
+    /// The rate that the guard allows.
     pub fn allowed(&self) -> FailureRate {
         self.allowed
     }

@@ -1,7 +1,15 @@
-//! The network that counts as one client.
+//! Networks: the network that counts as one client, and lists of networks.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+/// Whether one of `networks` contains `address`. An IPv4 address that is written as an IPv6 address is the same address.
+pub fn contain(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
 
 /// An IPv4 address, or the first 64 bits of an IPv6 address: a client with one address of an IPv6
 /// network can use all 2^64 of them (RFC 4291 section 2.5.4).

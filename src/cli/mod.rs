@@ -175,7 +175,7 @@ impl ConfigArguments {
         Ok(config)
     }
 
-    /// What messages call the configuration.
+    /// The name of the configuration in messages.
     pub fn source(&self) -> String {
         self.file.as_ref().map_or("the environment".into(), |file| file.display().to_string())
     }

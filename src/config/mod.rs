@@ -239,7 +239,7 @@ pub struct Limits {
     pub headers: RateHeaders,
     /// Most requests of one token at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
-    /// What happens to a token whose plan is not configured.
+    /// The treatment of a token whose plan is not configured.
     pub unknown_plan: UnknownPlan,
 }
 

@@ -51,7 +51,7 @@ pub enum HandOverError {
     Directory {
         /// The directory.
         directory: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// The fault of the directory, and how to mend it.
         why: String,
     },
     /// The other end has another user.
@@ -125,7 +125,7 @@ impl Meeting {
     }
 }
 
-/// What makes a directory unfit for `user`, whose mode may have none of the bits `forbidden`.
+/// The fault that makes a directory unfit for `user`; its mode may have none of the bits `forbidden`.
 fn fault(directory: &Metadata, user: u32, forbidden: u32) -> Option<&'static str> {
     if !directory.is_dir() {
         Some("is not a directory")

@@ -1,5 +1,6 @@
-//! Units that a subject's requests have spent and that no grant of the store is known to count yet: those of requests admitted while
-//! the store was away, and the cost of answers beyond their reservation. Plain arithmetic, with time passed in.
+//! Units that a subject's requests have spent and that no grant of the store is known to count yet: those of requests
+//! admitted while the store was away, and the cost of answers beyond their reservation. Plain arithmetic, with time
+//! passed in.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Serves accepted connections: counts each, and gives it to the reader of its protocol.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -12,7 +11,7 @@ use pingora_core::server::ShutdownWatch;
 use super::bounds::{Bounds, OpenConnections, Refusals};
 use super::connection::{Connection, peer_ip};
 use super::http1::{self, RefusalBytes};
-use crate::base::net::Network;
+use crate::base::net::{self, Network};
 use crate::policy::Policy;
 
 /// Serves client connections: the application of the listening service.
@@ -54,9 +53,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
             let socket = stream.get_socket_digest();
             let address = peer_ip(socket.as_ref().and_then(|socket| socket.peer_addr()));
             // A trusted proxy holds connections for many clients.
-            let is_trusted =
-                |ip: &IpAddr| policy.trusted_proxies.iter().any(|proxies| proxies.contains(ip));
-            let client = address.map(|ip| ip.to_canonical()).filter(|ip| !is_trusted(ip));
+            let client = address.filter(|ip| !net::contain(&policy.trusted_proxies, *ip));
             let bounds = Bounds {
                 all: policy.max_connections,
                 per_client: policy.max_connections_per_client,

@@ -15,6 +15,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::{Admission, Permit, Rejection, Request};
+use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
 use crate::policy::{Policy, Route};
@@ -79,7 +80,7 @@ impl Proxy {
         let now = self.admission.now();
         ctx.request_id = Some(ids::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
-        ctx.trusted_peer = peer.is_some_and(|peer| client::is_trusted(peer, trusted));
+        ctx.trusted_peer = peer.is_some_and(|peer| net::contain(trusted, peer));
         ctx.client_ip = match ctx.trusted_peer {
             true => peer.map(|peer| client::client_ip(peer, &request.headers, trusted)),
             false => peer,

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::attempt::Attempt;
-use super::resolve::Schedule;
-use crate::telemetry::metrics::{self, Histogram};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
+
+use super::attempt::Attempt;
+use super::resolve::Schedule;
+use crate::telemetry::metrics::{self, Histogram};
 
 /// The rules of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]

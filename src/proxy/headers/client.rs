@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use crate::base::net;
 use crate::route::fields;
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static(fields::FORWARDED_FOR);
@@ -15,7 +16,7 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
     let mut client = peer;
     for value in headers.get_all(&X_FORWARDED_FOR).iter().rev() {
         for hop in value.to_str().unwrap_or_default().rsplit(',') {
-            if !is_trusted(client, trusted) {
+            if !net::contain(trusted, client) {
                 return client;
             }
             match parse_hop(hop.trim()) {
@@ -25,11 +26,6 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
         }
     }
     client
-}
-
-/// Whether `address` is one of the trusted proxies.
-pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
-    trusted.iter().any(|network| network.contains(&address.to_canonical()))
 }
 
 fn parse_hop(hop: &str) -> Option<IpAddr> {
