@@ -6,6 +6,7 @@
 //! directory that only its owner can write to, and both ends must have the same user.
 
 use std::fs::{self, DirBuilder, Metadata};
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
@@ -190,9 +191,14 @@ async fn send(stream: &UnixStream, sockets: &[NamedSocket]) -> Result<(), HandOv
         }
         Ok(sendmsg(stream, &[IoSlice::new(names.as_bytes())], &mut control, SendFlags::NOSIGNAL)?)
     });
-    match sent.await? {
-        sent if sent == names.len() => Ok(()),
-        _ => Err(HandOverError::Sockets("the message was cut")),
+    match sent.await {
+        Ok(sent) if sent == names.len() => Ok(()),
+        Ok(_) => Err(HandOverError::Sockets("the message was cut")),
+        // The successor was there and has closed its end.
+        Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {
+            Err(HandOverError::NotConfirmed)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
