@@ -18,10 +18,12 @@ use crate::route::table::Found;
 mod counting;
 mod reject;
 mod slots;
+mod token_watch;
 
 pub use counting::{Decided, Decisions};
 pub use reject::{BadRequest, Rejection, Scope};
 use slots::{Bound, InFlight, Slots};
+pub use token_watch::{TokenEnd, TokenWatch};
 
 /// What a request asks for.
 pub struct Request<'a> {
@@ -72,7 +74,7 @@ impl Permit {
 
 /// Decides about requests.
 pub struct Admission {
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
     ledger: Arc<Ledger>,
     clock: Arc<dyn Clock>,
     gateways: Box<dyn Fn() -> u32 + Send + Sync>,
@@ -82,7 +84,7 @@ pub struct Admission {
 impl Admission {
     /// Decides with these; `gateways` tells how many processes share the limits.
     pub fn new(
-        authenticator: Authenticator,
+        authenticator: Arc<Authenticator>,
         ledger: Arc<Ledger>,
         clock: Arc<dyn Clock>,
         gateways: impl Fn() -> u32 + Send + Sync + 'static,

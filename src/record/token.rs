@@ -162,6 +162,11 @@ impl TokenRecord {
         Draft::default().named(api_key)
     }
 
+    /// The key of the record: a JWT's `api_key`, or the hash of an opaque key.
+    pub fn key(&self) -> &str {
+        self.subject.strip_prefix(SUBJECT).unwrap_or_default()
+    }
+
     /// The token's public id: printable ASCII.
     pub fn id(&self) -> &str {
         public_id(self.subject.strip_prefix(SUBJECT).unwrap_or_default())
