@@ -76,12 +76,12 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         };
         let request = stream.for_request();
         let mut processing = process(requests, request, head, timeouts.idle, shutdown);
+        // What Pingora hands back holds the stream, and is dropped here.
         let handed_back = match alarm.within(LONG, &mut processing).await {
-            Some(handed_back) => handed_back,
+            Some(reused) => reused.is_some(),
             // Boxed, because few requests take long, and each connection's task would be larger.
-            None => Box::pin(stream.watch(processing, token_end)).await,
+            None => Box::pin(stream.watch(processing, token_end)).await.is_some(),
         };
-        let handed_back = handed_back.is_some();
         // Pingora has dropped its stream, so that this task owns the connection alone again.
         if !stream.client().is_some_and(|client| client.may_go_on(handed_back)) {
             return;
