@@ -163,7 +163,13 @@ pub async fn hand_over(meeting: &Meeting, sockets: &[NamedSocket]) -> Result<(),
     };
     let mut stream = timeout(MEET, connect).await.map_err(|_late| HandOverError::NoSuccessor)?;
     check_user(&stream)?;
-    send(&stream, sockets).await?;
+    match send(&stream, sockets).await {
+        // The successor has ended already.
+        Err(HandOverError::System(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return Err(HandOverError::NotConfirmed);
+        }
+        sent => sent?,
+    }
     let mut confirmation = [0; CONFIRMATION.len()];
     match timeout(CONFIRM, stream.read_exact(&mut confirmation)).await {
         Ok(Ok(_)) if confirmation == CONFIRMATION => Ok(()),

@@ -28,9 +28,6 @@ const READ_SIZE: usize = 16 * 1024;
 /// How many bytes of answers are gathered: about a packet.
 const WRITE_BUFFER: usize = 1460;
 
-/// The largest buffer that a connection keeps while it waits for a request.
-const IDLE_BUFFER: usize = 1024;
-
 /// How long the answer to a complete request may take after the client has closed its side.
 const HALF_CLOSED: Duration = Duration::from_secs(2);
 
@@ -102,7 +99,8 @@ impl ClientStream {
             if !self.ahead.is_empty() && &self.ahead[..] != b"\r" {
                 return Ok(true);
             }
-            if self.ahead.is_empty() && self.ahead.capacity() > IDLE_BUFFER {
+            if self.ahead.is_empty() {
+                // Gives back the memory of what the last request sent.
                 self.ahead = BytesMut::new();
             }
             if self.read_more().await? == 0 {
@@ -154,6 +152,16 @@ impl ClientStream {
         let bytes = BytesMut::from(&self.ahead[..head.length]);
         self.ahead.advance(head.length);
         bytes
+    }
+
+    /// Sends what was written, as far as the client takes it at once: the beginning of an answer that broke off.
+    pub async fn flush_now(&mut self) {
+        // An error means that the client has left.
+        poll_fn(|cx| {
+            let _ = self.poll_flush(cx);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Whether another request may follow. Pingora hands the stream back after a request that succeeded, and

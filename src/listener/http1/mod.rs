@@ -83,7 +83,9 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
             None => Box::pin(stream.watch(processing, token_end)).await.is_some(),
         };
         // Pingora has dropped its stream, so that this task owns the connection alone again.
-        if !stream.client().is_some_and(|client| client.may_go_on(handed_back)) {
+        let Some(client) = stream.client() else { return };
+        if !client.may_go_on(handed_back) {
+            client.flush_now().await;
             return;
         }
     }
