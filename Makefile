@@ -9,11 +9,11 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## Build the gateway and start the demo (ARGS="--port 8081" for other arguments)
+run: ## Build the gateway quickly, less optimised, and start the demo (ARGS="--port 8081" for other arguments)
 	@scripts/dependencies build
-	cargo run --release --locked -- demo $(ARGS)
+	cargo run --profile trial --locked -- demo $(ARGS)
 
-build: ## Build the gateway: target/release/tollgate
+build: ## Build the gateway as it is shipped: target/release/tollgate
 	@scripts/dependencies build
 	cargo build --release --locked
 

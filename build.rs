@@ -1,7 +1,7 @@
-//! Names the commit the program is built from, for `tollgate --version`.
+//! Gives `tollgate --version` the commit that the program is built from.
 //!
-//! `TOLLGATE_COMMIT` wins, for builds without a repository (container images); else git is asked;
-//! else it is `unknown`. Never fails a build.
+//! The variable `TOLLGATE_COMMIT` counts first, for builds without a repository (container images), then git. Where neither
+//! knows the commit, it is `unknown`: a build never fails for that reason.
 
 use std::path::Path;
 use std::process::Command;

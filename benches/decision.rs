@@ -1,5 +1,6 @@
-//! What a decision costs when everything it needs is in memory: one by the ledger from tokens in hand, those about
-//! credentials; and what a token costs that is seen for the first time. `cargo bench --bench decision`. It must not know Pingora or Redis; `load` measures requests.
+//! The cost of decisions whose data is in memory: a decision of the ledger from units that it holds, and decisions about
+//! credentials; and the cost of a token that is seen for the first time. `cargo bench --bench decision`. It must not know
+//! Pingora or Redis; `load` measures requests.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -32,10 +33,10 @@ use tollgate::store::{RecordReader, StoreError, StoredRecord};
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Anything that went wrong, in words for the person who started the bench.
+/// An error, as text for the person who started the bench.
 type Failure = Box<dyn Error>;
 
-/// So many decisions are made before leases that were asked for get a chance to arrive.
+/// How many decisions are made before leases that were asked for can arrive.
 const DECISIONS_BETWEEN_FLIGHTS: u64 = 64;
 
 /// Tokens of one algorithm.
@@ -150,7 +151,7 @@ fn first_verification(criterion: &mut Criterion) -> Result<(), Failure> {
                 let (mut left, mut elapsed) =
                     (usize::try_from(count).unwrap_or(usize::MAX), Duration::ZERO);
                 while left > 0 {
-                    // A verifier that remembers none of them.
+                    // A verifier that has verified none of the tokens.
                     let verifier = key().map(verifier);
                     let started = Instant::now();
                     for token in tokens.iter().take(left) {

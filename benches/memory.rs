@@ -1,6 +1,6 @@
-//! What is remembered costs in memory: `cargo bench --bench memory`. A million subjects of the ledger, each of which has asked
-//! once, as the worst moment of a flood of tokens leaves them (it forgets those that are idle within seconds); a hundred
-//! thousand JWTs of some 300 bytes, verified, each with its record; and ten thousand idle connections of a running gateway.
+//! The memory that a gateway needs: `cargo bench --bench memory`. A million subjects of the ledger, each of which has made a
+//! single request, as at the worst moment of a flood of tokens (the ledger forgets idle subjects within seconds); a hundred
+//! thousand verified JWTs of some 300 bytes, each with its record; and ten thousand idle connections of a running gateway.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -43,7 +43,7 @@ timeouts: { idle: 10m }
 upstreams: { up: { endpoints: [ "http://127.0.0.1:1" ] } }
 routes: [ { prefix: /, upstream: up, auth: none } ]
 "#;
-/// What comes on top must cost nothing.
+/// Subjects beyond the bound, which must need no memory.
 const BEYOND: usize = 500_000;
 
 /// Grants everything and keeps nothing, so that only the ledger's memory is seen.
@@ -189,7 +189,7 @@ fn tokens() -> Result<(), Box<dyn Error>> {
         megabytes(verified - before)
     );
     println!("with their records: {:.1} MB", megabytes(full - before));
-    // What is given back now would be counted as somebody else's.
+    // Memory that is freed now would be counted for the next measurement.
     std::mem::forget((authenticator, rules));
     Ok(())
 }

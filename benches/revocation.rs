@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use support::{Client, Gateway, Origin, Redis, SECRET, bearer};
 
 const TOKENS: usize = 100_000;
-/// Revoked one after another while the others are in use.
+/// How many tokens are revoked, one after another, while the other tokens are in use.
 const REVOKED: usize = 1_000;
-/// Revoked at the moment in which every connection to Redis is cut.
+/// How many tokens are revoked at the moment in which every connection to Redis is cut.
 const CUT: usize = 100;
 const ALLOWED: Duration = Duration::from_millis(100);
 

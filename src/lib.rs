@@ -4,32 +4,47 @@
 //!
 //! # The rooms, in reading order
 //!
-//! From what knows nothing to what knows everything. A room imports only rooms above it in this list.
+//! The first room knows nothing of the product, the last one knows everything. A room imports only rooms that stand
+//! before it in this list; `tests/architecture.rs` reads this table and holds the code to it.
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
-//! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
-//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths, header rules | [`route::path`] |
-//! | [`record`] | the one schema of a token record: its fields, read and checked from every shape | [`record::field`] |
-//! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
-//! | [`store`] | token records, quota, and the gateways that share them, in memory or in Redis, as plain data | [`store::open`] |
-//! | [`auth`] | credential, signature, principal; records as they are cached | [`auth::Authenticator`] |
-//! | [`limit`] | decisions about limits, and the requests this process may still admit | [`limit::ledger`] |
-//! | [`upstream`] | endpoints, whose turn it is, names to addresses | [`upstream::pool`] |
-//! | [`config`] | file and environment to valid values of the rooms above, or to every fault with its location | [`config::Config`] |
-//! | [`policy`] | one immutable snapshot of a configuration, ready for requests; a file a part | [`policy::Policy`] |
-//! | [`admission`] | the order of decisions, and the permit | [`admission::Admission::admit`] |
-//! | [`listener`] | client connections: sockets, bounds, timers, HTTP/1 bytes read strictly into requests | [`listener::accept`] |
-//! | [`proxy`] | Pingora's hooks, errors to answers | [`proxy::Proxy`] |
-//! | [`gateway`] | assembly, listeners, reload, shutdown, work in the background | [`gateway::Gateway`] |
+//! | [`base`] | time as an argument, values that cannot be printed, client networks, classes of bytes, bounded files, hexadecimal digits, short texts, detached tasks | [`base::clock::Clock`] |
+//! | [`quota`] | what a limit is, how it counts, and by what: pure arithmetic | [`quota::Limit`] |
+//! | [`route`] | the canonical path, the table of prefixes, permitted paths, names of header fields, header rules | [`route::path`] |
+//! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |
+//! | [`telemetry`] | metrics, the log, the access log; every room may use it | [`telemetry::metrics`] |
+//! | [`store`] | the traits of a store and its two kinds, memory and Redis: records, quota, membership | [`fn@store::open`] |
+//! | [`auth`] | from a credential to a principal; caches of records | [`auth::Authenticator`] |
+//! | [`limit`] | the ledger: decisions about limits, leases, settlement | [`limit::ledger`] |
+//! | [`upstream`] | endpoints, their rotation, their addresses, and how each attempt ended | [`upstream::pool`] |
+//! | [`config`] | the file and the environment become values of the rooms above, or a list of faults with their locations | [`config::Config`] |
+//! | [`policy`] | one immutable snapshot of a configuration; a file a part | [`policy::Policy`] |
+//! | [`admission`] | the order of decisions, the permit, and every reason for a refusal | [`admission::Admission::admit`] |
+//! | [`listener`] | client connections: sockets, bounds, timers, and the strict reading of HTTP/1 | [`listener::accept`] |
+//! | [`proxy`] | Pingora's hooks, header fields, answers, and the outcome of a request | [`proxy::Proxy`] |
+//! | [`gateway`] | assembly, reload, shutdown, tasks in the background | [`gateway::Gateway`] |
 //! | [`tokens`] | the life of a token: made, found, listed, imported, rotated, revoked | [`tokens::Tokens`] |
-//! | [`cli`] | one file a command | [`cli::main`] |
+//! | [`cli`] | arguments and printing; one file a command | [`cli::main`] |
 //!
-//! Two lines that are easy to miss. The arithmetic of windows is in [`quota`], *below* the stores, because the
-//! memory store computes it and the script beside the Redis store must compute the same; the [`limit::ledger`] is
-//! *above* them, because it decides with whatever a store hands out. And a store's breaker and deadlines live with
-//! the Redis client, so the ledger and the record cache see one kind of failure: [`store::StoreError`].
+//! Three choices that are easy to miss:
+//!
+//! - The arithmetic of windows is in [`quota`], below the stores. The memory store runs it, and the scripts of the Redis
+//!   store must compute the same.
+//! - The ledger is in [`limit`], above the stores. It decides with the quota that any store hands out.
+//! - Breakers and deadlines live inside a store. The ledger and the caches see one kind of failure,
+//!   [`store::StoreError`].
+//!
+//! # Questions and their places
+//!
+//! | question | place |
+//! | --- | --- |
+//! | Where does another store go, such as one in SQL? | a directory beside `store/redis` that implements [`store::RecordStore`]; [`fn@store::open`] chooses it; `tests/suites` is the behaviour that it must show |
+//! | Where does a new field of a record go? | one entry of [`record::field::FIELDS`], and a member of [`record::Grant`] |
+//! | Why was this request answered with 401? | the access log says `reason` and `error`; [`admission::Rejection`] maps the errors of each room to them |
+//! | What happens to a lease when Redis is lost? | [`limit::flight`](limit) cannot renew it; requests spend what is left, then [`limit::ledger::FailurePolicy`] decides; unused units go back when Redis answers again, or expire with their window |
+//! | Which keys need a restart? | the members of [`config::StartupConfig`]; all others are members of [`config::LiveConfig`] |
+//! | Where do TLS and HTTP/2 plug in? | [`listener::accept`], before `http1` is chosen; [`listener::rules`] judges a parsed head of any protocol |
 //!
 //! # One request
 //!
@@ -59,41 +74,46 @@
 //!
 //! # What outlives what
 //!
-//! A reload makes a new [`policy::Policy`] and swaps it in one step; requests under way keep theirs. Counters, cached
-//! records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`], and never notice.
-//! A new policy keeps the parts of the old one that have not changed: verified tokens, resolved upstreams. Keys that
-//! need a restart are those of [`config::StartupConfig`].
+//! A reload makes a new [`policy::Policy`] and swaps it in one step. Requests that have begun keep the old one. Counters,
+//! cached records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`]. A new policy keeps
+//! the parts of the old one that have not changed: verified tokens, sets of keys, resolved upstreams.
 //!
-//! Three kinds of runtimes: Pingora's workers serve requests and carry the connection to Redis (a single worker on a
-//! runtime without work stealing), one thread serves metrics, one thread does [`gateway::background`]. A task there
-//! that ends or dies is started again.
+//! There are three kinds of runtimes. Pingora's workers serve requests and carry the connection to Redis; a single worker
+//! has a runtime without work stealing. One thread serves metrics. One thread runs [`gateway::background`], which
+//! starts a task again when the task ends or dies.
 //!
 //! # Invariants
 //!
-//! Most are about what is absent.
+//! Each is held by a type, by a lint (`clippy.toml`, `Cargo.toml`) or by a test.
 //!
-//! - **No upstream without a permit.** A request is forwarded by [`proxy::forwarding::Forwarding`], which is made of an
-//!   [`admission::Permit`]; only [`admission::Admission::admit`] makes one. A forgotten check is no open door.
-//! - **No counting in a hook that repeats.** Quota is taken in `request_filter`. Pingora's retry loop begins after it.
-//! - **No second reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and
-//!   [`listener::rules`] refuse whatever two servers might frame or route differently, before Pingora sees it;
-//!   [`route::path`] leaves one spelling, which is matched, checked and sent.
-//! - **No status code outside [`admission::Rejection`].** It maps the errors of every room to an answer and to a reason;
-//!   [`proxy::problem`] writes the answer, and the log alone has the reason. The exceptions answer for themselves:
-//!   `/health`, `/ready`, the demo's echo.
-//! - **One account of what became of a request**, [`proxy::outcome::RequestOutcome`]. Whatever tells of requests reads it.
-//! - **No store failure that looks like a client's mistake.** A [`store::StoreError`] becomes 503 or the failure policy,
-//!   never 401, 403 or 429.
-//! - **No Pingora in the rooms that decide.** Only [`gateway`], [`listener`], [`proxy`] and [`upstream`] name it, and [`telemetry`] its
-//!   Prometheus registry. Only `store::redis` names the Redis client. Only [`config`] reads YAML.
-//! - **No policy below [`policy`].** It knows the rooms it compiles for; they know neither it nor [`config`], so each can be
-//!   tested with values.
-//! - **No waiting without a deadline, no growth without a bound** on the way of a request; and no `unwrap`, `expect` or
-//!   `panic!` outside tests, which clippy holds; registering the metrics is the one exception.
-//! - **No secret that prints.** [`base::secret::Secret`] and [`auth::credential::Credential`] say `***`; an
-//!   [`config::Environment`] cannot be printed at all. The access log has no query, for queries hold credentials.
+//! - **No upstream without a permit.** [`proxy::forwarding::Forwarding`] is made of an [`admission::Permit`], and only
+//!   [`admission::Admission::admit`] makes a permit. A forgotten check is not an open door. (type)
+//! - **No counting in a hook that repeats.** Quota is taken in `request_filter`, before Pingora's retry loop.
+//!   (`tests/requests.rs`)
+//! - **One reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and [`listener::rules`] refuse a
+//!   message that two servers could read differently, before Pingora sees it. [`route::path`] leaves one spelling of a
+//!   path, which is matched, checked and sent. (`tests/requests.rs`, `tests/fuzz.rs`)
+//! - **One place for statuses.** [`admission::Rejection`] maps the errors of every room to an answer and to a reason;
+//!   [`proxy::problem`] writes the answer, and only the log has the reason. `/health`, `/ready` and the demo's echo answer
+//!   for themselves. (`tests/reasons.rs`, `tests/docs.rs`)
+//! - **One account of a request**, [`proxy::outcome::RequestOutcome`]. Metrics and the access log are readers of it. (type)
+//! - **A store failure never looks like a client's mistake.** A [`store::StoreError`] becomes 503 or the failure policy,
+//!   never 401, 403 or 429. (type, `tests/faults.rs`)
+//! - **Libraries stay in their rooms.** Only [`gateway`], [`listener`], [`proxy`] and [`upstream`] name Pingora's sessions
+//!   and peers, only `store::redis` the Redis client, only [`config`] YAML, only [`cli`] clap. (`tests/architecture.rs`)
+//! - **No policy below [`policy`].** The rooms that it compiles for know neither it nor [`config`], so each can be tested
+//!   with values. (`tests/architecture.rs`)
+//! - **Time is an argument.** The wall clock is read in [`base::clock`] alone, apart from places that say why. (lint)
+//! - **No wait without a deadline and no growth without a bound** on the way of a request, no blocked thread, and no panic:
+//!   `unwrap`, `expect`, `panic!`, sleeping and blocking calls are refused outside tests, apart from places that say
+//!   why. (lint)
+//! - **No secret that prints.** [`base::secret::Secret`] and [`auth::credential::Credential`] print `***`;
+//!   [`config::Environment`] cannot be printed. The access log has no query, because queries hold credentials. (type)
 //! - **No label of a metric that a client chooses.** Routes and upstreams come from the file, methods from a list.
-//! - **No state in statics**, the metrics aside.
+//! - **No state in statics**, apart from the metrics and from the sets of permitted paths that equal tokens share
+//!   ([`route::pattern`]), which change no decision.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod admission;
 pub mod auth;

@@ -42,7 +42,7 @@ routes:
     ))
 }
 
-/// Everything that all problem answers have in common.
+/// Asserts what all problem answers have in common.
 fn assert_problem(name: &str, answer: &Message, status: u16, code: &str) -> Value {
     let problem = answer.json();
     assert_eq!((answer.status(), &problem["code"]), (status, &json!(code)), "{name}: {problem}");
@@ -166,13 +166,13 @@ fn every_refusal_has_its_answer_and_keeps_the_connection() {
         assert_eq!(next.text(), "GET /up/next HTTP/1.1", "after `{name}` on the same connection");
     }
 
-    // A body that was read to its end is in nobody's way either.
+    // A body that was read to its end does not end the connection either.
     let refused = client.call("POST", "/up", &[("Content-Length", "4")], b"body");
     assert_problem("a small body", &refused, 401, "missing_token");
     let next = client.call("GET", "/up/next", &[("Authorization", &alice)], b"");
     assert_eq!(next.text(), "GET /up/next HTTP/1.1", "after a refused request with a small body");
 
-    // What was not read in full ends the connection, after the answer.
+    // A request that was not read in full ends the connection, after the answer.
     let rubbish = gateway.get_as("alice", "/up/rubbish");
     assert_problem("an answer that is not HTTP", &rubbish, 502, "upstream_invalid");
     let mut client = gateway.connect();

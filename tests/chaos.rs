@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use support::*;
 
-/// Requests a day of the token that everyone uses.
+/// Requests a day that the hot token may make.
 const QUOTA: u64 = 4_000;
 
 /// The gateways of each world.
@@ -42,7 +42,7 @@ log: {{ level: info, format: json, access: false }}",
     World { redis: Mutex::new(redis), gateways, _origin: origin }
 }
 
-/// Makes the token that everyone uses.
+/// Makes the hot token, which all clients use.
 fn make_hot(redis: &Redis) {
     redis.record("hot", &[("limits", &format!("[\"{QUOTA}/day\"]"))]);
 }
@@ -61,7 +61,7 @@ impl Answers {
         self.1.load(Ordering::SeqCst)
     }
 
-    /// Whether there was nothing but these.
+    /// Whether no other status was answered.
     fn are_only(&self, expected: &[u16]) {
         let seen = self.0.lock();
         assert!(seen.keys().all(|status| expected.contains(status)), "{seen:?}");
@@ -97,7 +97,7 @@ impl World {
     }
 }
 
-/// Asks until the events are over and the answer has been 429 for a while, or the gateway is gone.
+/// Sends requests until the events are over and the answer has been 429 for a while, or the gateway is gone.
 fn load(gateway: &Gateway, credential: &str, answers: &Answers, happened: &AtomicBool) {
     let mut refused = 0;
     let started = Instant::now();
@@ -109,7 +109,7 @@ fn load(gateway: &Gateway, credential: &str, answers: &Answers, happened: &Atomi
         answers.note(answer.status());
         refused = if answer.status() == 429 { refused + 1 } else { 0 };
         if answer.status() != 200 {
-            // Refusals come from memory, thousands a second.
+            // The gateway refuses from memory, thousands of times a second.
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -129,7 +129,7 @@ fn a_killed_gateway_and_a_flushed_script_cache_change_nothing() {
             World::wait_admitted(&answers, QUOTA * 3 / 4);
         });
         answers.are_only(&[200, 429]);
-        // What the killed gateway held, and answers it did not live to send, are lost until the day ends.
+        // The share of the killed gateway, and the answers it could not send, are lost until the day ends.
         let (admitted, least) = (answers.admitted(), QUOTA - QUOTA / 8 / 3 - 3);
         assert!((least..=QUOTA).contains(&admitted), "{sync}: {admitted} of {QUOTA}");
     }
@@ -160,7 +160,7 @@ fn counting_alone_while_redis_is_frozen_is_told_to_it_afterwards() {
     let world = world("leased", "local");
     let answers = Answers::default();
     world.warm_up(&answers);
-    // Every gateway has to know how many there are.
+    // Every gateway must know how many gateways there are.
     wait_for("the gateways to see each other", || {
         (world.redis.lock().command(&["ZCARD", "tollgate:gateways"]) == GATEWAYS.to_string())
             .then_some(())
@@ -174,8 +174,9 @@ fn counting_alone_while_redis_is_frozen_is_told_to_it_afterwards() {
     });
     answers.are_only(&[200, 429]);
     let admitted = answers.admitted();
-    // Each counted up to a third of what was left when it last heard, and what one has counted is told
-    // before it takes more, not before the others do: a little more than the quota, not a second one.
+    // Each gateway admitted up to a third of what was left when Redis last answered. A gateway reports what it counted
+    // before it takes more, but not before the other gateways take more: a little more than the quota is admitted,
+    // not a second quota.
     assert!(admitted <= QUOTA + QUOTA / 8, "{admitted} of {QUOTA}");
 }
 
@@ -196,7 +197,7 @@ fn an_emptied_redis_hands_out_what_it_forgot_and_no_more() {
                 world.redis.lock().restart();
             }
             forgotten = answers.admitted();
-            // The token is gone with the counters.
+            // The record of the token is lost with the counters.
             wait_for("a 401", || answers.0.lock().contains_key(&401).then_some(()));
             make_hot(&world.redis.lock());
         });

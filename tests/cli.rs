@@ -28,7 +28,7 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// What the commands need of a configuration.
+/// The part of a configuration that the commands need.
 fn config(listener: &str, redis: &str, origin: &str) -> String {
     format!(
         "listeners: [ {{ address: \"{listener}\" }} ]\nredis: {{ url: \"{redis}\", timeout: 2s }}
@@ -150,7 +150,7 @@ fn version_help_and_secret() {
 fn tokens_are_made_listed_shown_and_revoked() {
     let (redis, origin) = (Redis::start(), Origin::start());
     let gateway = Gateway::start(&config("127.0.0.1:0", &redis.url(), &origin.url()));
-    // The commands read where the gateway listens, to print a curl line that works.
+    // The commands read the gateway's address from the configuration, to print a curl line that works.
     let dir = TempDir::new().unwrap();
     let file = write(
         dir.path(),
@@ -207,7 +207,7 @@ fn tokens_are_made_listed_shown_and_revoked() {
     let reached = origin.requests();
     assert_eq!(reached.len(), 2, "`{}` did not get through: {}", text("curl"), said(&pasted));
 
-    // The plain output names the same things, for people.
+    // The plain output has the same values.
     let plain = said(&run(&["token", "create", "-c", file, "--routes", "/open"]));
     for part in ["token:", "curl ", "/open", "eyJ"] {
         assert!(plain.contains(part), "{part} is not in\n{plain}");
@@ -242,7 +242,7 @@ fn tokens_are_made_listed_shown_and_revoked() {
 #[test]
 fn the_demo_does_what_its_curl_lines_say() {
     let mut demo = Gateway::launch(&["demo", "--port", "0"], TempDir::new().unwrap());
-    // A line of the demo may go on after a backslash.
+    // A backslash at the end of a printed line continues the command on the next line.
     let commands = wait_for("three curl lines", || {
         let text = demo.lines().join("\n").replace("\\\n", " ");
         let curl = |line: &str| line.trim_start().starts_with("curl ") || line.contains("do curl ");

@@ -1,12 +1,13 @@
-//! The configuration as its users meet it: files that load, and files that do not with the exact
-//! message they lead to.
+//! The configuration as its users meet it: files that load, and files that do not load, with their exact messages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tollgate::auth::issuer::KeyMaterial;
+use tollgate::base::secret::Secret;
 use tollgate::config::{Config, Environment, Faults, StaticToken, load, parse};
+use tollgate::store::StoreUrl;
 
 /// 48 bytes: enough for HS256 and HS384, not for HS512.
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -19,9 +20,13 @@ fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Reads `text` with these variables and no others.
+/// Reads `text` with no environment variables but these.
 fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
     parse(text, "t.yaml", &variables.iter().copied().collect())
+}
+
+fn store_url(text: &str) -> Option<StoreUrl> {
+    StoreUrl::parse(&Secret::new(text)).ok()
 }
 
 /// The secret of the first key.
@@ -61,7 +66,7 @@ fn bad_files_lead_to_their_exact_messages() {
 fn the_shipped_configurations_load() {
     let full = load(&at("conf/tollgate.yaml"), &environment(&[])).unwrap();
     assert_eq!(first_secret(&full), SECRET);
-    assert_eq!(full.startup.redis.unwrap().url.expose(), "redis://redis:6379");
+    assert_eq!(full.startup.redis.map(|redis| redis.url), store_url("redis://redis:6379"));
     let embedded = load(&at("conf/embedded.yaml"), &environment(&[])).unwrap();
     assert!(embedded.startup.redis.is_none());
     assert_eq!(&*embedded.live.auth.tokens[0].id, "local");
@@ -116,7 +121,7 @@ fn nothing_written_means_the_defaults() {
         assert_eq!((config.live.max_body, config.live.max_connections), (10 << 20, 10_000));
         assert!(config.startup.redis.is_none() && config.live.auth.jwt.issuers.is_empty());
         assert_eq!(config.startup.token_cache.ttl, Duration::from_secs(900));
-        let default = &config.live.limits.default[0];
+        let default = &config.live.limits.default.rules()[0];
         assert_eq!(default.to_string(), "100/minute");
         assert!(config.live.routes.is_empty() && config.live.upstreams.is_empty());
     }
@@ -143,7 +148,7 @@ fn the_shipped_configuration_holds_the_defaults() {
     assert_eq!(shipped.live.trusted_proxies, least.live.trusted_proxies);
     assert_eq!(shipped.startup.token_cache, least.startup.token_cache);
     assert_eq!(shipped.live.auth.jwt.rules.leeway, least.live.auth.jwt.rules.leeway);
-    assert_eq!(shipped.live.limits.default, least.live.limits.default);
+    assert_eq!(shipped.live.limits.default.rules(), least.live.limits.default.rules());
     assert_eq!(shipped.live.limits.window, least.live.limits.window);
     assert_eq!(shipped.live.limits.on_store_failure, least.live.limits.on_store_failure);
     assert_eq!(shipped.live.limits.headers, least.live.limits.headers);
@@ -186,7 +191,7 @@ routes:
     assert_eq!(config.live.max_body, 512 << 10);
     assert_eq!(config.live.trusted_proxies.len(), 2);
     let redis = config.startup.redis.unwrap();
-    assert_eq!(redis.url.expose(), "rediss://:p%40ss@redis:6380/2");
+    assert_eq!(Some(redis.url), store_url("rediss://:p%40ss@redis:6380/2"));
     assert_eq!(redis.timeout, Duration::from_millis(20));
     assert_eq!(config.live.auth.jwt.issuers[0].keys[0].kid(), Some("a"));
     assert_eq!(config.live.auth.jwt.rules.leeway, Duration::from_secs(5));
@@ -199,7 +204,7 @@ routes:
         shown(&config.live.auth.tokens[1]),
         r#"{"api_key":"b","disabled":true,"name":"${x}","organization_id":"acme","rate_limit":7}"#
     );
-    assert!(config.live.plans["basic"].is_empty());
+    assert!(config.live.plans["basic"].rules().is_empty());
     let upstream = &config.live.upstreams["u"];
     assert_eq!(upstream.endpoints[0].to_string(), "http://127.0.0.1:1");
     assert_eq!((upstream.endpoints[1].weight, upstream.retries), (3, 0));
@@ -237,12 +242,12 @@ fn the_environment_alone_is_enough() {
     .unwrap();
     assert_eq!(config.startup.listeners[1].address.to_string(), "127.0.0.1:8081");
     assert_eq!(first_secret(&config), SECRET);
-    assert_eq!(config.live.plans["basic"][0].to_string(), "5/second");
+    assert_eq!(config.live.plans["basic"].rules()[0].to_string(), "5/second");
     assert_eq!(config.live.routes[0].upstream.name, "users");
     assert_eq!(config.live.max_body, 1 << 20);
 }
 
-/// Kubernetes gives them to every container beside a Service called `tollgate`.
+/// Kubernetes sets these variables in every container beside a Service called `tollgate`.
 #[test]
 fn service_links_are_no_overrides() {
     let made = [
@@ -288,7 +293,7 @@ upstreams: { Users: { endpoints: [ http://a, http://b ], retries: 1 } }
     assert!(config.live.access_log);
     let addresses: Vec<_> = config.startup.listeners.iter().map(|l| l.address.port()).collect();
     assert_eq!(addresses, [1, 3]);
-    assert!(config.live.limits.default.is_empty());
+    assert!(config.live.limits.default.rules().is_empty());
     assert_eq!(config.live.upstreams["Users"].retries, 0);
     assert_eq!(config.live.upstreams["Users"].endpoints[0].to_string(), "http://c");
     assert_eq!(config.startup.server.threads, 2);
@@ -420,7 +425,7 @@ fn a_file_that_cannot_be_read_is_a_fault() {
     );
 }
 
-/// Whatever is written, the loader answers: it does not panic, and each fault is one line.
+/// The loader does not panic on any text, and each fault is one line.
 #[test]
 fn mangled_files_are_refused_in_peace() {
     let text = fs::read_to_string(at("conf/tollgate.yaml")).unwrap();

@@ -21,13 +21,13 @@ use markdown::{Block, Page, at};
 use serde_yaml::Value;
 use support::*;
 
-/// Blocks of shell that need what a test does not have, by page and first line.
+/// Blocks of shell that no test can run, by page and first line.
 const NOT_RUN: [(&str, &str); 2] = [
     ("docs/operation.md", "export TOLLGATE_JWT_SECRET=$(openssl rand -base64 48)"),
     ("docs/performance.md", "make bench"),
 ];
 
-/// What blocks of shell print, by a text that one block has. A block that is followed by its output is not here.
+/// The output of blocks of shell, by a text of the block. A block that is followed by its output is not here.
 const PRINTED: [(&str, &[&str]); 18] = [
     ("make run ", &[]),
     ("make build", &[]),
@@ -63,7 +63,7 @@ fn session_blocks() -> Vec<Block> {
 fn the_commands_do_what_the_pages_say() {
     let blocks = session_blocks();
     let outputs = session::run(&blocks);
-    // What follows a block as its output is the whole of it.
+    // The output that follows a block on the page is the whole output.
     let mut expected = BTreeMap::new();
     for page in Page::all() {
         for pair in page.blocks().windows(2) {
@@ -144,14 +144,14 @@ fn the_configurations_are_valid() {
     assert!(checked > 5, "only {checked} configurations were found");
 }
 
-/// A configuration that is valid and says little: parts of one are merged into it.
+/// A small, valid configuration, into which the parts on the pages are merged.
 const LEAST: &str = r#"
 auth: { jwt: { keys: [ { algorithm: HS256, secret: "${LEAST_SECRET}" } ] } }
 upstreams: { up: { endpoints: [ "http://127.0.0.1:1" ] } }
 routes: [ { prefix: /, upstream: up } ]
 "#;
 
-/// Enough for every algorithm.
+/// A secret that is long enough for every algorithm.
 fn long_secret() -> String {
     "0123456789abcdef".repeat(6)
 }

@@ -31,7 +31,7 @@ routes: [ {{ prefix: /open, upstream: up, auth: none }}, {{ prefix: /, upstream:
 
 const LONG: &str = "ttl: 1h, entries: 1000, max_stale: 1h";
 
-/// Asks as `api_key`, and holds the answer to its deadline.
+/// Sends a request with a token of `api_key`, and asserts that the answer is in time.
 fn ask(gateway: &Gateway, api_key: &str) -> Message {
     let started = Instant::now();
     let answer = gateway.get_as(api_key, "/");
@@ -87,7 +87,7 @@ fn a_lost_store_stops_strangers_but_not_known_tokens() {
             assert_eq!(ask(&gateway, "known").status(), 200, "{fault}, request {nth}");
             assert_unavailable(&ask(&gateway, &format!("new-{nth}")));
         }
-        // All at once: nothing queues behind the dead store.
+        // The requests come at once: no request queues behind the dead store.
         std::thread::scope(|scope| {
             for nth in 0..20 {
                 let gateway = &gateway;
@@ -121,10 +121,11 @@ fn a_lost_store_stops_strangers_but_not_known_tokens() {
 fn the_failure_policy_decides_about_known_tokens() {
     let (mut redis, origin) = (Redis::start(), Origin::start());
     let policies = ["local", "allow", "deny"].map(|policy| {
+        // A record a gateway: the count in Redis is shared, the policy is not. It is written before the gateway starts: the
+        // news of a change could come after the first request and take the record out of memory again.
+        redis.record(policy, &[("rate_limit", "5")]);
         let gateway = gateway(&redis, &origin, policy, LONG);
         gateway.wait_ready();
-        // A record a gateway: the count in Redis is shared, the policy is not.
-        redis.record(policy, &[("rate_limit", "5")]);
         assert_eq!(ask(&gateway, policy).status(), 200);
         (policy, gateway)
     });
@@ -163,7 +164,7 @@ fn records_outlive_the_store_for_max_stale() {
         assert_eq!(ask(gateway, "alice").status(), 200);
     }
     redis.kill();
-    // Once `strict` has given its copy up, the copy of `lenient` is just as old.
+    // Once `strict` has dropped its copy, the copy of `lenient` is just as old.
     let refused = wait_for("the copy to be too old", || {
         Some(ask(&strict, "alice")).filter(|a| a.status() != 200)
     });

@@ -52,7 +52,7 @@ fn fuzz(corpus: &str, words: &[&str], mut target: impl FnMut(&[u8])) {
     }
 }
 
-/// One of the inputs, changed in one place or several.
+/// An input of the corpus, changed in a single place or several.
 fn changed(inputs: &[Vec<u8>], words: &[&str], random: &mut Rng) -> Vec<u8> {
     let mut input = inputs[random.usize(..inputs.len())].clone();
     for _ in 0..random.usize(1..6) {
@@ -165,7 +165,7 @@ fn a_record_is_understood_whole_or_refused() {
             }
             None => {}
         }
-        // The same as a hash, whose fields are the members' texts.
+        // The same record as a hash, whose fields are the members' texts.
         // A member that is passed over may hold a number that no type can.
         let Ok(members) = serde_json::from_str(&text) else { return };
         let members: serde_json::Map<String, serde_json::Value> = members;

@@ -24,7 +24,7 @@ fn claims() -> Value {
     json!({ "api_key": "k", "exp": 1_000_060 })
 }
 
-/// What verifies the signer's tokens.
+/// A verifier of the signer's tokens.
 fn key(signer: &Signer, kid: Option<&str>) -> VerificationKey {
     let algorithm = Algorithm::named(signer.algorithm).unwrap();
     let kid = kid.map(str::to_owned);
@@ -94,7 +94,7 @@ fn any_single_flipped_bit_is_refused() {
                 assert!(verify(&verifier, &flipped).is_err(), "{name}: bit {at}");
             }
         }
-        // The same in the signature itself, where each of its bits counts.
+        // Each bit of the signature itself counts.
         let (message, signature) = token.rsplit_once('.').unwrap();
         let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
         for at in 0..signature.len() * 8 {
@@ -318,7 +318,7 @@ fn rfc_8725_3_8_issuers_have_their_own_keys_and_audience() {
     }
 }
 
-/// Section 3.10: what a token brings along is not trusted: no key in it, no address it names, no odd `kid`.
+/// Section 3.10: the gateway trusts no key in a token, no address that a token names, and no odd `kid`.
 #[test]
 fn rfc_8725_3_10_received_claims_are_not_trusted() {
     let (signer, stranger) = (Signer::new("ES256"), Signer::new("ES256"));

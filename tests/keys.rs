@@ -72,13 +72,13 @@ fn published_keys_verify_and_one_fetch_serves_all() {
     assert_eq!(world.server.asked(), 1, "before the first request");
     for (kid, signer) in &signers {
         let expected = match signer.secret() {
-            // A secret that everybody can read is none.
+            // A secret that everybody can read is no secret, so it verifies nothing.
             Some(_) => invalid(),
             None => (200, String::new()),
         };
         assert_eq!(get(&world.gateway, &signer.token(Some(kid), &claims())), expected, "{kid}");
     }
-    // An unknown kid was met: for the secrets that were passed over.
+    // The tokens of the skipped secrets have an unknown kid, which may cause a fetch.
     assert!(world.server.asked() <= 2, "{}", world.server.asked());
     assert_eq!(metric(&world.gateway, "tollgate_key_fetches_total{outcome=\"failed\"}"), 0.0);
 }
@@ -156,7 +156,7 @@ fn the_last_good_set_survives_every_failure() {
         );
     }
     assert_eq!(metric(&world.gateway, "tollgate_key_sources_failing"), 1.0);
-    // What cannot be known is not called wrong.
+    // A token that cannot be verified now is not called invalid.
     assert_eq!(get(&world.gateway, &signer.token(Some("unknown"), &claims())), unavailable());
     world.server.delay(Duration::ZERO);
     world.server.answer("200 OK", &set);
@@ -187,7 +187,7 @@ fn an_issuer_that_says_nothing_holds_up_no_start_and_is_not_taken_for_one_that_d
     let started = std::time::Instant::now();
     let gateway = start(&server, &origin, ", timeout: 15s");
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-    // The first token waits for the fetch that is under way, or is told that nothing is known.
+    // The first token waits for the fetch that is under way, or gets 503.
     let known = signer.token(Some("a"), &claims());
     wait_for("the keys", || match get(&gateway, &known) {
         (200, _) => Some(()),
@@ -197,7 +197,7 @@ fn an_issuer_that_says_nothing_holds_up_no_start_and_is_not_taken_for_one_that_d
         }
     });
     std::thread::sleep(Duration::from_secs(10));
-    // Whoever asks for an unknown key waits for the set that has it, and expires meanwhile.
+    // A request with an unknown key waits for the set that has the key, and its token expires meanwhile.
     server.publish(&[signer.jwk(Some("b"))]);
     let brief = {
         let mut claims = claims();
@@ -257,7 +257,7 @@ fn a_file_of_keys_is_read_again() {
     let (origin, dir) = (Origin::start(), tempfile::TempDir::new().unwrap());
     let file = dir.path().join("jwks.json");
     let write = |keys: &[Value]| {
-        // As careful hands replace a file: no reader sees half of it.
+        // The file is replaced by renaming, so no reader sees half of it.
         let next = dir.path().join("next.json");
         std::fs::write(&next, json!({ "keys": keys }).to_string()).unwrap();
         std::fs::rename(next, &file).unwrap();

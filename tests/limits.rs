@@ -210,7 +210,7 @@ fn window_keys_expire_by_themselves() {
     assert!(keys.lines().count() >= 1, "nothing is counted in Redis");
     for key in keys.lines() {
         let ttl: i64 = redis.command(&["PTTL", key]).parse().unwrap();
-        // -2: it has expired since it was listed.
+        // -2: the key has expired since it was listed.
         assert!(ttl == -2 || (0..=2 * 86_400_000).contains(&ttl), "{key} lives for {ttl} ms");
     }
 }

@@ -80,7 +80,7 @@ fn who_guesses_tokens_is_told_to_wait_and_nobody_else_is() {
         let fields = [("Authorization", credential), ("X-Forwarded-For", client)];
         gateway.call("GET", "/", &fields, b"")
     };
-    // An hour's end may fall between the first and the last of them; it does so once.
+    // An hour's end may fall between the first and the last request, but only once.
     let refused = wait_for("too many guesses", || {
         let answer = ask("Bearer guess", "2001:db8::1");
         match answer.status() {

@@ -220,7 +220,7 @@ fn a_revoked_token_and_one_that_is_guessed_too_often_have_their_reasons() {
     assert_eq!(logged(&gateway, "nameless"), expected(401, "invalid_token", "wrong_claim"));
 
     let forged = format!("{}AAAA", &token[..token.len() - 4]);
-    // An hour's end may fall between the first and the last of them; it does so once.
+    // An hour's end may fall between the first and the last request, but only once.
     let mut nth = 0;
     let (id, _) = wait_for("too many guesses", || {
         nth += 1;
@@ -350,7 +350,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
     assert_eq!(logged(&gateway, "keys"), expected(503, "keys_unavailable", "fetch_failed"));
 }
 
-/// An upstream that does with each connection what `with` says.
+/// An upstream that calls `with` for each connection.
 fn raw(with: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -358,7 +358,7 @@ fn raw(with: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     address
 }
 
-/// An address that takes no further connection, and what keeps it so.
+/// An address that takes no further connection, and the sockets that keep it full.
 fn full() -> (SocketAddr, Vec<TcpStream>, tokio::net::TcpListener) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();

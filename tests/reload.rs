@@ -116,7 +116,7 @@ metrics: {{ address: \"127.0.0.1:0\" }}\nlog: {{ format: json }}\n",
         // Without a reader this fails, where a blocking open would wait for good.
         OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).ok()
     });
-    // What is read again because of the signal is a file.
+    // By then the path is a file again, which the signal makes the gateway read.
     let file = path.with_extension("new");
     std::fs::write(&file, &yaml).unwrap();
     std::fs::rename(&file, &path).unwrap();

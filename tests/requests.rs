@@ -14,7 +14,7 @@ use support::*;
 
 const MIB: usize = 1 << 20;
 
-/// One gateway with every kind of route; tests keep apart by path and by `X-Case`.
+/// A gateway with every kind of route. Tests share it, and differ by path and by `X-Case`.
 struct World {
     gateway: Gateway,
     users: Origin,
@@ -760,7 +760,10 @@ fn headers_past_their_limits_are_refused() {
     let with = |fields: &str| {
         format!("GET /never HTTP/1.1\r\nHost: gateway.test\r\n{fields}\r\n").into_bytes()
     };
-    let rows = [("one large field", with(&one)), ("many fields", with(&many))];
+    let path = "x".repeat(16 * 1024);
+    let line = format!("GET /never/{path} HTTP/1.1\r\nHost: gateway.test\r\n\r\n").into_bytes();
+    let rows =
+        [("one large field", with(&one)), ("many fields", with(&many)), ("a long line", line)];
     all_at_once(&rows, |bytes| {
         let mut client = gateway.connect();
         let answer = client.send(bytes).try_read(false).map_err(|e| format!("no answer: {e}"))?;
@@ -872,7 +875,7 @@ fn slow_clients_are_let_go() {
     let ends = |name: &str, client: &mut Client| {
         let started = Instant::now();
         client.stream().get_ref().set_read_timeout(Some(bound)).unwrap();
-        // An answer may come first; then the end.
+        // An answer may come before the end of the connection.
         let ended = client.stream().read_to_end(&mut Vec::new());
         let reset = ended.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset);
         assert!(
@@ -1006,8 +1009,8 @@ fn upgrades_pass_only_when_both_sides_agree() {
     });
     let upgrade =
         [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
-    // Pingora 0.9.1 takes some tunnels down at once when the origin is quick (cloudflare/pingora#946):
-    // those are opened again.
+    // Pingora 0.9.1 takes some tunnels down at once when the origin is quick (cloudflare/pingora#946): the test opens
+    // those tunnels again.
     wait_for("a tunnel that carries bytes both ways", || {
         let mut client = world.gateway.connect();
         client.send(request("GET", "/open/ws", &upgrade, b""));

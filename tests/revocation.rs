@@ -142,6 +142,6 @@ fn an_outage_serves_a_thousand_known_tokens_and_calls_no_unknown_one_wrong() {
     assert_eq!(statuses(&keys, 500), [(200, 500)]);
     assert_eq!(statuses(&jwts("unknown"), 500), [(503, 500)]);
     assert_eq!(statuses(&|nth| ("X-API-Key", key(nth + 500)), 500), [(503, 500)]);
-    // What no store could change is still called by its name.
+    // A token that no store could make valid is still called invalid.
     assert_eq!(statuses(&|_| ("X-API-Key", "tg_mistyped".into()), 1), [(401, 1)]);
 }

@@ -16,7 +16,7 @@ fn config(origin: &Origin) -> String {
     )
 }
 
-/// The status of `/ready` on a connection of its own; `None` when there is none to be had.
+/// The status of `/ready` on a connection of its own; `None` when no connection can be made.
 fn ready(gateway: &Gateway) -> Option<u16> {
     let mut client = Client::try_connect(gateway.address).ok()?;
     client.send(request("GET", "/ready", &[], b""));
@@ -33,7 +33,7 @@ fn sigterm_drains_and_exits_with_0() {
     origin.one("/flying");
 
     gateway.signal("TERM");
-    // Balancers look at /ready: it must say so before the listeners close.
+    // Load balancers look at /ready, so it must say 503 before the listeners close.
     wait_for("/ready to give 503", || match ready(&gateway) {
         Some(503) => Some(()),
         Some(_) => None,

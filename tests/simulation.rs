@@ -16,6 +16,10 @@
 //! The promise that nothing is lost, where nothing fails: once everything has arrived, the store has granted, less what
 //! came back and with the debts it was told of, what the requests were settled at, to the last unit.
 //!
+//! In some runs the store's clock is set back, again and again. Logs and buckets keep their promise by a clock that is
+//! not, but for what flows into a bucket during the steps; and once the clock goes on, each subject is served within
+//! the time that it would have been.
+//!
 //! `TOLLGATE_SIMULATION_SEED=n` replays one run, `TOLLGATE_SIMULATION_RUNS=n` makes more of them.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -49,7 +53,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 /// An answer on its way back.
 type Answer = Box<dyn FnOnce() + Send>;
 
-/// What the store has acted on.
+/// An act of the store.
 enum Act {
     Take { subject: String, limits: Vec<Limit>, granted: u64 },
     Adjust { subject: String, limits: Vec<Limit>, what: Adjustment, id: u64 },
@@ -197,7 +201,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Notes an admission; what is wrong with it.
+    /// Notes an admission. An error says which promise it breaks.
     fn admit(&mut self, now: UnixTime, units: u64) -> Result<(), String> {
         self.admitted.push((now, units));
         let limit = &self.limit;
@@ -313,6 +317,10 @@ struct Run {
     random: fastrand::Rng,
     /// Nothing is lost, doubled or crashed: then nothing may be wasted either.
     gentle: bool,
+    /// The store's clock is set back now and then.
+    stepping: bool,
+    /// By how much in all.
+    stepped: Duration,
     /// Requests spend more than a unit, and less or more than they weigh.
     weighed: bool,
     network: Arc<Network>,
@@ -329,12 +337,13 @@ struct Run {
     log: Vec<String>,
 }
 
-/// One to three limits of any kind, never two of one name.
-fn any_limits(random: &mut fastrand::Rng) -> Arc<[Limit]> {
+/// One to three limits of any kind, never two of one name; without windows where the clock is `stepping`, which
+/// may come twice through a window.
+fn any_limits(random: &mut fastrand::Rng, stepping: bool) -> Arc<[Limit]> {
     let quota = [1, 3, 20, 500][random.usize(..4)];
     let any = |quota: u64, window: u64, random: &mut fastrand::Rng| {
         let limit = Limit::per(quota, Duration::from_secs(window)).unwrap();
-        let algorithm = match random.u8(..6) {
+        let algorithm = match random.u8(if stepping { 1..4 } else { 0..6 }) {
             0 => Algorithm::SlidingWindow,
             1 => Algorithm::SlidingLog,
             2 => Algorithm::TokenBucket { burst: (quota / 2).max(1) },
@@ -354,10 +363,11 @@ fn any_limits(random: &mut fastrand::Rng) -> Arc<[Limit]> {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
+        let stepping = random.u8(..8) == 0;
         let store_clock = Arc::new(ManualClock::new(START));
         let network = Arc::new(Network::new(Arc::clone(&store_clock)));
         let subject = |nth: usize, random: &mut fastrand::Rng| {
-            let limits = any_limits(random);
+            let limits = any_limits(random, stepping);
             let watch = |limit: &Limit| Watch {
                 limit: limit.clone(),
                 lost: 0,
@@ -377,7 +387,9 @@ impl Run {
         };
         let mut run = Self {
             seed,
-            gentle: random.u8(..4) == 0,
+            gentle: !stepping && random.u8(..4) == 0,
+            stepping,
+            stepped: Duration::ZERO,
             weighed: random.bool(),
             random,
             network,
@@ -427,10 +439,11 @@ impl Run {
             }
             88..93 => self.gateways[at].ledger.expire_leases(),
             93 => {
-                // No gateway's wall clock matters.
+                // The wall clock of a gateway does not matter.
                 let wrong = START.as_secs() - 100_000 + self.random.u64(..200_000);
                 self.gateways[at].clock.set(UnixTime::from_secs(wrong));
             }
+            94..96 if self.stepping => self.step_back(),
             94..96 => self.settle_requests(),
             96 => {
                 if let Some(asking) = self.gateways[at].asking.pop() {
@@ -476,7 +489,7 @@ impl Run {
         }
     }
 
-    /// What is under way ends: it was not made after all, or cost as much as it weighed, or less, or more.
+    /// Requests that are under way end: a request was not made after all, or cost as much as it weighed, or less, or more.
     fn settle_requests(&mut self) {
         for mut request in std::mem::take(&mut self.under_way) {
             let subject = &mut self.subjects[request.which];
@@ -558,6 +571,40 @@ impl Run {
         }
     }
 
+    /// The store's clock is set back.
+    fn step_back(&mut self) {
+        let by = Duration::from_micros(self.random.u64(..90_000_000));
+        self.log.push(format!("the clock is set back by {by:?}"));
+        let now = self.store_clock.now().as_micros() - u64::try_from(by.as_micros()).unwrap();
+        self.store_clock.set(UnixTime::from_micros(now));
+        self.stepped += by;
+        for watch in self.subjects.iter_mut().flat_map(|subject| &mut subject.watches) {
+            if matches!(watch.limit.algorithm, Algorithm::TokenBucket { .. }) {
+                // Units that go back later are taken to have leaked out for less long than they have.
+                watch.lost += (by.as_secs_f64() * watch.rate()).ceil() as u64;
+            }
+        }
+    }
+
+    /// The time by a clock that is never set back.
+    fn time(&self) -> UnixTime {
+        self.store_clock.now() + self.stepped
+    }
+
+    /// Once the clock goes on, a unit is there after two of the longest windows.
+    async fn every_subject_is_served(&mut self) {
+        for which in 0..self.subjects.len() {
+            let store = self.network.store();
+            let subject = &self.subjects[which];
+            // The first look after a step finds the marks that are later than now.
+            store.take(&subject.name, &subject.limits, 0).await.unwrap();
+            self.pass(Duration::from_secs(120));
+            let subject = &self.subjects[which];
+            let grant = store.take(&subject.name, &subject.limits, 1).await.unwrap();
+            assert_eq!(grant.granted, 1, "seed {}: {:?}", self.seed, subject.limits);
+        }
+    }
+
     fn pass(&mut self, by: Duration) {
         self.store_clock.advance(by);
         self.gateways.iter().for_each(|gateway| gateway.clock.advance(by));
@@ -568,7 +615,7 @@ impl Run {
         for _ in 0..20 {
             tokio::task::yield_now().await;
         }
-        let now = self.store_clock.now();
+        let now = self.time();
         let mut wrong = None;
         for gateway in &mut self.gateways {
             let (done, asking): (Vec<_>, Vec<_>) = std::mem::take(&mut gateway.asking)
@@ -686,6 +733,9 @@ fn no_window_admits_more_than_its_quota_and_nothing_is_wasted() {
             let mut run = Run::new(seed);
             for _ in 0..STEPS {
                 run.step().await;
+            }
+            if run.stepping {
+                run.every_subject_is_served().await;
             }
             if run.gentle {
                 run.nothing_is_wasted().await;

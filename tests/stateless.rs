@@ -56,7 +56,13 @@ fn claims_alone_say_what_a_token_may() {
         ),
         ("limits", json!({ "limits": ["9/day"], "plan": "gold" }), 200, "\"day\";q=9;w=86400"),
         ("rate", json!({ "rate_limit": "8/day" }), 200, "\"day\";q=8;w=86400"),
-        ("unknown plan", json!({ "plan": "tin" }), 200, "\"day\";q=555;w=86400"),
+        ("unknown plan", json!({ "plan": "tin" }), 403, ""),
+        (
+            "unknown plan beside limits",
+            json!({ "plan": "tin", "limits": ["9/day"] }),
+            200,
+            "\"day\";q=9;w=86400",
+        ),
         ("route", json!({ "allowed_routes": ["/"] }), 200, "\"day\";q=555;w=86400"),
         ("other route", json!({ "allowed_routes": ["/x"] }), 403, ""),
         ("expired", json!({ "expires_at": "2020-01-01T00:00:00Z" }), 401, ""),
@@ -85,12 +91,12 @@ fn claims_alone_say_what_a_token_may() {
     let count = |plan: &str| {
         gateway.metric(&format!("tollgate_plan_requests_total{{plan=\"{plan}\"}}")).unwrap_or(0.0)
     };
-    assert_eq!((count("gold"), count("other"), count("tin")), (2.0, 1.0, 0.0));
+    assert_eq!((count("gold"), count("other"), count("tin")), (2.0, 2.0, 0.0));
     gateway.wait_log("plan and organization in the log", |line| {
         line["plan"] == "gold" && line["organization_id"] == "acme"
     });
 
-    // Records of the configuration win, and claims say what they leave open.
+    // A record of the configuration counts before claims, and claims count where the record says nothing.
     let known = ask(&gateway, "/", &token("known", json!({ "limits": ["9/day"] })), "known");
     assert_eq!(known.header("ratelimit-policy").unwrap(), "\"day\";q=3;w=86400");
     assert_eq!(status(&gateway, &token("banned", json!({}))), (401, "revoked_token".into()));
@@ -126,13 +132,13 @@ fn a_revocation_is_in_effect_at_once_and_ends_when_it_is_taken_back() {
     everywhere(&two, (200, ""));
     everywhere(&one, (401, "revoked_token"));
 
-    // Also where the configuration has a record.
+    // The same holds where the configuration has a record.
     let known = token("known", json!({ "jti": "three" }));
     everywhere(&known, (200, ""));
     redis.command(&["SET", "revoked:three", "1"]);
     everywhere(&known, (401, "revoked_token"));
 
-    // Missed while nobody could hear of it.
+    // A revocation that no gateway could hear of.
     redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
     redis.command(&["SET", "revoked:two", "1"]);
     everywhere(&two, (401, "revoked_token"));

@@ -22,10 +22,10 @@ use tollgate::base::clock::{ManualClock, SystemClock, UnixTime};
 use tollgate::base::secret::Secret;
 use tollgate::quota::{Algorithm, Limit};
 use tollgate::store::memory::MemoryQuota;
-use tollgate::store::redis::RedisStore;
+use tollgate::store::redis::{RedisStore, RedisUrl};
 use tollgate::store::{
     self, Adjustment, Grant, Membership, NewRecord, OnOperation, QuotaStore, RecordLister,
-    RecordReader, RecordWriter, Remote, StoreError, StoredRecord, Stores,
+    RecordReader, RecordWriter, Remote, StoreError, StoreUrl, StoredRecord, Stores,
 };
 
 /// The deadline of calls that are expected to succeed: generous, so that a busy machine fails nothing.
@@ -61,12 +61,17 @@ async fn memory_keeps_records_and_says_how_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_keeps_records_and_says_how_it_is() {
     let server = RedisServer::start();
-    let remote = Remote { url: Secret::new(server.url()), timeout: PATIENT };
+    let remote =
+        Remote { url: StoreUrl::parse(&Secret::new(server.url())).unwrap(), timeout: PATIENT };
     keeps_records_and_says_how_it_is(open(Some(remote))).await;
 }
 
+fn redis_url(text: String) -> RedisUrl {
+    RedisUrl::parse(&Secret::new(text)).unwrap()
+}
+
 fn open(remote: Option<Remote>) -> Stores {
-    store::open(remote.as_ref(), Arc::new(SystemClock::default()), quiet()).unwrap()
+    store::open(remote.as_ref(), Arc::new(SystemClock::default()), quiet())
 }
 
 async fn keeps_records_and_says_how_it_is(stores: Stores) {
@@ -309,7 +314,7 @@ fn number(random: &mut fastrand::Rng) -> u64 {
     random.u64(..1 << bits)
 }
 
-// What is in Redis.
+// The keys in Redis.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_of_both_shapes_are_read() {
@@ -466,7 +471,7 @@ async fn subjects_that_travel_together_are_decided_apart() {
     }
     assert!(store.available(), "two bad keys are no outage");
     let stats = server.command(&["INFO", "commandstats"]);
-    // A quarter of those who wait, or 16, leave at once: 75 in two calls, for 64 are the most, then 56, 42, 31, 24,
+    // A quarter of the calls that wait, or 16, leave at once: 75 in two calls, for 64 are the most, then 56, 42, 31, 24,
     // 18, 16, 16, 16 and 6. And there is a call for each that could not be counted.
     assert!(stats.contains("cmdstat_evalsha:calls=13,"), "{stats}");
 }
@@ -491,13 +496,11 @@ async fn every_operation_is_reported_once() {
     let server = RedisServer::start();
     let seen: Arc<Mutex<Vec<(&str, &str)>>> = Arc::default();
     let log = Arc::clone(&seen);
-    let url = Secret::new(server.url());
     let store = RedisStore::new(
-        &url,
+        &redis_url(server.url()),
         PATIENT,
         Arc::new(move |op, outcome, _| log.lock().push((op, outcome))),
-    )
-    .unwrap();
+    );
     store.start();
     server.command(&["SET", "token:json", "{}"]);
     server.command(&["SET", "quota:{bad}:ages:3153600000", "garbage"]);
@@ -554,13 +557,13 @@ async fn a_paused_redis_costs_one_deadline_and_recovers() {
     until_works(&store).await;
 }
 
-/// As when a firewall forgets a connection: it stays open, and nothing comes through any more.
+/// A firewall that forgets a connection does this: the connection stays open, and nothing comes through any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_stays_silent_is_replaced() {
     let server = RedisServer::start();
     let (port, freeze) = forward_to(server.port).await;
-    let url = Secret::new(format!("redis://127.0.0.1:{port}"));
-    let store = Arc::new(RedisStore::new(&url, HASTY, quiet()).unwrap());
+    let url = redis_url(format!("redis://127.0.0.1:{port}"));
+    let store = Arc::new(RedisStore::new(&url, HASTY, quiet()));
     store.start();
     probe(&store);
     until_works(&store).await;
@@ -640,8 +643,8 @@ async fn password_user_and_database_come_from_the_url() {
         (":wrong@", false),
         ("gate:wrong@", false),
     ] {
-        let url = Secret::new(format!("redis://{credentials}127.0.0.1:{port}/3"));
-        let store = RedisStore::new(&url, PATIENT, quiet()).unwrap();
+        let url = redis_url(format!("redis://{credentials}127.0.0.1:{port}/3"));
+        let store = RedisStore::new(&url, PATIENT, quiet());
         store.start();
         let written = store.put(&new(credentials, &[("plan", "basic")], None)).await;
         assert_eq!(written.is_ok(), works, "{credentials}: {written:?}");
@@ -650,8 +653,8 @@ async fn password_user_and_database_come_from_the_url() {
             assert!(error.contains("NOAUTH") || error.contains("WRONGPASS"), "{error}");
         }
     }
-    let url = Secret::new(format!("redis://:p%40ss@127.0.0.1:{port}"));
-    let zero = RedisStore::new(&url, PATIENT, quiet()).unwrap();
+    let url = redis_url(format!("redis://:p%40ss@127.0.0.1:{port}"));
+    let zero = RedisStore::new(&url, PATIENT, quiet());
     zero.start();
     assert_eq!(zero.record("gate:gate%3Apass@").await.unwrap(), None, "it is in database 3");
 }
@@ -754,7 +757,7 @@ impl RedisServer {
         Self::start_with(&[])
     }
 
-    /// Starts on a port that was free a moment ago; takes another one when somebody was faster.
+    /// Starts on a port that was free a moment ago; takes another port when another process was faster.
     fn start_with(options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
@@ -789,7 +792,7 @@ impl RedisServer {
     }
 
     fn unconnected_store(&self, timeout: Duration) -> Arc<RedisStore> {
-        Arc::new(RedisStore::new(&Secret::new(self.url()), timeout, quiet()).unwrap())
+        Arc::new(RedisStore::new(&redis_url(self.url()), timeout, quiet()))
     }
 
     /// A store that is connected and probed.

@@ -16,7 +16,7 @@ const SECRET_384: &str = "second-0123456789abcdef0123456789abcdef0123456789abcde
 const SECRET_512: &str = "third-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const SECRET_NEW: &str = "fourth-0123456789abcdef0123456789abcdef";
 
-/// One gateway on one Redis; tests keep apart by token.
+/// A gateway on a Redis. Tests share it, and differ by token.
 struct World {
     redis: Redis,
     origin: Origin,
@@ -476,7 +476,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
     ));
     let work = || {
         let info = redis.command(&["INFO", "commandstats"]);
-        // What a health probe sends is not about tokens.
+        // A health probe has no token.
         let about = |line: &&str| {
             !["ping", "info", "config", "client", "hello"].iter().any(|c| line.contains(c))
         };
@@ -541,7 +541,7 @@ fn a_mistyped_key_costs_no_look_up() {
         let line = info.lines().find(|line| line.starts_with("cmdstat_hgetall")).map(str::to_owned);
         line.and_then(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok()).unwrap_or(0)
     };
-    // Other tests share the Redis: what is theirs shows only in the key that is looked up.
+    // Other tests share the Redis and its counters: the least of several rounds is without their look-ups.
     let least = |key: &dyn Fn(usize) -> String| {
         let counts = (0..5).map(|round| {
             let before = asked();

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use support::*;
 use tempfile::TempDir;
 
-/// What a gateway on `redis` needs besides what the helper adds.
+/// A configuration for a gateway on `redis`, without the keys that the helper adds.
 fn config(redis: &str, origin: &Origin) -> String {
     let origin = origin.url();
     format!(
@@ -41,14 +41,14 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// What a command that succeeds says in JSON.
+/// The JSON output of a command that succeeds.
 fn program(arguments: &[&str]) -> Value {
     let output = run(&[arguments, &["--json"]].concat(), "");
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", said(&output));
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&output)))
 }
 
-/// Runs a command that ends with `code`; gives what it says.
+/// Runs a command that ends with `code`; gives its output.
 fn fails(code: i32, arguments: &[&str]) -> String {
     let output = run(arguments, "");
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
@@ -82,7 +82,7 @@ fn a_key_is_made_used_found_and_revoked() {
     let gateway = Gateway::start(&config(&redis.url(), &origin));
     let url = redis.url();
     let at = ["--redis", url.as_str()];
-    // No secret and no key to sign with is named anywhere.
+    // The output names no secret and no signing key.
     let words = ["create", "--kind", "key", "--limit", "5/day", "--name", "ci"];
     let made = program(&[&words[..], &at].concat());
     let (key, id) = (text(&made, "credential"), text(&made, "api_key"));
@@ -107,7 +107,7 @@ fn a_key_is_made_used_found_and_revoked() {
     for output in [shown.to_string(), said(&listed), everything(&redis)] {
         assert!(output.contains(&id) && !output.contains(&key), "{output}");
     }
-    // On the command line it has leaked already; it is not repeated.
+    // A credential on the command line has leaked already, and the message does not repeat it.
     let refused = fails(64, &["revoke", &key, "--redis", &url]);
     assert!(!refused.contains(&key), "{refused}");
 
@@ -130,7 +130,7 @@ fn without_redis_the_entry_of_a_key_is_printed_and_works() {
     let dir = TempDir::new().unwrap();
     let yaml = config("", &origin);
     let (_, yaml) = yaml.split_once('\n').unwrap();
-    // A configuration that lets nobody in is not valid: its first key is made without it.
+    // A configuration that admits no client is not valid, so its first key is made without it.
     let output = run(&["create", "--kind", "key"], "");
     let said = said(&output);
     let (_, entry) = said.split_once("\n\nauth:").unwrap_or_else(|| panic!("{said}"));
@@ -157,7 +157,8 @@ fn without_redis_the_entry_of_a_key_is_printed_and_works() {
 #[test]
 fn rotation_lets_both_work_for_a_while_and_then_the_new_one() {
     let (redis, origin) = (Redis::start(), Origin::start());
-    let gateway = Gateway::start(&config(&redis.url(), &origin));
+    // The tokens share their counters, and are asked for often.
+    let gateway = Gateway::start(&config(&redis.url(), &origin).replace("7/day", "70000/day"));
     let file = gateway.config.to_str().unwrap();
     for kind in ["key", "jwt"] {
         let words = ["create", "--kind", kind, "--organization", "acme", "--plan", "basic"];
@@ -196,7 +197,7 @@ fn rotation_lets_both_work_for_a_while_and_then_the_new_one() {
         wait_for("the revoked one to end", || (status(&gateway, &new) == 401).then_some(()));
         assert_eq!(status(&gateway, &text(&newer, "credential")), 200);
 
-        // It ends before the grace does: nothing becomes longer.
+        // The record ends before the grace ends, and a rotation must not make it live longer.
         let before = redis.command(&["HGETALL", &newer_key]);
         let last = program(&["rotate", newer_key.strip_prefix("token:").unwrap(), "-c", file]);
         assert_eq!(redis.command(&["HGETALL", &newer_key]), before);
@@ -242,7 +243,7 @@ fn a_rotation_that_fails_in_the_middle_leaves_both_working() {
     for made in [&old, &new] {
         assert_eq!(status(&gateway, &text(made, "credential")), 200);
     }
-    // It may not write at all: there is no new one.
+    // This user may not write at all, so there is no new record.
     redis.command(&["ACL", "SETUSER", "half", "-hset"]);
     let output = run(&["rotate", &id, "--grace", "1h", "--redis", &half, "--json"], "");
     assert_eq!((output.status.code(), output.stdout.len()), (Some(69), 0), "{}", said(&output));
@@ -310,7 +311,7 @@ fn an_import_takes_the_good_lines_and_names_the_bad_ones() {
     assert_eq!(shown["record"]["limits"], json!(["5/day", "3/hour"]));
     assert_eq!(redis.command(&["PEXPIRETIME", &key]), "2053857600000");
 
-    // The same again changes nothing; a record that differs is not overwritten unasked.
+    // The same import again changes nothing; a record that differs is overwritten with --replace only.
     let json = format!(
         "{}\n{}\n{}\n",
         json!({"key": keys[0], "limits": ["5/day", "3/hour"], "allowed_routes": ["/x", "/y/*"],
@@ -356,7 +357,7 @@ fn importing(url: &str, lines: usize) -> (Child, JoinHandle<ChildStdin>) {
     let mut input = child.stdin.take().unwrap();
     let feed = thread::spawn(move || {
         let text = HEADER.to_owned() + &(0..lines).map(line).collect::<String>();
-        // Whoever was killed does not read on.
+        // A command that was killed does not read on.
         let _ = input.write_all(text.as_bytes());
         input
     });
@@ -582,7 +583,7 @@ fn rotation_carries_over_the_claims_of_a_jwt_that_it_has_in_hand() {
     let file = gateway.config.to_str().unwrap();
     redis.record("bob", &[("organization_id", "acme")]);
     let mut granted = json!({
-        "allowed_routes": ["/x"], "limits": ["5/day"], "rate_limit": 7, "plan": "basic",
+        "allowed_routes": ["/x"], "limits": ["5/day"], "plan": "basic",
         "organization_id": "o",
     });
     let expires = token::now() + 2_000;
@@ -601,15 +602,23 @@ fn rotation_carries_over_the_claims_of_a_jwt_that_it_has_in_hand() {
     assert_eq!(claimed_now["exp"], expires);
     assert_eq!(output.stderr, b"");
 
-    // Anybody can claim anything: what nobody here has signed is not believed, and not signed.
+    // Claims that no gateway would accept are not signed again.
     let before = everything(&redis);
+    let mut of_two_minds = of_bob.clone();
+    of_two_minds["rate_limit"] = 7.into();
+    let output = run(&words, &token::claims(of_two_minds));
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(65), 0), "{}", said(&output));
+    assert!(said(&output).contains("limits: stands beside rate_limit"), "{}", said(&output));
+    assert_eq!(everything(&redis), before);
+
+    // Any client can make up claims: `rotate` does not sign claims that no key of the configuration signed.
     let header = json!({ "alg": "HS256" });
     let forged = format!("{}.c2ln", token::unsigned(&header, &of_bob));
     let output = run(&words, &forged);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(65), 0), "{}", said(&output));
     assert_eq!(everything(&redis), before);
 
-    // Given its id, nobody knows what it claims.
+    // Given an id, `rotate` does not know the claims.
     let output = run(&["rotate", "bob", "--ttl", "1h", "--json", "-c", file], "");
     let new: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(claimed(&text(&new, "credential")).get("plan"), None);
@@ -642,7 +651,7 @@ fn rotation_ends_nothing_where_the_new_credential_is_of_no_use() {
     let refused = fails(65, &["rotate", hash, "--redis", &url]);
     assert!(refused.contains("disabled"), "{refused}");
 
-    // What the record says and when Redis forgets it are one time.
+    // The expiry in the record and the expiry of the key are the same time.
     redis.record(hash, &[("plan", "basic")]);
     redis.command(&["PEXPIRE", &format!("token:{hash}"), "1000777"]);
     let new = text(&program(&["rotate", hash, "--redis", &url]), "storage_key");
@@ -708,7 +717,7 @@ fn an_import_replaces_records_whole_and_mends_when_their_keys_expire() {
         assert_eq!(expiries(), right, "{script}");
     }
 
-    // Of what was there, of whatever kind, nothing stays.
+    // Nothing of the old value stays, whatever its type was.
     redis.record("lasting", &[("name", "n"), ("plan", "basic"), ("other", "o")]);
     redis.command(&["PEXPIRE", "token:lasting", "90000"]);
     redis.command(&["SET", "token:ending", "{}"]);
@@ -717,7 +726,7 @@ fn an_import_replaces_records_whole_and_mends_when_their_keys_expire() {
     assert_eq!(redis.command(&["HLEN", "token:lasting"]), "2");
     import(&both, false, "imported 0, replaced 0, unchanged 2,");
 
-    // What has expired is written nowhere.
+    // An expired record is not written.
     let expired = "{\"api_key\":\"ending\",\"expires_at\":\"2001-01-01T00:00:00Z\"}\n";
     import(expired, true, "imported 0, replaced 0, unchanged 0, differing 0, expired 1, bad 0");
     assert_eq!(expiries(), right);
@@ -731,7 +740,7 @@ fn of_lines_about_one_token_the_first_is_written_first() {
         .flat_map(|round| (0..100).map(move |id| (round, id)))
         .map(|(round, id)| format!("{{\"api_key\":\"jwt-{id}\",\"name\":\"round {round}\"}}\n"))
         .collect();
-    // As much is said as is read: through two pipes each would wait for the other.
+    // The command writes as much as it reads: through two pipes, test and command would wait for each other.
     let dir = TempDir::new().unwrap();
     let path = write(&dir, "t.jsonl", &lines);
     let words = ["import", path.to_str().unwrap(), "--redis", &url, "--replace"];
@@ -758,7 +767,7 @@ fn a_full_redis_is_not_filled_further_by_replacing() {
     };
     let words = ["import", "-", "--format", "jsonl", "--redis", &url, "--replace"];
     assert_eq!(run(&words, &lines("first")).status.code(), Some(0));
-    // To mend an expiry needs no memory, and must not open the door to what does.
+    // Mending an expiry needs no memory, and must not let a write through that needs memory.
     redis.command(&["PEXPIRE", "token:keep", "90000"]);
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let output = run(&words, &lines(&"second".repeat(100)));

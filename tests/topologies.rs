@@ -25,7 +25,7 @@ const PRIMARIES: usize = 3;
 /// More than a test asks for.
 const PLENTY: &str = "1000000/day";
 
-/// What is refused while Redis is away is answered with 503, so that no count is the gateway's own.
+/// While Redis is away the gateway answers 503, so that no gateway counts by itself.
 fn gateway(url: &str, origin: &Origin) -> Gateway {
     Gateway::start(&format!(
         r#"
@@ -50,7 +50,7 @@ fn run(gateway: &Gateway, arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
-/// Makes a token and gives its name.
+/// Makes a token and gives its `api_key`.
 fn create(gateway: &Gateway, limit: &str) -> String {
     let made = run(gateway, &["create", "--limit", limit, "--json"]);
     made["api_key"].as_str().unwrap().to_owned()
@@ -107,7 +107,7 @@ impl Load {
         })
     }
 
-    /// What each token was answered from now until `enough`.
+    /// The answers to each token, from now until `enough`.
     fn until(
         &self,
         what: &str,
@@ -173,8 +173,8 @@ fn a_cluster_is_one_store_and_follows_its_primaries() {
         a_killed_primary_is_replaced(load, &mut cluster, &plenty);
         a_silent_primary_is_replaced(load, &mut cluster, &plenty);
     });
-    // Replication is asynchronous: what was counted in the last moment before the kill may be lost. What
-    // was used up well before it is not.
+    // Replication is asynchronous: counts of the last moment before the kill may be lost. A limit that was used up well
+    // before the kill stays used up.
     let late = gateway(&cluster.url(), &origin);
     for gateway in gateways.iter().chain([&late]) {
         for token in &few {
@@ -286,7 +286,7 @@ fn a_primary_that_sentinels_replace_is_found() {
         load.admits(&[&plenty], 3);
         forgotten_scripts_heal(load, redis.servers());
         redis.wait_replicated();
-        // One that accepts connections and says nothing must not stop the search.
+        // A Sentinel that accepts connections and does not answer must not stop the search.
         redis.sentinel(0).freeze();
         redis.first().kill();
         let killed = Instant::now();
@@ -407,7 +407,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
     assert_eq!(redis.command(&["-n", "3", "EXISTS", "quota:{token:alice}:day:86400"]), "1");
     assert_eq!(redis.command(&["-n", "0", "DBSIZE"]), "0");
 
-    // The same certificate, where nobody vouches for it.
+    // The same certificate, where its authority is not trusted.
     let doubting = Gateway::spawn(&yaml);
     let refused = doubting.get_as("alice", "/");
     assert_eq!((refused.status(), refused.code().as_str()), (503, "store_unavailable"));

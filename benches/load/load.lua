@@ -1,5 +1,5 @@
--- What wrk sends: GET requests, each with the next token of a file that holds one a line, so that a short warm-up has
--- used them all.
+-- The requests of wrk: GET, each with the next token of a file that holds a token a line, so that a short warm-up uses
+-- every token.
 -- Arguments: the file of tokens. The last line of output is the outcome as JSON.
 
 local requests = {}

@@ -1,5 +1,5 @@
 //! Load: wrk with as many tokens as a variant wants, and single requests that look at an answer's status. It must not know
-//! who answers.
+//! which server answers.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +25,7 @@ const WRK_GRACE: Duration = Duration::from_secs(10);
 /// How often an answer's status is looked at during a run.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What wrk saw.
+/// The figures of wrk.
 #[derive(Deserialize)]
 pub struct Outcome {
     /// Answers.
@@ -67,7 +67,7 @@ pub fn wait_until_ready(
 /// Runs wrk against `address` with the tokens in a file, looking at a status now and then, each of which must be `expected`.
 ///
 /// # Errors
-/// When wrk fails, hangs, or a status is another.
+/// When wrk fails or hangs, or when a status is not the expected status.
 pub fn run(
     placement: &Placement,
     address: SocketAddr,
@@ -103,7 +103,7 @@ pub fn run(
 /// Tokens for wrk, one a line.
 pub struct TokenFile {
     path: PathBuf,
-    /// One of them, for single requests.
+    /// A token for single requests.
     pub first: String,
 }
 
@@ -136,7 +136,7 @@ fn status(address: SocketAddr, token: &str) -> Result<u16, Failure> {
         .strip_prefix("HTTP/1.1 ")
         .ok_or_else(|| format!("not an answer: {text:?}"))?
         .parse()?;
-    // What is left would reset the connection instead of closing it.
+    // Unread bytes would reset the connection instead of closing it.
     stream.read_to_end(&mut Vec::new())?;
     Ok(status)
 }

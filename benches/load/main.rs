@@ -45,7 +45,7 @@ struct Arguments {
     role: Option<Role>,
     #[command(flatten)]
     plan: Plan,
-    /// What cargo passes to every bench.
+    /// The argument that cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -63,7 +63,7 @@ struct Plan {
     /// Measure this variant alone; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = VARIANTS.map(|variant| variant.name))]
     only: Vec<String>,
-    /// One round of two seconds: does everything work?
+    /// A single round of two seconds, to see whether everything works.
     #[arg(long, conflicts_with_all = ["seconds", "rounds"])]
     quick: bool,
     /// Where the raw rounds and the medians go.
@@ -71,7 +71,7 @@ struct Plan {
     json: PathBuf,
 }
 
-/// What this executable is when the driver starts it.
+/// The role of this executable when the driver starts it.
 #[derive(Subcommand)]
 #[command(hide = true)]
 enum Role {

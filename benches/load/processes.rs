@@ -1,4 +1,4 @@
-//! Child processes: where they run, what they used, and that none outlives the bench. It must not know what they do.
+//! Child processes: their cores and their CPU time. No child outlives the bench. This file must not know what they do.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -91,7 +91,7 @@ impl Placement {
         Ok(Self { proxy: names[0].clone(), rest })
     }
 
-    /// Says it for the report.
+    /// The cores of both sides, as text for the report.
     pub fn describe(&self) -> String {
         format!("proxy on core {}, wrk, origin and Redis on {}", self.proxy, self.rest)
     }
@@ -153,7 +153,7 @@ impl Process {
         Ok(self.child.try_wait()?)
     }
 
-    /// What it wrote so far.
+    /// Its log so far.
     ///
     /// # Errors
     /// When its log cannot be read.
@@ -161,7 +161,7 @@ impl Process {
         Ok(fs::read_to_string(&self.log)?)
     }
 
-    /// The end of what it wrote, for a person who wonders why.
+    /// The end of its log, to explain a failure.
     pub fn last_lines(&self) -> String {
         let output = self.output().unwrap_or_default();
         let lines: Vec<_> = output.lines().collect();

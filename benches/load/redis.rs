@@ -1,5 +1,5 @@
-//! The store of one run: a redis-server of our own, filled with token records, and a count of what is asked of it.
-//! It must not know who asks.
+//! The store of a run: a redis-server of the bench's own, filled with token records, and a count of its commands.
+//! It must not know which proxy sends the commands.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -121,7 +121,7 @@ impl Redis {
     }
 }
 
-/// What was called between two counts.
+/// The calls between two counts.
 pub fn difference(before: &Calls, after: &Calls) -> Calls {
     let since = |(command, calls): (&String, &u64)| {
         let new = calls - before.get(command).copied().unwrap_or(0);

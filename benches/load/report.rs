@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and as JSON for programs. It must not know how it was measured.
+//! The figures, as a table for people and as JSON for programs. It must not know how they were measured.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::Failure;
 
-/// The variant all others are compared with.
+/// The variant that all other variants are compared with.
 pub const BASELINE: &str = "bare";
 
 /// Below this part of its core the proxy was not the bottleneck.
@@ -60,8 +60,8 @@ struct Row {
     name: &'static str,
     what: &'static str,
     median: Measurement,
-    /// Requests/s next to those of the bare proxy just before and after, whose mean counts; of the bare proxy itself,
-    /// next to those it had the time before in the same round: how much the machine's speed changes.
+    /// Requests/s relative to the mean of the bare proxy just before and after. For the bare proxy itself, relative to its
+    /// run before in the same round: how much the machine's speed changes.
     ratio_to_bare: Option<Ratio>,
     rounds: Vec<Measurement>,
     /// The ratios of single rounds.
@@ -121,7 +121,7 @@ impl Report {
         Self { seconds, connections, placement, variants: Vec::new() }
     }
 
-    /// Takes one round: variants, what they are, and what was measured, in the order of time.
+    /// Takes a round: variants, their descriptions and their figures, in the order of time.
     pub fn add_round(&mut self, measured: Vec<(&'static str, &'static str, Measurement)>) {
         let baseline_at = |at: Option<usize>| {
             let (name, _, round) = measured.get(at?)?;

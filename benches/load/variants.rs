@@ -1,4 +1,4 @@
-//! What is compared: each variant's proxy, its configuration and its load. A new case is a line in `VARIANTS`.
+//! The variants that are compared, each with its proxy, its configuration and its load. A new case is a line in `VARIANTS`.
 //! It must not know how figures are printed.
 
 use std::net::SocketAddr;
@@ -36,11 +36,11 @@ const FLOOD_FACTOR: f64 = 10.0;
 /// ... or, before anything else was measured, this many requests a second.
 const LEAST_FLOODED: u64 = 300;
 
-/// One thing that is measured.
+/// A case that is measured.
 pub struct Variant {
-    /// How it is called on the command line and in reports.
+    /// The name on the command line and in reports.
     pub name: &'static str,
-    /// What it is, in a few words.
+    /// A description of a few words.
     pub what: &'static str,
     proxy: Proxy,
     tokens: u64,
@@ -130,7 +130,7 @@ pub fn reason_to_skip(variant: &Variant) -> Option<&'static str> {
         .then_some("it needs: sudo apt-get install -y nginx libnginx-mod-http-lua")
 }
 
-/// What all variants share: an origin, a Redis with all records, and tokens.
+/// The parts that all variants share: an origin, a Redis with all records, and tokens.
 pub struct Bench {
     placement: Placement,
     origin_address: SocketAddr,
@@ -186,7 +186,7 @@ impl Bench {
     /// One round: starts the variant's proxy, warms it up, measures and ends it.
     ///
     /// # Errors
-    /// When the proxy does not start, or answers anything but what this variant is about.
+    /// When the proxy does not start, or gives other answers than the variant measures.
     pub fn measure(&mut self, variant: &Variant, seconds: u64) -> Result<Measurement, Failure> {
         let address = free_address()?;
         let limit = if variant.flood {
@@ -273,7 +273,7 @@ impl Bench {
                 let mut command =
                     self.placement.command(Side::Proxy, env!("CARGO_BIN_EXE_tollgate"));
                 command.arg("run").arg("-c").arg(file);
-                // What the environment overrides would be measured too.
+                // Variables of the environment would override the configuration.
                 for (name, _) in std::env::vars_os() {
                     if name.as_encoded_bytes().starts_with(b"TOLLGATE_") {
                         command.env_remove(name);
@@ -321,7 +321,7 @@ impl Bench {
             Store::Redis(sync) => {
                 config["limits"]["sync"] = json!(sync);
                 config["redis"] = json!({
-                    // As in nginx: a core that is taken away for a moment is no outage.
+                    // The same deadline as in nginx: a core that is taken away for a moment is no outage.
                     "url": format!("redis://{}", self.redis.address), "timeout": "1s",
                 })
             }
@@ -345,7 +345,7 @@ impl Bench {
     }
 }
 
-/// Whether the answers are those the variant is about.
+/// Whether the variant got the answers that it measures.
 fn check(variant: &Variant, limit: u64, outcome: &Outcome) -> Result<(), Failure> {
     let Outcome { requests, not_2xx, broken, .. } = *outcome;
     if requests == 0 || broken > 0 {

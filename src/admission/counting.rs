@@ -1,5 +1,5 @@
-//! Counting a request for every subject it has limits as: all of them, or none.
-//! It must not know who may make a request, and how a limit is counted.
+//! Counting a request for every subject that has limits: for all of them, or for none.
+//! This file must not know which requests may be made, nor how a limit is counted.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::policy::{Policy, Route};
 use crate::quota::rule::{By, Group};
 use crate::record::HeaderText;
 
-/// Decisions about one request, in the order they were made: nearly always one.
+/// Decisions about one request, in the order they were made. Most requests have one.
 pub type Decisions = SmallVec<[Decided; 1]>;
 
-/// What the limits of one subject say about a request.
+/// The decision of one subject's limits about a request.
 #[derive(Debug)]
 pub struct Decided {
     /// The decision.
     pub decision: Decision,
     /// The limits, as a list of structured items (RFC 9651).
     pub policy: Bytes,
-    /// What names the subject, of all that is known of the request.
+    /// The parts of the request that name the subject.
     by: By,
     /// Whether the limits are the route's.
     of_route: bool,
@@ -34,10 +34,11 @@ pub struct Decided {
 
 impl Admission {
     /// Counts a request: for the limits of its token, then for those of its route. When a limit refuses, or the
-    /// client leaves meanwhile, what was counted before is put back. The decisions are left in `decisions`.
+    /// client leaves meanwhile, the units counted before are put back. `decisions` keeps the decisions.
     ///
     /// # Errors
-    /// The [`Rejection`] of the first limit that refuses, or of a store that is needed and does not answer.
+    /// The [`Rejection`] of the first limit that refuses, of a plan that is not configured, or of a store that is
+    /// needed and does not answer.
     pub(super) async fn count(
         &self,
         policy: &Policy,
@@ -49,7 +50,7 @@ impl Admission {
         let stated = principal.and_then(|principal| policy.own_limits(principal));
         let own: &[Group] = match (&stated, principal) {
             (Some(stated), _) => stated,
-            (None, Some(principal)) => policy.limits_for(principal),
+            (None, Some(principal)) => policy.limits_for(principal)?,
             (None, None) => &[],
         };
         if own.is_empty() && route.limits.is_empty() {
@@ -84,7 +85,7 @@ impl Admission {
     }
 }
 
-/// Puts back what a request was counted for, if it is dropped before the last limit has admitted the request.
+/// Puts the counted units back when it is dropped before the last limit has admitted the request.
 struct Counting<'a> {
     ledger: &'a Arc<Ledger>,
     subject: Subject<'a>,

@@ -1,5 +1,5 @@
 //! Whether a request may pass: the order of decisions, and the permit that proves they were made.
-//! It must not know Pingora, nor how an answer is written.
+//! This room must not know Pingora, nor how an answer is written.
 
 use std::cell::LazyCell;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ pub use reject::{BadRequest, Rejection, Scope};
 use slots::{Bound, InFlight, Slots};
 pub use token_watch::{TokenEnd, TokenWatch};
 
-/// What a request asks for.
+/// The parts of a request that admission decides by.
 pub struct Request<'a> {
     /// When it came.
     pub now: UnixTime,
@@ -35,20 +35,20 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The header fields.
     pub headers: &'a HeaderMap,
-    /// The client's address, as far as it can be believed.
+    /// The client's address: the peer's, or the address that trusted proxies name.
     pub client: Option<IpAddr>,
     /// The announced length of the body, where there is one.
     pub content_length: Option<u64>,
 }
 
-/// What was found out about a request, kept whether it passes or not: for fields and logs.
+/// What admission found about a request, whether the request passes or not. Fields and logs are made from it.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// The route it takes.
     pub route: Option<Arc<Route>>,
-    /// Whose token it has.
+    /// The principal of its token.
     pub principal: Option<Principal>,
-    /// What the limits said, subject by subject; the last one may have refused.
+    /// The decisions about limits, subject by subject; the last decision may be a refusal.
     pub decisions: Decisions,
 }
 
@@ -66,7 +66,7 @@ impl Permit {
         &self.route
     }
 
-    /// Whose token the request has; `None` on a route that needs no token.
+    /// The principal of the request's token; `None` on a route that needs no token.
     pub fn principal(&self) -> Option<&Principal> {
         self.principal.as_ref()
     }
@@ -82,7 +82,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Decides with these; `gateways` tells how many processes share the limits.
+    /// An admission that asks `authenticator` and `ledger`; `gateways` tells how many processes share the limits.
     pub fn new(
         authenticator: Arc<Authenticator>,
         ledger: Arc<Ledger>,
@@ -98,13 +98,13 @@ impl Admission {
         }
     }
 
-    /// The present, by the clock that decisions are made by.
+    /// The present, by the clock that admission uses.
     pub fn now(&self) -> UnixTime {
         self.clock.now()
     }
 
     /// Decides in this order: route, credential, permitted route, requests in flight, limits, body size.
-    /// What is found out on the way is left in `findings`.
+    /// `findings` keeps the results of each step.
     ///
     /// # Errors
     /// The first [`Rejection`].
@@ -167,8 +167,8 @@ impl Admission {
     }
 }
 
-/// Notes an invalid credential under its client's address: too many of them have an answer of their own. A
-/// known token that has expired or is revoked is no guess.
+/// Counts an invalid credential for its client's address; after too many, the client is told to wait. A token that has
+/// expired or is revoked is not counted, because the client did not guess it.
 fn count_failure(policy: &Policy, request: &Request<'_>, error: AuthError) -> Rejection {
     match (Rejection::from(error), &policy.failures, request.client) {
         (Rejection::InvalidToken(cause), Some(guard), Some(client)) => match guard.failed(client) {
@@ -182,7 +182,7 @@ fn count_failure(policy: &Policy, request: &Request<'_>, error: AuthError) -> Re
 fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {
     let host = LazyCell::new(|| host_of(request.headers));
     match policy.routes.find(|| *host, request.path.as_str(), request.method) {
-        // A request that TRACE would echo holds a credential (RFC 9110 section 9.3.8).
+        // An origin would echo the request of a TRACE, with its credential (RFC 9110 section 9.3.8).
         Found::Route(_) if request.method == "TRACE" => {
             Err(Rejection::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()))
         }

@@ -1,8 +1,8 @@
 //! Why the gateway answers a request itself, with an error: what the client is told, and the cause behind it.
 //!
 //! The one place that maps the errors of the other rooms to an answer (status and code) and to a reason (for
-//! the operator). A client learns the answer alone: every invalid token gets the same. It must not know how an
-//! answer is written: that is the business of `proxy::problem`.
+//! the operator). A client learns the answer alone: every invalid token gets the same. This file must not know how an
+//! answer is written, which `proxy::problem` does.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::auth::claims::ClaimError;
 use crate::auth::credential::CredentialError;
 use crate::auth::jwt::JwtError;
 use crate::limit::ledger::Decision;
+use crate::policy::MissingPlan;
 use crate::route::path::PathError;
 use crate::store::StoreError;
 use crate::upstream::attempt::Failure;
@@ -41,10 +42,10 @@ pub enum Rejection {
     /// The request has no credential.
     #[error("a token is required")]
     MissingToken,
-    /// The credential does not hold.
+    /// The credential is not valid.
     #[error("the token is not valid")]
     InvalidToken(AuthError),
-    /// The token's time is over.
+    /// The token has expired.
     #[error("the token has expired")]
     ExpiredToken(AuthError),
     /// The token is disabled or revoked.
@@ -53,6 +54,9 @@ pub enum Rejection {
     /// The token may not use this path.
     #[error("the token does not permit this path")]
     RouteNotPermitted,
+    /// The token's plan is not configured.
+    #[error("the plan of the token is not known")]
+    UnknownPlan(MissingPlan),
     /// A limit is used up. The decision says which limit, and until when.
     #[error("the limit is used up")]
     RateLimited(Box<Decision>),
@@ -65,15 +69,15 @@ pub enum Rejection {
     /// Too many invalid credentials came from the client's address.
     #[error("too many invalid tokens from this address")]
     TooManyFailures {
-        /// How long the client should wait.
+        /// The time that the client should wait.
         wait: Duration,
-        /// Why the credential of this request does not hold.
+        /// Why the credential of this request is not valid.
         cause: AuthError,
     },
     /// The store is needed and does not answer.
     #[error("the gateway's store does not answer")]
     StoreUnavailable(StoreError),
-    /// The gateway is asked whether it is ready, and its store is away.
+    /// The gateway is asked whether it is ready, and its store does not answer.
     #[error("the gateway's store does not answer")]
     NotReady,
     /// The keys of the token's issuer are needed and cannot be fetched.
@@ -99,7 +103,7 @@ pub enum Rejection {
     Internal,
 }
 
-/// What is wrong with the shape of a request. The text is what the client is told.
+/// The fault in the shape of a request. The client is told the text.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum BadRequest {
     /// The head is malformed or ambiguous; the text says how.
@@ -119,12 +123,12 @@ pub enum BadRequest {
     Message,
 }
 
-/// Whose requests in flight are counted.
+/// The kind of a bound on requests in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// A token's.
+    /// The requests of one token.
     Token,
-    /// A route's.
+    /// The requests of one route.
     Route,
 }
 
@@ -166,6 +170,12 @@ impl From<StoreError> for Rejection {
     }
 }
 
+impl From<MissingPlan> for Rejection {
+    fn from(plan: MissingPlan) -> Self {
+        Self::UnknownPlan(plan)
+    }
+}
+
 impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         match failure {
@@ -193,6 +203,7 @@ impl Rejection {
             Self::ExpiredToken(_) => (StatusCode::UNAUTHORIZED, "expired_token"),
             Self::RevokedToken(_) => (StatusCode::UNAUTHORIZED, "revoked_token"),
             Self::RouteNotPermitted => (StatusCode::FORBIDDEN, "route_not_permitted"),
+            Self::UnknownPlan(_) => (StatusCode::FORBIDDEN, "unknown_plan"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::TooManyInFlight(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_in_flight"),
             Self::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
@@ -231,6 +242,7 @@ impl Rejection {
             | Self::MethodNotAllowed(_)
             | Self::MissingToken
             | Self::RouteNotPermitted
+            | Self::UnknownPlan(_)
             | Self::RateLimited(_)
             | Self::BodyTooLarge(_)
             | Self::NotReady
@@ -250,6 +262,7 @@ impl Rejection {
             | Self::TooManyFailures { cause, .. } => cause.to_string(),
             Self::BadRequest(error) => error.to_string(),
             Self::StoreUnavailable(error) => error.to_string(),
+            Self::UnknownPlan(plan) => plan.to_string(),
             _ => return None,
         };
         Some(bounded(text))

@@ -1,5 +1,5 @@
-//! Requests in flight: how many of one token, and how many of one route, this process serves at the same time.
-//! It must not know what a request is.
+//! Requests in flight: the number of requests of each token, and of each route, that this process serves at the same
+//! time. This file must not know requests.
 
 use pingora_limits::inflight::{Guard, Inflight};
 use smallvec::SmallVec;
@@ -18,7 +18,7 @@ pub struct InFlight {
 /// A bound on requests in flight.
 #[derive(Clone, Copy)]
 pub struct Bound<'a> {
-    /// Whose requests these are.
+    /// Whether the bound is a token's or a route's.
     pub scope: Scope,
     /// The token's subject or the route's key.
     pub name: &'a str,
@@ -27,7 +27,7 @@ pub struct Bound<'a> {
 }
 
 impl InFlight {
-    /// Nothing is in flight.
+    /// A count of no requests.
     pub fn new() -> Self {
         Self { tokens: Inflight::new(), routes: Inflight::new() }
     }

@@ -1,18 +1,17 @@
-//! What the store says of tokens, records and revocations, kept for a while.
+//! Answers of the store about tokens, kept for a while: records and revocations.
 //!
 //! The cache is bounded, and loads a token once at a time. Unknown tokens are remembered briefly and apart, so
-//! that neither guesses nor a burst turn into a burst at the store or drive out known records. A token in use
-//! never waits: its answer is renewed before the answer's time is over. The store tells which records change:
-//! such a record is forgotten, and when a change may have been missed, every record is asked for again. While
-//! the store is away, good records stay usable for a bounded time, and nothing else does.
+//! that neither guesses nor a burst turn into a burst at the store or drive out known records. A request with a
+//! token in use never waits, because the cache renews an answer before its lifetime ends. The store tells which
+//! records change: the cache forgets a changed record, and asks for every record again when it may have missed a
+//! change. While the store is away, known records stay usable for a bounded time; no other answer does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ahash::RandomState;
 use async_trait::async_trait;
 use log::warn;
 use parking_lot::Mutex;
@@ -20,7 +19,9 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::sync::OnceCell;
 
+use super::changes::Changes;
 use crate::base::clock::{AtomicMoment, Clock, Moment};
+use crate::base::task::detach;
 use crate::record::key::public_id;
 use crate::record::{RecordError, TokenRecord};
 use crate::store::{RecordReader, StoreError};
@@ -34,10 +35,10 @@ const UNKNOWN_ENTRIES: usize = 10_000;
 /// The part of its lifetime after which an answer in use is renewed.
 const REFRESH_AT: f64 = 0.8;
 
-/// How long no answer is renewed ahead of need after a renewal failed.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The pause after a failed renewal, in which no answer is renewed ahead of need.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the cache did for one look-up, for metrics.
+/// How the cache answered a look-up, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
     /// Answered from memory.
@@ -51,15 +52,15 @@ pub enum CacheOutcome {
 /// Bounds of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheRules {
-    /// How long a record is used without asking again, if nothing is heard of it.
+    /// How long a record is used without asking again, if the store tells of no change.
     pub ttl: Duration,
-    /// Most records kept; one that is larger than a kibibyte counts as several.
+    /// Most records that are kept; a record larger than a kibibyte counts as several.
     pub entries: usize,
-    /// How much longer while the store is away.
+    /// How much longer a record is used while the store is away.
     pub max_stale: Duration,
 }
 
-/// What is asked for by the id of a token.
+/// A question to the store about the id of a token.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
     /// The answer.
@@ -71,20 +72,20 @@ pub trait Source: Send + Sync + 'static {
     /// [`StoreError`] when it did not answer.
     async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError>;
 
-    /// How large the answer is, in bytes, as far as that differs from one to another.
+    /// The size of the answer, in bytes, as far as it differs between answers.
     fn bytes(value: &Self::Value) -> usize;
 
-    /// Whether the answer is about something the store knows. Any client can make up unknown ids: their
-    /// answers are kept apart and briefly, and do not stand in while the store is away.
+    /// Whether the store knows the id. Any client can make up unknown ids, so the answers about them are kept
+    /// apart and briefly, and are not used while the store is away.
     fn is_known(value: &Self::Value) -> bool;
 }
 
 /// Why a token has no record that can be used.
 #[derive(Clone, Debug)]
 pub enum NoRecord {
-    /// The store has none.
+    /// The store has no record.
     Unknown,
-    /// The store has one that cannot be read.
+    /// The store has a record that cannot be read.
     Unreadable(Arc<RecordError>),
 }
 
@@ -105,7 +106,7 @@ impl Source for Records {
     }
 
     fn bytes(record: &Self::Value) -> usize {
-        record.as_ref().map_or(0, |record| record.grant.bytes())
+        record.as_ref().map_or(0, |record| record.bytes())
     }
 
     fn is_known(record: &Self::Value) -> bool {
@@ -113,7 +114,7 @@ impl Source for Records {
     }
 }
 
-/// Which tokens that need no record are revoked.
+/// The revocations of tokens that need no record.
 pub struct Revocations(pub Arc<dyn RecordReader>);
 
 #[async_trait]
@@ -138,31 +139,15 @@ impl Source for Revocations {
 struct Entry<V> {
     value: V,
     loaded_at: Moment,
-    /// In which era it was loaded.
+    /// The era in which the value was loaded.
     era: u64,
 }
 
-/// What was heard of changes. An era ends when a change may have been missed.
-struct Heard {
-    hasher: RandomState,
-    era: AtomicU64,
-    /// Eras and when they ended, the latest last. One that is missing ended later than those before it.
-    ends: Mutex<VecDeque<(u64, Moment)>>,
-    /// How often something changed, by the hash of its id: what is loaded meanwhile is not kept.
-    changes: [AtomicU64; CHANGE_COUNTERS],
-}
-
-/// Counters of changes: a load is in vain if one of about so many records changes meanwhile.
-const CHANGE_COUNTERS: usize = 64;
-
-/// Eras whose end is remembered.
-const MAX_ERAS: usize = 16;
-
-/// How long a memo is believed: the cache must see now and then that its record is in use.
+/// How long a memo is used: the cache must see now and then that the record is in use, or would drop it.
 const MEMO_LIFETIME: Duration = Duration::from_secs(10);
 
-/// The record that was found for an id, kept beside what asks for it with every request. It is believed for a
-/// moment, and only as long as nothing was heard of a change; and it keeps no record alive.
+/// The record that was found for an id, kept with a verified token, so that most requests need no look-up. It is
+/// used for a short time, and only until the store tells of a change; and it keeps no record alive.
 #[derive(Debug, Default)]
 pub struct Memo(Mutex<Noted>);
 
@@ -170,52 +155,12 @@ pub struct Memo(Mutex<Noted>);
 struct Noted {
     record: Weak<TokenRecord>,
     until: Moment,
-    /// Which counter counts the changes of the id, and where it stood before the record was looked up.
+    /// The counter for the changes of the id, and its count before the record was looked up.
     counter: u8,
     changes: u64,
 }
 
-impl Heard {
-    fn new() -> Self {
-        Self {
-            hasher: RandomState::new(),
-            era: AtomicU64::new(0),
-            ends: Mutex::default(),
-            changes: std::array::from_fn(|_| AtomicU64::new(0)),
-        }
-    }
-
-    /// Which counter counts the changes of `id`.
-    fn counter_of(&self, id: &str) -> u8 {
-        const { assert!(CHANGE_COUNTERS <= 256) };
-        (self.hasher.hash_one(id) % CHANGE_COUNTERS as u64) as u8
-    }
-
-    fn counter(&self, id: &str) -> &AtomicU64 {
-        &self.changes[usize::from(self.counter_of(id))]
-    }
-
-    /// Ends the present era.
-    fn end_era(&self, now: Moment, max_stale: Duration) {
-        let mut ends = self.ends.lock();
-        ends.push_back((self.era.fetch_add(1, Ordering::AcqRel), now));
-        // What was right so long ago is not used any more.
-        while ends.front().is_some_and(|(_, end)| now - *end > max_stale) {
-            ends.pop_front();
-        }
-        if ends.len() > MAX_ERAS {
-            ends.remove(1);
-        }
-    }
-
-    /// When `era` ended, or something before that; `None` if that is longer ago than matters.
-    fn end_of(&self, era: u64) -> Option<Moment> {
-        let ends = self.ends.lock();
-        ends.iter().rev().find(|(ended, _)| *ended <= era).map(|(_, end)| *end)
-    }
-}
-
-/// An entry that is larger than so many bytes counts as several.
+/// The size in bytes from which an entry counts as several.
 const ENTRY_BYTES: usize = 1024;
 
 struct Size<S>(PhantomData<S>);
@@ -242,9 +187,9 @@ pub struct StoreCache<S: Source> {
     known: Cache<Arc<str>, Entry<S::Value>, Size<S>>,
     unknown: Cache<Arc<str>, Entry<S::Value>>,
     loads: Mutex<HashMap<Arc<str>, Load<S::Value>>>,
-    heard: Heard,
-    /// Until when nothing is asked ahead of need, because that failed just now.
-    patient_until: AtomicMoment,
+    changes: Changes,
+    /// When answers are renewed ahead of need again, after a renewal failed.
+    renewals_resume_at: AtomicMoment,
     on_lookup: fn(CacheOutcome),
 }
 
@@ -255,7 +200,7 @@ pub type RecordCache = StoreCache<Records>;
 pub type RevocationCache = StoreCache<Revocations>;
 
 impl<S: Source> StoreCache<S> {
-    /// A cache over `source`; `on_lookup` is told what each look-up came to.
+    /// A cache over `source`; `on_lookup` is told how each look-up was answered.
     pub fn new(
         source: S,
         clock: Arc<dyn Clock>,
@@ -269,38 +214,35 @@ impl<S: Source> StoreCache<S> {
             known: Cache::with_weighter(rules.entries, rules.entries as u64, Size(PhantomData)),
             unknown: Cache::new(rules.entries.min(UNKNOWN_ENTRIES)),
             loads: Mutex::default(),
-            heard: Heard::new(),
-            patient_until: AtomicMoment::default(),
+            changes: Changes::new(),
+            renewals_resume_at: AtomicMoment::default(),
             on_lookup,
         })
     }
 
-    /// Forgets what is known of `id`, which has changed.
+    /// Forgets the answer about `id`, which has changed.
     pub fn forget(&self, id: &str) {
-        // Under the lock that what is loaded is kept under: it is either removed here, or sees the count.
+        // The lock under which loads keep their answers: an answer is either removed here, or its load sees the count.
         let mut loads = self.loads.lock();
         self.known.remove(id);
         self.unknown.remove(id);
-        // Counted after that: who found it just before must not note that it holds.
-        self.heard.counter(id).fetch_add(1, Ordering::AcqRel);
-        // Whoever asks from here on must not be served by a load that began before.
+        // Counted after the removal: a look-up that found the entry just before must not make a memo that holds.
+        self.changes.counter(id).fetch_add(1, Ordering::AcqRel);
+        // A request that asks from here on must not be served by a load that began before.
         loads.remove(id);
     }
 
-    /// Notes that anything may have changed: each id is asked about again before it is used, unless the
+    /// Notes that any id may have changed: each is asked about again before its answer is used, unless the
     /// store is away.
     pub fn doubt(&self) {
-        self.heard.end_era(self.clock.monotonic(), self.rules.max_stale);
-        for counter in &self.heard.changes {
-            counter.fetch_add(1, Ordering::AcqRel);
-        }
+        self.changes.end_era(self.clock.monotonic(), self.rules.max_stale);
         self.loads.lock().clear();
     }
 
-    /// What the store says about `id`.
+    /// The store's answer about `id`, from memory where that is possible.
     ///
     /// # Errors
-    /// [`StoreError`] when the store does not answer and nothing is young enough to stand in.
+    /// [`StoreError`] when the store does not answer and no earlier answer may stand in.
     pub async fn get(self: &Arc<Self>, id: &Arc<str>) -> Result<S::Value, StoreError> {
         match self.find(id) {
             Some(entry) => Ok(entry.value),
@@ -308,7 +250,7 @@ impl<S: Source> StoreCache<S> {
         }
     }
 
-    /// What the store says about `id`, of which nothing is known that could be used as it is.
+    /// The store's answer about `id`, for which [`recall`](RecordCache::recall) found no answer in memory.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -328,11 +270,11 @@ impl<S: Source> StoreCache<S> {
         }
     }
 
-    /// What is known about `id` without asking anybody.
+    /// The answer in memory about `id`.
     fn find(self: &Arc<Self>, id: &Arc<str>) -> Option<Entry<S::Value>> {
         let entry = self.known.get(id).or_else(|| self.unknown.get(id))?;
         let (age, lifetime) = (self.age(&entry), self.lifetime(&entry));
-        if age >= lifetime || entry.era != self.heard.era.load(Ordering::Acquire) {
+        if age >= lifetime || entry.era != self.changes.era() {
             return None;
         }
         (self.on_lookup)(CacheOutcome::Hit);
@@ -342,26 +284,26 @@ impl<S: Source> StoreCache<S> {
         Some(entry)
     }
 
-    /// Asks about `id`, which is in use, before the answer's time is over: no request waits for it.
+    /// Asks about `id`, which is in use, before its answer's lifetime ends, so that no request waits for the store.
     fn refresh(self: &Arc<Self>, id: &Arc<str>) {
         let now = self.clock.monotonic();
-        if now < self.patient_until.load() || self.loads.lock().contains_key(id) {
+        if now < self.renewals_resume_at.load() || self.loads.lock().contains_key(id) {
             return;
         }
         let (cache, id) = (Arc::clone(self), Arc::clone(id));
-        tokio::spawn(async move {
+        detach(async move {
             if cache.load(&id).await.is_err() {
-                cache.patient_until.store(cache.clock.monotonic() + PATIENCE);
+                cache.renewals_resume_at.store(cache.clock.monotonic() + RENEWAL_PAUSE);
             }
         });
     }
 
-    /// Whether an answer may still be used while the store is away: for so long since it was last known
-    /// to be right.
+    /// Whether an answer may still be used while the store is away: `max_stale` counts from when the answer was
+    /// last known to be right.
     fn may_be_stale(&self, entry: &Entry<S::Value>) -> bool {
         let expired = entry.loaded_at + self.rules.ttl;
-        let since = match self.heard.end_of(entry.era) {
-            _ if entry.era == self.heard.era.load(Ordering::Acquire) => expired,
+        let since = match self.changes.end_of(entry.era) {
+            _ if entry.era == self.changes.era() => expired,
             Some(ended) => ended.min(expired),
             None => return false,
         };
@@ -379,7 +321,7 @@ impl<S: Source> StoreCache<S> {
         }
     }
 
-    /// Loads once for all requests that ask meanwhile. If the request that loads goes away, the next one loads.
+    /// Loads once for all requests that ask meanwhile. If the request that loads goes away, the next request loads.
     async fn load(&self, id: &Arc<str>) -> Result<Entry<S::Value>, StoreError> {
         let load = Arc::clone(self.loads.lock().entry(Arc::clone(id)).or_default());
         let _forget = ForgetLoad { loads: &self.loads, id, load: &load };
@@ -387,14 +329,14 @@ impl<S: Source> StoreCache<S> {
     }
 
     async fn ask(&self, id: &Arc<str>) -> Result<Entry<S::Value>, StoreError> {
-        // What changes at the store from here on is not in the answer: age counts from the question.
+        // A change at the store from here on may not be in the answer, so the age counts from the question.
         let loaded_at = self.clock.monotonic();
-        let era = self.heard.era.load(Ordering::Acquire);
-        let counter = self.heard.counter(id);
+        let era = self.changes.era();
+        let counter = self.changes.counter(id);
         let changes = counter.load(Ordering::Acquire);
         let value = self.source.ask(id).await?;
         let entry = Entry { value, loaded_at, era };
-        // What changed while it was read may be what it was: it is not kept.
+        // An id that changed while it was read may have its old answer, which is not kept.
         let _loads = self.loads.lock();
         if counter.load(Ordering::Acquire) == changes {
             if S::is_known(&entry.value) {
@@ -410,8 +352,8 @@ impl<S: Source> StoreCache<S> {
 }
 
 impl RecordCache {
-    /// What can be said about `id` without asking anybody: by way of its `memo`, where there is one. `None` when it
-    /// has to be asked about, by [`fetch`](StoreCache::fetch).
+    /// The answer in memory about `id`: from its `memo`, where there is one. `None` when the store must be asked,
+    /// by [`fetch`](StoreCache::fetch).
     pub fn recall(
         self: &Arc<Self>,
         id: &Arc<str>,
@@ -422,11 +364,11 @@ impl RecordCache {
             (self.on_lookup)(CacheOutcome::Hit);
             return Some(Ok(record));
         }
-        let counter = self.heard.counter_of(id);
-        let changes = self.heard.changes[usize::from(counter)].load(Ordering::Acquire);
+        let counter = self.changes.counter_of(id);
+        let changes = self.changes.count(counter);
         let Entry { value, loaded_at, .. } = self.find(id)?;
         if let Ok(record) = &value {
-            // The renewal in time needs a look-up in the cache.
+            // A renewal starts with a look-up in the cache, so the memo must end before.
             let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
             let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME);
             let noted = Noted { record: Arc::downgrade(record), until, counter, changes };
@@ -435,17 +377,16 @@ impl RecordCache {
         Some(value)
     }
 
-    /// What `memo` says, if it still holds.
+    /// The record of `memo`, if it still holds.
     fn noted(&self, memo: &Memo) -> Option<Arc<TokenRecord>> {
         let Noted { record, until, counter, changes } = &*memo.0.lock();
-        let unchanged =
-            self.heard.changes[usize::from(*counter)].load(Ordering::Acquire) == *changes;
+        let unchanged = self.changes.count(*counter) == *changes;
         let holds = unchanged && self.clock.monotonic() < *until;
         holds.then(|| record.upgrade()).flatten()
     }
 }
 
-/// Takes a load off the list when the last one interested in it has gone.
+/// Takes a load off the list when the last request that waits for it has gone.
 struct ForgetLoad<'a, V> {
     loads: &'a Mutex<HashMap<Arc<str>, Load<V>>>,
     id: &'a Arc<str>,
@@ -456,7 +397,7 @@ impl<V> Drop for ForgetLoad<'_, V> {
     fn drop(&mut self) {
         let mut loads = self.loads.lock();
         let ours = loads.get(self.id).is_some_and(|listed| Arc::ptr_eq(listed, self.load));
-        // Two references: the list's and this one's. A finished load must not serve who comes later.
+        // Two references: the list's and this request's. A finished load must not serve later requests.
         if ours && (self.load.initialized() || Arc::strong_count(self.load) <= 2) {
             loads.remove(self.id);
         }
@@ -465,9 +406,12 @@ impl<V> Drop for ForgetLoad<'_, V> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::auth::changes::MAX_ERAS;
     use crate::base::clock::{ManualClock, UnixTime};
     use crate::record::RateRule;
     use crate::store::StoredRecord;
@@ -540,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_who_ask_at_once_cost_one_load() {
+    async fn many_requests_at_once_cost_one_load() {
         let (store, _, cache) = cache();
         store.answers(Ok(Some("{}")));
         let tasks: Vec<_> = (0..50)
@@ -569,7 +513,10 @@ mod tests {
         store.answers(Err(StoreError::Open));
         assert!(cache.get(&known).await.unwrap().is_ok());
         assert!(cache.get(&unknown).await.is_err());
-        assert!(cache.get(&gone).await.is_err(), "unknown before the outage is unknown no longer");
+        assert!(
+            cache.get(&gone).await.is_err(),
+            "an unknown token is not remembered through an outage"
+        );
         clock.advance(Duration::from_secs(5));
         assert!(cache.get(&known).await.is_err());
         store.answers(Ok(Some("{}")));
@@ -577,13 +524,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_changes_is_asked_for_again_even_if_it_was_being_read() {
+    async fn a_changed_record_is_read_again_even_if_it_was_being_read() {
         let (store, _, cache) = cache();
         store.answers(Ok(Some("{}")));
         let id: Arc<str> = "k".into();
         assert!(cache.get(&id).await.unwrap().is_ok());
         store.answers(Ok(None));
-        assert!(cache.get(&id).await.unwrap().is_ok(), "nothing was heard");
+        assert!(cache.get(&id).await.unwrap().is_ok(), "the store told of no change");
         cache.forget("k");
         assert!(cache.get(&id).await.unwrap().is_err());
 
@@ -603,12 +550,15 @@ mod tests {
             }
             assert!(reading.await.unwrap());
             store.answers(Ok(None));
-            assert!(cache.get(&id).await.unwrap().is_err(), "what was read then is not kept");
+            assert!(
+                cache.get(&id).await.unwrap().is_err(),
+                "a record that was read during a change is not kept"
+            );
         }
     }
 
     #[tokio::test]
-    async fn what_is_noted_spares_look_ups_and_keeps_nothing_alive() {
+    async fn a_memo_spares_look_ups_and_keeps_no_record_alive() {
         let (store, clock, cache) = cache();
         store.answers(Ok(Some("{}")));
         let (id, memo): (Arc<str>, _) = ("k".into(), Memo::default());
@@ -646,11 +596,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_costs_no_load_but_those_under_way() {
+    async fn a_change_discards_only_the_loads_under_way() {
         let (store, _, cache) = cache();
         store.answers(Ok(Some("{}")));
         let ids = (0..).map(|nth: u32| Arc::<str>::from(nth.to_string()));
-        let mut together = ids.filter(|id| cache.heard.counter_of(id) == 0);
+        let mut together = ids.filter(|id| cache.changes.counter_of(id) == 0);
         let mut next = || together.next().unwrap();
         let (changed, under_way, later) = (next(), next(), next());
         let mut first = Box::pin(cache.get(&under_way));
@@ -664,14 +614,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_served_what_was_before_a_change_that_was_heard() {
+    fn no_request_is_served_a_record_from_before_a_change_that_was_told() {
         const CHANGES: u64 = 1_000;
         let (store, _, cache) = cache();
-        let heard = AtomicU64::new(0);
+        let told = AtomicU64::new(0);
         let change = |nth: u64| {
             store.answers(Ok(Some(&format!(r#"{{"rate_limit":{nth}}}"#))));
             cache.forget("k");
-            heard.store(nth, Ordering::SeqCst);
+            told.store(nth, Ordering::SeqCst);
         };
         change(1);
         let ask = || {
@@ -679,7 +629,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let mut least = 1;
             while least < CHANGES {
-                least = heard.load(Ordering::SeqCst);
+                least = told.load(Ordering::SeqCst);
                 let record = cache
                     .recall(&id, Some(&memo))
                     .unwrap_or_else(|| runtime.block_on(cache.fetch(&id)).unwrap())
@@ -723,19 +673,19 @@ mod tests {
             cache.doubt();
         }
         assert!(cache.get(&id).await.is_err());
-        assert!(cache.heard.ends.lock().len() <= MAX_ERAS);
+        assert!(cache.changes.remembered_eras() <= MAX_ERAS);
         store.answers(Ok(None));
         assert!(cache.get(&id).await.unwrap().is_err());
     }
 
     #[tokio::test]
-    async fn a_record_in_use_is_renewed_before_anybody_has_to_wait() {
+    async fn a_record_in_use_is_renewed_before_a_request_has_to_wait() {
         let (store, clock, cache) = cache();
         store.answers(Ok(Some("{}")));
         let id: Arc<str> = "k".into();
         cache.get(&id).await.unwrap().unwrap();
         let asked = || store.asked.load(Ordering::SeqCst);
-        let get_now = || cache.get(&id).now_or_never().expect("nobody waits").unwrap();
+        let get_now = || cache.get(&id).now_or_never().expect("no request waits").unwrap();
         clock.advance(Duration::from_secs(8));
         get_now().unwrap();
         tokio::task::yield_now().await;
@@ -762,7 +712,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn guesses_do_not_drive_out_what_is_known() {
+    async fn guesses_do_not_drive_out_known_records() {
         let (store, _, cache) = cache();
         store.answers(Ok(Some("{}")));
         let known: Vec<Arc<str>> = (0..50).map(|nth| format!("known-{nth}").into()).collect();

@@ -1,4 +1,4 @@
-//! What a JWT says (RFC 7519 section 4), read strictly: each claim once, each of its own type.
+//! The claims of a JWT (RFC 7519 section 4), read strictly: each claim once, each of its own type.
 
 use std::sync::Arc;
 
@@ -43,17 +43,17 @@ pub enum ClaimError {
 /// The claims of a token whose signature is right.
 #[derive(Debug)]
 pub struct VerifiedClaims {
-    /// Whose record applies.
+    /// The id of the record that applies.
     pub api_key: Arc<str>,
     /// When the token ends (RFC 7519 section 4.1.4).
     pub exp: UnixTime,
-    /// When it begins (section 4.1.5); the epoch where it does not say.
+    /// When the token begins (section 4.1.5); the epoch where no claim says it.
     pub nbf: UnixTime,
-    /// What the token grants where its record does not say.
+    /// The token's own grant, for what its record does not say.
     pub grant: Option<Box<Grant>>,
-    /// Where no record is required: what is known of the token without one.
+    /// Where no record is required: the token's stand-in for a record.
     pub stateless: Option<Box<Stateless>>,
-    /// Which issuer it was verified for, and by which set of its keys.
+    /// The number of the issuer, and the generation of its keys that verified the token.
     pub verified_by: (u32, u32),
     /// The record of `api_key` that was found last.
     pub memo: Memo,
@@ -62,7 +62,7 @@ pub struct VerifiedClaims {
 /// A token that needs no record.
 #[derive(Debug)]
 pub struct Stateless {
-    /// A record that says nothing.
+    /// An empty record.
     pub record: Arc<TokenRecord>,
     /// The token's own id (section 4.1.7), by which it can be revoked.
     pub jti: Option<Arc<str>>,
@@ -82,7 +82,7 @@ impl Claims {
         self.0.get(name).and_then(Value::as_str)
     }
 
-    /// Whether `aud` names `wanted`: it is one name or several (RFC 7519 section 4.1.3).
+    /// Whether `aud` names `wanted`. The claim is a name or a list of names (RFC 7519 section 4.1.3).
     pub fn names_audience(&self, wanted: &str) -> bool {
         match self.0.get("aud") {
             Some(Value::String(name)) => name == wanted,

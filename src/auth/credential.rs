@@ -5,8 +5,8 @@ use memchr::memchr_iter;
 
 use crate::record::key::MAX_KEY;
 
-// A name given as text would be parsed at each look-up.
-static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// The name of the field `X-API-Key`. A name given as text would be parsed at each look-up.
+pub static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Longest credential that is looked at, in bytes.
 pub const MAX_CREDENTIAL: usize = MAX_KEY;
@@ -41,7 +41,7 @@ pub enum CredentialError {
 }
 
 impl<'a> Credential<'a> {
-    /// The bytes of the one credential in `headers`, at most [`MAX_CREDENTIAL`], or `None`. Other
+    /// The bytes of the only credential in `headers`, at most [`MAX_CREDENTIAL`], or `None`. Other
     /// authorization schemes are no credential here.
     ///
     /// # Errors

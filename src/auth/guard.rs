@@ -1,7 +1,7 @@
 //! Slows clients that guess credentials: an address that sends too many invalid credentials is told to wait.
 //!
-//! Only a request that is refused anyway gets another answer. A valid credential passes whatever else comes
-//! from its address, so that no client can lock its neighbours out.
+//! Only a request that is refused anyway gets another answer. A valid credential passes however many invalid ones
+//! come from its address, so that no client can lock its neighbours out.
 
 use std::net::IpAddr;
 use std::time::Duration;

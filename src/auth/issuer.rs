@@ -1,7 +1,6 @@
-//! Issuers as a configuration names them: whose tokens are accepted, and by which keys.
+//! Issuers as a configuration names them: the issuers whose tokens are accepted, and their keys.
 //!
-//! A key is made ready when it is read, and keeps what it was made of: two keys can be compared, and a
-//! secret can sign. This file knows neither files nor YAML.
+//! A key is made ready when it is read, and keeps its material, so that keys can be compared and a secret can sign. This file knows neither files nor YAML.
 
 use super::jwks::JwksRules;
 use super::verification::{Algorithm, KeyError, VerificationKey};
@@ -14,9 +13,9 @@ pub struct IssuerRules {
     pub name: Option<String>,
     /// The `aud` its tokens must name.
     pub audience: Option<String>,
-    /// Its keys, of which `kid` selects; a single key without a `kid` fits every token.
+    /// The issuer's keys, of which a token's `kid` selects; a single key without a `kid` fits every token.
     pub keys: Vec<IssuerKey>,
-    /// Where it publishes keys.
+    /// Where the issuer publishes keys.
     pub jwks: Option<JwksRules>,
 }
 
@@ -27,7 +26,7 @@ pub struct IssuerKey {
     material: KeyMaterial,
 }
 
-/// What a key is made of.
+/// The text that a key is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyMaterial {
     /// A shared secret.
@@ -60,7 +59,7 @@ impl IssuerKey {
         &self.verification
     }
 
-    /// What the key is made of.
+    /// The text that the key is made from.
     pub fn material(&self) -> &KeyMaterial {
         &self.material
     }
@@ -96,11 +95,11 @@ mod tests {
             let material = KeyMaterial::Secret(Secret::new(secret.repeat(64)));
             IssuerKey::new(algorithm, kid.map(str::to_owned), material).unwrap()
         };
-        let one = key(Algorithm::Hs256, Some("a"), "x");
-        assert_eq!(one, one.clone());
-        assert_ne!(one, key(Algorithm::Hs512, Some("a"), "x"));
-        assert_ne!(one, key(Algorithm::Hs256, None, "x"));
-        assert_ne!(one, key(Algorithm::Hs256, Some("a"), "y"));
-        assert!(!format!("{one:?}").contains("xxxx"));
+        let first = key(Algorithm::Hs256, Some("a"), "x");
+        assert_eq!(first, first.clone());
+        assert_ne!(first, key(Algorithm::Hs512, Some("a"), "x"));
+        assert_ne!(first, key(Algorithm::Hs256, None, "x"));
+        assert_ne!(first, key(Algorithm::Hs256, Some("a"), "y"));
+        assert!(!format!("{first:?}").contains("xxxx"));
     }
 }

@@ -1,8 +1,8 @@
 //! Sets of an issuer's keys (RFC 7517 section 5), kept fresh from a file or an https URL.
 //!
-//! A set is fetched before it is needed, again and again in the background, and once more when a token
-//! names a key that is not in it: by one fetch for all who wait, and not more often than every ten
-//! seconds. A fetch that fails leaves the set as it was.
+//! A set is fetched before the first request needs it, then at intervals in the background. A token that names an
+//! unknown key leads to one more fetch, which all waiting requests share, at most every ten seconds. A fetch that
+//! fails leaves the set as it was.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use url::Url;
 
 use super::verification::{Jwk, VerificationKey};
 use crate::base::files::read_text;
+use crate::base::task::detach;
 
 /// Largest set that is read, in bytes.
 const MAX_BYTES: u64 = 256 << 10;
@@ -32,7 +33,7 @@ const MAX_KEYS: usize = 100;
 /// How long after one fetch an unknown `kid` may lead to another.
 const REFETCH: Duration = Duration::from_secs(10);
 
-/// How much longer than a fetch may take is waited for one.
+/// How much longer a request waits for a fetch than the fetch may take.
 const MARGIN: Duration = Duration::from_millis(500);
 
 /// How long after a failure the next try is, at first; the time doubles up to a minute, and to `refresh`.
@@ -44,7 +45,7 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 pub enum Source {
     /// A file.
     File(PathBuf),
-    /// An https URL. Redirects are not followed.
+    /// An https URL, whose redirects are not followed.
     Url(Url),
 }
 
@@ -61,7 +62,7 @@ impl std::fmt::Display for Source {
 /// Where a set comes from and how often it is fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwksRules {
-    /// Where it comes from.
+    /// Where the set comes from.
     pub source: Source,
     /// How long a set is used before it is fetched again, give or take a tenth.
     pub refresh: Duration,
@@ -69,12 +70,12 @@ pub struct JwksRules {
     pub timeout: Duration,
 }
 
-/// The keys of a set, and which one of the sets there have been it is.
+/// The keys of a set, and its generation.
 #[derive(Debug, Default)]
 pub struct KeySet {
     /// The keys that can be used.
     pub keys: Vec<VerificationKey>,
-    /// Counts the sets that differed from the one before; 0 before the first.
+    /// How many sets differed from the set before; 0 before the first set.
     pub generation: u32,
     text: String,
 }
@@ -124,7 +125,7 @@ impl Jwks {
         Self { rules, current, state, ended: watch::Sender::new(0), on_fetch: self.on_fetch }
     }
 
-    /// What it was made for.
+    /// The rules of this set.
     pub fn rules(&self) -> &JwksRules {
         &self.rules
     }
@@ -134,18 +135,19 @@ impl Jwks {
         self.current.load()
     }
 
-    /// Whether the issuer may have keys that are not known: the last fetch failed, or there was none.
+    /// Whether the issuer may have keys that are not known: the last fetch failed, or no fetch has ended.
     pub fn is_in_doubt(&self) -> bool {
         let state = self.state.lock();
         !state.fetched || state.failures > 0
     }
 
-    /// Fetches if it is time to; otherwise does nothing.
+    /// Fetches if a fetch is due.
     pub async fn refresh(self: &Arc<Self>) {
         self.fetch_if(|state, now| state.due.is_none_or(|due| due <= now)).await;
     }
 
-    /// Fetches before requests are judged by a new policy: what is due, and files, which may have changed.
+    /// Fetches before a new policy decides requests: a URL if a fetch is due, and a file always, since it may have
+    /// changed.
     pub async fn learn(self: &Arc<Self>) {
         match self.rules.source {
             Source::Url(_) => self.refresh().await,
@@ -159,20 +161,20 @@ impl Jwks {
         }
     }
 
-    /// Waits for one fetch that began because a key was missed, unless there was one just now. Whether
-    /// nothing is left to wait for.
+    /// Fetches because a token names an unknown key, unless a fetch began just now, and waits for the fetch to end.
+    /// False when the fetch did not end in time.
     pub async fn refetch(self: &Arc<Self>) -> bool {
         let mut ended = self.ended.subscribe();
         let may = |state: &State, now: Instant| {
             state.began.is_none_or(|began| now.duration_since(began) >= REFETCH)
         };
         match self.begin(may) {
-            // A task of its own: whoever asked may leave.
-            Some(fetch) => drop(tokio::spawn(fetch.run())),
+            // A task of its own, because the request that asks may go away.
+            Some(fetch) => detach(fetch.run()),
             None if !self.state.lock().fetching => return true,
             None => {}
         }
-        // The fetch has the same time, and ends a little later than it.
+        // The fetch ends at the timeout, or a little later.
         timeout(self.rules.timeout + MARGIN, ended.changed()).await.is_ok()
     }
 
@@ -229,7 +231,7 @@ impl Jwks {
     }
 }
 
-/// A fetch under way; whatever ends it, the next one may begin.
+/// A fetch under way. Dropping it lets the next fetch begin, however this one ended.
 struct Fetch(Arc<Jwks>);
 
 impl Fetch {
@@ -282,7 +284,7 @@ fn get(url: &Url, timeout: Duration) -> Result<String, FetchError> {
     answer.body_mut().with_config().limit(MAX_BYTES).read_to_string().map_err(failed)
 }
 
-/// Whether a set can be read from `source` now. Blocks; does not ask others.
+/// Whether a set can be read from `source` now. Blocks; a URL is not fetched.
 ///
 /// # Errors
 /// [`FetchError`] says why not.
@@ -293,7 +295,7 @@ pub fn check(source: &Source) -> Result<(), FetchError> {
     }
 }
 
-/// Reads a set. Keys that cannot be used are passed over: sets hold keys for other purposes too.
+/// Reads a set. Keys that cannot be used are passed over, because sets hold keys for other purposes too.
 ///
 /// # Errors
 /// [`FetchError`] when the text is no set.
@@ -334,7 +336,7 @@ pub fn read(text: &str, source: &Source) -> Result<Vec<VerificationKey>, FetchEr
     Ok(keys)
 }
 
-/// Whether a token could mean either: then the first one counts.
-fn same_name(one: &VerificationKey, other: &VerificationKey) -> bool {
-    (one.kid(), one.algorithm()) == (other.kid(), other.algorithm())
+/// Whether no token could name one key and not the other. The first of such keys is used.
+fn same_name(a: &VerificationKey, b: &VerificationKey) -> bool {
+    (a.kid(), a.algorithm()) == (b.kid(), b.algorithm())
 }

@@ -17,7 +17,7 @@ use super::verification::{Algorithm, VerificationKey};
 use super::verified::VerifiedToken;
 use crate::base::clock::{Clock, UnixTime};
 
-/// Memory for verified tokens, in bytes of token text, of what it grants, and a fixed share for each entry.
+/// Memory for verified tokens, in bytes: each counts with its text, its grant and a fixed share.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const CACHE_ENTRY_BYTES: u64 = 300;
 const CACHE_ENTRIES: usize = 100_000;
@@ -28,13 +28,13 @@ const MAX_SIGNATURE: usize = 1024;
 /// Why a token is refused: for the operator. The client is told less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtError {
-    /// A part is missing, is not base64url, or does not hold what it has to hold.
+    /// A part is missing, is not base64url, or is not the JSON or signature that it should be.
     #[error("the token is not three parts of base64url, two of them JSON objects")]
     Malformed,
     /// The header has `crit`: no extension is understood here (RFC 7515 section 4.1.11).
     #[error("the token's header has crit")]
     Critical,
-    /// The header's `typ` is not one of an access token.
+    /// The header's `typ` is not that of an access token.
     #[error("the token's typ is not one of an access token")]
     Type,
     /// The header's `alg` is unknown, or no key of the issuer is for it.
@@ -49,7 +49,7 @@ pub enum JwtError {
     /// Several keys of the issuer fit, and the token has no `kid` that chooses among them.
     #[error("the token has no kid and several keys fit")]
     MissingKid,
-    /// The signature is not one of the key's.
+    /// The key did not make the signature.
     #[error("the token's signature is wrong")]
     Signature,
     /// The token's `aud` does not name the gateway's audience.
@@ -82,7 +82,7 @@ pub struct Issuer {
     pub jwks: Option<Arc<Jwks>>,
 }
 
-/// What holds for the tokens of every issuer.
+/// The rules for the tokens of every issuer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JwtRules {
     /// Clock difference that is forgiven on `exp` and `nbf`.
@@ -105,7 +105,7 @@ impl Weighter<VerifiedToken, VerifiedToken> for ByteWeight {
 pub struct JwtVerifier {
     issuers: Vec<Issuer>,
     rules: JwtRules,
-    /// Each token is stored under itself: the cache finds by the key and hands out the value.
+    /// Each token is stored under itself, because the cache finds by the key and hands out the value.
     verified: Cache<VerifiedToken, VerifiedToken, ByteWeight>,
 }
 
@@ -122,7 +122,7 @@ impl JwtVerifier {
         Self { issuers, rules, verified }
     }
 
-    /// The sets of keys that have to be kept fresh.
+    /// The sets of keys that the background keeps fresh.
     pub fn key_sets(&self) -> impl Iterator<Item = &Arc<Jwks>> {
         self.issuers.iter().filter_map(|issuer| issuer.jwks.as_ref())
     }
@@ -133,14 +133,14 @@ impl JwtVerifier {
     /// [`JwtError`]; expiry is only reported of a token whose signature is right.
     pub async fn verify(&self, token: &str, clock: &dyn Clock) -> Result<VerifiedToken, JwtError> {
         let verified = VerifiedToken::new(self.verify_signature(token).await?, token);
-        // Only now, because the fetch of keys may have taken time.
+        // The time is checked last, because a fetch of keys may have taken long.
         self.check_time(&verified, clock.now())?;
         self.verified.insert(verified.clone(), verified.clone());
         Ok(verified)
     }
 
-    /// A token that was verified before, by keys that are still the issuer's, or why the token no longer holds
-    /// at `now`. `None` when the token has to be verified. `token` may be any bytes.
+    /// A token that was verified before, by keys that are still the issuer's, or the error when the token does not
+    /// hold at `now`. `None` when the token has to be verified. `token` may be any bytes.
     pub fn remembered(
         &self,
         token: &[u8],
@@ -202,7 +202,7 @@ impl JwtVerifier {
     }
 }
 
-/// What an issuer's keys say about a token.
+/// The verdict of an issuer's keys about a token.
 enum Checked {
     /// The signature is right, by the set of keys of this generation.
     Right(u32),
@@ -227,7 +227,7 @@ impl Issuer {
             keys().find(|key| key.kid() == kid && key.algorithm() == token.algorithm)
         };
         let is_known = kid.is_some() && keys().any(|key| key.kid() == kid);
-        // A key without a name is for tokens that name none that is known; an only key needs no name.
+        // A key without a name is for tokens that name no known key. The only key of an algorithm needs no name.
         let key = match kid {
             Some(_) if is_known => named(kid),
             Some(_) => named(None),
@@ -260,8 +260,8 @@ struct Token<'a> {
     signature: Vec<u8>,
 }
 
-/// The members of the JOSE header (RFC 7515 section 4) that are read. Keys and addresses of keys that a token
-/// brings along are passed over.
+/// The members of the JOSE header (RFC 7515 section 4) that are read. Keys in a token, and addresses of keys, are
+/// never used.
 #[derive(Deserialize)]
 struct Header {
     alg: String,

@@ -1,7 +1,7 @@
-//! Whose token a request has: credential, signature, record, principal.
+//! From the credential of a request to its principal, by signature and record.
 //!
-//! This room knows neither Pingora nor the configuration, nor what a client is told. On doubt about identity it
-//! refuses, and says why.
+//! This room knows neither Pingora nor the configuration, nor how a client is answered. It refuses a request whose
+//! identity is in doubt, and says why.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::record::{Grant, HeaderText, RateRule, RecordError, TokenRecord};
 use crate::store::StoreError;
 
 pub mod cache;
+mod changes;
 pub mod claims;
 pub mod credential;
 pub mod guard;
@@ -75,7 +76,7 @@ impl From<NoRecord> for AuthError {
     }
 }
 
-/// A verified token with its record: what the rest of the gateway knows of the client.
+/// A verified token with its record: all that the rest of the gateway knows of the client.
 #[derive(Clone, Debug)]
 pub struct Principal {
     record: Arc<TokenRecord>,
@@ -148,7 +149,7 @@ enum Verified {
     Key(Arc<str>),
 }
 
-/// What one policy says about authentication.
+/// The rules of a policy about authentication.
 #[derive(Debug)]
 pub struct AuthRules {
     /// Verifies JWTs.
@@ -162,11 +163,11 @@ pub struct Authenticator {
     store: Option<Stored>,
 }
 
-/// What the store says of tokens.
+/// The caches of the store's answers about tokens.
 pub struct Stored {
     /// The records of tokens.
     pub records: Arc<RecordCache>,
-    /// Which tokens without records are revoked.
+    /// The revocations of tokens without records.
     pub revocations: Arc<RevocationCache>,
 }
 

@@ -1,7 +1,7 @@
 //! Keys that verify signatures, each for one algorithm (RFC 7518, RFC 8037), read from secrets, PEM and JWK.
 //!
-//! Keys are parsed and judged once, when they are read: a key that is too weak, of another kind or
-//! private never comes to verify anything.
+//! Keys are parsed and checked once, when they are read: a key that is too weak, of another kind or private never
+//! verifies a token.
 
 use std::fmt;
 
@@ -74,7 +74,7 @@ impl Algorithm {
         Self::NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, algorithm)| algorithm)
     }
 
-    /// Its name in a JWT.
+    /// The algorithm's name in a JWT.
     pub fn name(self) -> &'static str {
         let found = Self::NAMES.into_iter().find(|(_, algorithm)| *algorithm == self);
         found.map_or("", |(name, _)| name)
@@ -99,7 +99,7 @@ impl Algorithm {
         }
     }
 
-    /// Whether its keys are secrets that the issuer and the gateway share.
+    /// Whether the algorithm's keys are secrets that the issuer and the gateway share.
     pub fn is_symmetric(self) -> bool {
         matches!(self.scheme(), Scheme::Hmac { .. })
     }
@@ -132,7 +132,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Why something is no verification key. Never holds the key.
+/// Why a text is no verification key. Never holds the text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// A secret that could be guessed.
@@ -141,9 +141,9 @@ pub enum KeyError {
         algorithm.name()
     )]
     Short {
-        /// Its length, in bytes.
+        /// The length of the secret, in bytes.
         length: usize,
-        /// What it is for.
+        /// The algorithm that the key is for.
         algorithm: Algorithm,
         /// The shortest length, in bytes.
         least: usize,
@@ -157,15 +157,15 @@ pub enum KeyError {
     /// A private key: it has no place in a gateway.
     #[error("holds a private key; write the public one")]
     Private,
-    /// Neither of the forms.
+    /// The text has neither of the forms.
     #[error("is neither a PEM public key (BEGIN PUBLIC KEY) nor a JWK")]
     Form,
-    /// Another kind of key.
+    /// The key is of another kind.
     #[error("does not fit {}, which needs {kind}", algorithm.name())]
     Kind {
-        /// What it is for.
+        /// The algorithm that the key is for.
         algorithm: Algorithm,
-        /// What that needs.
+        /// The kind of key that the algorithm needs.
         kind: String,
     },
     /// The JWK is for another algorithm.
@@ -252,7 +252,7 @@ impl VerificationKey {
         let Scheme::Public(scheme, kind) = algorithm.scheme() else {
             return Err(KeyError::Public(algorithm));
         };
-        // How long an RSA key is would only be looked at when it verifies.
+        // The library would check the length of an RSA key only when the key verifies.
         let fits = match kind {
             Kind::Rsa => PublicEncryptingKey::from_der(der)
                 .is_ok_and(|key| (2048..=8192).contains(&key.key_size_bits())),
@@ -288,7 +288,7 @@ impl Algorithm {
     }
 }
 
-/// A JSON Web Key (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2), as far as it is looked at.
+/// The members of a JSON Web Key that are read (RFC 7517 section 4, RFC 7518 section 6, RFC 8037 section 2).
 #[derive(Deserialize)]
 pub struct Jwk {
     kty: String,
@@ -307,8 +307,8 @@ pub struct Jwk {
 }
 
 impl Jwk {
-    /// The key; of `algorithm` where that is fixed, else of its own `alg`, else of the one that keys of its
-    /// kind are for (RS256 for RSA).
+    /// The key, for `algorithm` where that is fixed, else for its own `alg`, else for the usual algorithm of its
+    /// kind (RS256 for RSA).
     ///
     /// # Errors
     /// [`KeyError`] when it is private, not for signatures, or does not fit.
@@ -369,7 +369,7 @@ impl Jwk {
         Ok(VerificationKey { algorithm, kid, material })
     }
 
-    /// Whether it is a secret.
+    /// Whether the key is a secret.
     pub fn is_symmetric(&self) -> bool {
         self.kty == "oct"
     }

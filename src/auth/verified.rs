@@ -1,6 +1,6 @@
-//! A token whose signature is right: what it claims and, behind that, its text, in one piece of memory.
+//! A token whose signature is right: its claims and, behind them, its text, in one piece of memory.
 //!
-//! Every request looks at both, and where there are many tokens each piece has to be fetched from afar.
+//! Every request reads both. With many tokens neither is in the processor's cache, and one piece costs one fetch.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -11,12 +11,12 @@ use triomphe::ThinArc;
 
 use super::claims::VerifiedClaims;
 
-/// A verified token. Shared when cloned, equal to whatever has the same text, and never printed with it.
+/// A verified token. Clones share it; tokens with the same text are equal; the text is never printed.
 #[derive(Clone)]
 pub struct VerifiedToken(ThinArc<VerifiedClaims, u8>);
 
 impl VerifiedToken {
-    /// The token `text`, which claims that.
+    /// The token `text` with its `claims`.
     pub fn new(claims: VerifiedClaims, text: &str) -> Self {
         Self(ThinArc::from_header_and_slice(claims, text.as_bytes()))
     }

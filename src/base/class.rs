@@ -1,10 +1,10 @@
 //! Classes of bytes, as the grammars of the RFCs list them.
 
-/// Which bytes belong to a class.
+/// A class of bytes: `true` for each byte that belongs to it.
 pub type Class = [bool; 256];
 
-/// ASCII letters, digits, and `others`.
-pub const fn alphanumeric_and(others: &[u8]) -> Class {
+/// ASCII letters, digits, and `signs`.
+pub const fn alphanumeric_and(signs: &[u8]) -> Class {
     let mut class = [false; 256];
     let mut byte = 0;
     while byte < 128 {
@@ -12,8 +12,8 @@ pub const fn alphanumeric_and(others: &[u8]) -> Class {
         byte += 1;
     }
     let mut at = 0;
-    while at < others.len() {
-        class[others[at] as usize] = true;
+    while at < signs.len() {
+        class[signs[at] as usize] = true;
         at += 1;
     }
     class

@@ -1,7 +1,7 @@
 //! Time as an argument: wall-clock instants and where they come from.
 //!
-//! Windows and expiries are points on the wall clock, so that is what this file deals in; how long
-//! something took is measured with `std::time::Instant` where it happens.
+//! Windows and expiries are points on the wall clock. A duration is measured with `std::time::Instant` at the place
+//! where it passes.
 
 use std::ops::{Add, Sub};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl UnixTime {
 impl Add<Duration> for UnixTime {
     type Output = Self;
 
-    /// Saturates at the end of time.
+    /// Saturates at the largest value.
     fn add(self, rhs: Duration) -> Self {
         Self(self.0.saturating_add(micros(rhs)))
     }
@@ -56,7 +56,7 @@ impl Add<Duration> for UnixTime {
 impl Sub for UnixTime {
     type Output = Duration;
 
-    /// How much later `self` is than `rhs`; zero when it is not later.
+    /// The time from `rhs` to `self`; zero when `self` is not later.
     fn sub(self, rhs: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(rhs.0))
     }
@@ -67,14 +67,14 @@ impl Sub for UnixTime {
 pub struct Moment(u64);
 
 impl Moment {
-    /// After every other.
+    /// Later than every other moment.
     pub const NEVER: Self = Self(u64::MAX);
 }
 
 impl Add<Duration> for Moment {
     type Output = Self;
 
-    /// Saturates at the end of time.
+    /// Saturates at the largest value.
     fn add(self, rhs: Duration) -> Self {
         Self(self.0.saturating_add(micros(rhs)))
     }
@@ -83,13 +83,13 @@ impl Add<Duration> for Moment {
 impl Sub for Moment {
     type Output = Duration;
 
-    /// How much later `self` is than `rhs`; zero when it is not later.
+    /// The time from `rhs` to `self`; zero when `self` is not later.
     fn sub(self, rhs: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(rhs.0))
     }
 }
 
-/// A [`Moment`] that threads share; at first the beginning of time.
+/// A [`Moment`] that threads share; it starts at the earliest moment.
 #[derive(Debug, Default)]
 pub struct AtomicMoment(AtomicU64);
 
@@ -99,7 +99,7 @@ impl AtomicMoment {
         Moment(self.0.load(Ordering::Relaxed))
     }
 
-    /// Makes it `moment`.
+    /// Sets it to `moment`.
     pub fn store(&self, moment: Moment) {
         self.0.store(moment.0, Ordering::Relaxed);
     }
@@ -109,7 +109,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Where the present comes from.
+/// A source of the present time.
 pub trait Clock: Send + Sync + 'static {
     /// The present, by this clock. It may jump, either way.
     fn now(&self) -> UnixTime;
@@ -141,6 +141,7 @@ impl Default for SystemClock {
 }
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that others take")]
     fn now(&self) -> UnixTime {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         UnixTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
@@ -151,7 +152,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until told otherwise, for tests and simulations.
+/// A clock that only its owner moves, for tests and simulations.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     now_us: AtomicU64,

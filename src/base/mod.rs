@@ -1,8 +1,10 @@
-//! Time, secrets, networks, bytes, files, text: what every room may use, and what knows nothing of the product.
+//! Time, secrets, networks, bytes, files, text: tools that every room may use. They know nothing of the product.
 
 pub mod class;
 pub mod clock;
 pub mod files;
+pub mod hex;
 pub mod net;
 pub mod secret;
+pub mod task;
 pub mod text;

@@ -1,15 +1,15 @@
-//! What counts as one client among addresses.
+//! The network that counts as one client.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// An IPv4 address, or the first 64 bits of an IPv6 address: whoever has one address of an IPv6 network
-/// has all 2^64 of them (RFC 4291 section 2.5.4).
+/// An IPv4 address, or the first 64 bits of an IPv6 address: a client with one address of an IPv6
+/// network can use all 2^64 of them (RFC 4291 section 2.5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(IpAddr);
 
 impl Network {
-    /// The network `address` counts for.
+    /// The network that `address` belongs to.
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(address) => IpAddr::V4(address),

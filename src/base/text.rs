@@ -1,27 +1,27 @@
-//! Short text that is kept where its owner is: what every request looks at should not have to be fetched from elsewhere.
+//! Short text that is stored inside its owner, so that a request that reads it touches no other memory.
 
 use std::fmt;
 use std::ops::Deref;
 
 use arrayvec::ArrayString;
 
-/// As much as `token:` and a UUID take, in bytes.
-const HERE: usize = 48;
+/// Room for `token:` and a UUID, in bytes.
+const INLINE: usize = 48;
 
-/// Text of any length, of which the usual lengths need no memory of their own.
+/// Text of any length. Text of up to `INLINE` bytes needs no allocation.
 #[derive(Clone)]
-pub struct Text(Place);
+pub struct Text(Storage);
 
 #[derive(Clone)]
-enum Place {
-    Here(ArrayString<HERE>),
-    Elsewhere(Box<str>),
+enum Storage {
+    Inline(ArrayString<INLINE>),
+    Heap(Box<str>),
 }
 
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
-        let here = ArrayString::from(text).map(Place::Here);
-        Self(here.unwrap_or_else(|_| Place::Elsewhere(text.into())))
+        let inline = ArrayString::from(text).map(Storage::Inline);
+        Self(inline.unwrap_or_else(|_| Storage::Heap(text.into())))
     }
 }
 
@@ -30,8 +30,8 @@ impl Deref for Text {
 
     fn deref(&self) -> &str {
         match &self.0 {
-            Place::Here(text) => text,
-            Place::Elsewhere(text) => text,
+            Storage::Inline(text) => text,
+            Storage::Heap(text) => text,
         }
     }
 }
@@ -56,11 +56,11 @@ mod tests {
 
     #[test]
     fn text_of_any_length_is_kept() {
-        for length in [0, 1, HERE, HERE + 1, 1000] {
+        for length in [0, 1, INLINE, INLINE + 1, 1000] {
             let text = "x".repeat(length);
             assert_eq!(*Text::from(text.as_str()), *text);
             assert_eq!(Text::from(text.as_str()).clone(), Text::from(text.as_str()));
         }
-        assert_eq!(size_of::<Text>(), HERE + 8);
+        assert_eq!(size_of::<Text>(), INLINE + 8);
     }
 }

@@ -33,10 +33,10 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let _log = start_log(&config)?;
     let now = SystemClock::default().now();
     let expires = now + LIFE;
-    if let Some(redis) = &arguments.redis {
+    if let Some(redis) = &config.startup.redis {
         let record =
             NewRecord { id: "demo".into(), fields: record_fields(), expires_at: Some(expires) };
-        Connection::open(redis)?.put(&record)?;
+        Connection::open(&redis.url)?.put(&record)?;
     }
     let token = Signer::configured(&config.live.auth.jwt.issuers)
         .ok_or(SignerError::NoKey)
@@ -112,7 +112,7 @@ fn record_fields() -> Vec<(String, String)> {
 
 fn welcome(address: SocketAddr, token: &str, redis: bool) -> String {
     let store = if redis { "Redis" } else { "the embedded store" };
-    // Two windows' worth and more: the loop meets the limit even if a minute ends on its way.
+    // More requests than two windows admit: the loop meets the limit even if a minute ends meanwhile.
     let more = 2 * LIMIT + 5;
     format!(
         r#"Tollgate demo on http://{address}, with {store} and an upstream that says back what it gets.

@@ -1,6 +1,6 @@
 //! `tollgate health`: asks a running gateway whether it is ready, for images without curl.
 //!
-//! Plain HTTP/1.1 over one connection; it knows nothing of the gateway but the address.
+//! It speaks plain HTTP/1.1 over one connection, and knows only the address of the gateway.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -11,7 +11,7 @@ use url::{Position, Url};
 
 use super::Failure;
 
-/// All the time the question may take.
+/// The deadline of the whole question.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// The longest status line that is read, in bytes.
@@ -20,12 +20,12 @@ const MAX_STATUS_LINE: usize = 256;
 /// Arguments of `tollgate health`.
 #[derive(Args, Debug)]
 pub struct HealthArguments {
-    /// What is asked: an http URL.
+    /// The http URL to ask
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080/ready")]
     url: Url,
 }
 
-/// Says nothing when the answer is 2xx and comes within two seconds.
+/// Succeeds without a text when the answer is 2xx and comes within two seconds.
 ///
 /// # Errors
 /// [`Failure::Unavailable`] on another answer or none, [`Failure::Usage`] when the URL is not http.
@@ -76,6 +76,7 @@ fn status_line(host: &str, port: u16, target: &str, deadline: Instant) -> io::Re
 }
 
 /// A connection to the first address of `host` that takes one.
+#[expect(clippy::disallowed_methods, reason = "a command with one thing to do may block")]
 fn connect(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
     let addresses: Vec<_> = format!("{host}:{port}").to_socket_addrs()?.collect();
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");

@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 //!
-//! A command gives back what it has to say or why it failed; only this file prints and knows exit
-//! codes. It must not know how a command does its work.
+//! A command returns the text to print, or its failure. Only this file prints and knows exit codes. It does not know
+//! how a command does its work.
 
 use std::convert::Infallible;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::base::secret::Secret;
 use crate::config::{self, Config, Environment, Faults};
-use crate::quota::rule::LimitRule;
+use crate::quota::rule::{LimitRule, LimitSet};
 
 mod check;
 mod demo;
@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             let code = usage_code(&error);
-            // Nothing is left to say when the terminal is gone.
+            // A message that the terminal does not take is lost.
             let _ = error.print();
             return ExitCode::from(code);
         }
@@ -51,10 +51,10 @@ pub enum Failure {
     /// The arguments do not make sense together: 64.
     #[error("{0}")]
     Usage(String),
-    /// What was named does not exist, or lines of a file are bad: 65.
+    /// A token that was named does not exist, or lines of a file are bad: 65.
     #[error("{0}")]
     Data(String),
-    /// A service that is needed does not answer: 69.
+    /// A service that the command needs does not answer: 69.
     #[error("{0}")]
     Unavailable(String),
     /// The program or its machine is at fault: 70.
@@ -63,7 +63,7 @@ pub enum Failure {
     /// The configuration is wrong, one line per fault: 78.
     #[error("{0}")]
     Configuration(String),
-    /// Somebody pressed Ctrl-C: 130, as shells have it.
+    /// The user pressed Ctrl-C: 130, as shells have it.
     #[error("{0}")]
     Interrupted(String),
 }
@@ -85,7 +85,7 @@ impl Failure {
 /// sysexits(3): the command was used incorrectly.
 const EX_USAGE: u8 = 64;
 
-/// What is said when neither a file nor the environment holds a configuration.
+/// The message when neither a file nor the environment holds a configuration.
 const NO_CONFIGURATION: &str = "no configuration: name a file with -c or TOLLGATE_CONFIG, or set TOLLGATE_ROUTES, TOLLGATE_UPSTREAMS and so on";
 
 /// Version and commit, as `--version` prints them.
@@ -155,7 +155,7 @@ impl ConfigArguments {
     pub fn load(&self) -> Result<Config, Failure> {
         let environment = Environment::from_process();
         let Some(file) = &self.file else {
-            let config = config::parse("", "the environment", &environment).map_err(faulty)?;
+            let config = config::parse("", &self.source(), &environment).map_err(faulty)?;
             // Defaults alone serve nothing: whoever sees this forgot to name a file.
             if config.live.routes.is_empty() && config.startup.redis.is_none() {
                 return Err(Failure::Usage(NO_CONFIGURATION.into()));
@@ -164,6 +164,21 @@ impl ConfigArguments {
         };
         config::load(file, &environment).map_err(faulty)
     }
+
+    /// The same for a gateway, which cannot do without routes.
+    ///
+    /// # Errors
+    /// As [`ConfigArguments::load`].
+    pub fn load_with_routes(&self) -> Result<Config, Failure> {
+        let config = self.load()?;
+        config.must_have_routes(&self.source()).map_err(faulty)?;
+        Ok(config)
+    }
+
+    /// What messages call the configuration.
+    pub fn source(&self) -> String {
+        self.file.as_ref().map_or("the environment".into(), |file| file.display().to_string())
+    }
 }
 
 fn faulty(faults: Faults) -> Failure {
@@ -171,7 +186,7 @@ fn faulty(faults: Faults) -> Failure {
 }
 
 impl Command {
-    /// Does the work; gives back what is left to print.
+    /// Does the work. Returns the rest of the text to print.
     fn run(&self) -> Result<String, Failure> {
         match self {
             Self::Demo(arguments) => demo::run(arguments).map(|()| String::new()),
@@ -184,7 +199,7 @@ impl Command {
     }
 }
 
-/// Prints `text`, and says whether somebody reads it: one who has gone away has seen enough.
+/// Prints `text`. Returns whether standard output is still read: a reader that has gone away is no failure.
 fn say(text: &str) -> Result<bool, Failure> {
     // Without text there is nothing to wait for: the log may hold standard output up.
     if text.is_empty() {
@@ -198,9 +213,9 @@ fn say(text: &str) -> Result<bool, Failure> {
     }
 }
 
-/// Tells people something that is not what they asked for, on standard error.
+/// Prints `text` on standard error, beside the output that was asked for.
 fn tell(text: &str) {
-    // Nothing is left to say when the terminal is gone.
+    // A message that the terminal does not take is lost.
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
@@ -209,14 +224,14 @@ fn hidden(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
 }
 
-/// The exit code of what clap has to say: asked-for text is success, all else is misuse.
+/// The exit code of a message of clap: help and version that were asked for are success, all else is misuse.
 fn usage_code(error: &clap::Error) -> u8 {
     if error.use_stderr() { EX_USAGE } else { 0 }
 }
 
 /// Limits as people write them.
-fn limits_text(rules: &[LimitRule]) -> String {
-    match rules {
+fn limits_text(limits: &LimitSet) -> String {
+    match limits.rules() {
         [] => "none".to_owned(),
         rules => rules.iter().map(LimitRule::to_string).collect::<Vec<_>>().join(", "),
     }

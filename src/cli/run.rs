@@ -11,15 +11,15 @@ use crate::telemetry::log_output::{self, LogGuard};
 /// Runs the gateway until a signal ends it.
 ///
 /// # Errors
-/// [`Failure::Configuration`] when the configuration cannot take effect, [`Failure::Unavailable`]
-/// when an address cannot be listened on.
+/// [`Failure::Configuration`] when the configuration is wrong, [`Failure::Unavailable`] when an address
+/// cannot be listened on.
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     // First of all: an early SIGHUP must not end the process.
     let pending = catch_hangup()?;
-    let config = arguments.config.load()?;
+    let config = arguments.config.load_with_routes()?;
     let _log = start_log(&config)?;
     let source = arguments.config.clone();
-    let load = Arc::new(move || source.load().map_err(|failure| failure.to_string()));
+    let load = Arc::new(move || source.load_with_routes().map_err(|failure| failure.to_string()));
     let gateway = Gateway::prepare(config, arguments.upgrade);
     gateway.and_then(|gateway| gateway.run(load, pending)).map_err(failure)
 }
@@ -36,10 +36,9 @@ pub(super) fn start_log(config: &Config) -> Result<LogGuard, Failure> {
         .map_err(|error| Failure::Internal(format!("starting the log: {error}")))
 }
 
-/// What a failed start means for the exit code.
+/// The failure, and so the exit code, of a failed start.
 pub(super) fn failure(error: StartError) -> Failure {
     match error {
-        StartError::Store(_) => Failure::Configuration(error.to_string()),
         StartError::Bind(_) | StartError::HandOver(_) => Failure::Unavailable(error.to_string()),
         StartError::System(_) => Failure::Internal(error.to_string()),
     }

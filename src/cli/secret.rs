@@ -13,7 +13,7 @@ const SECRET_BYTES: usize = 48;
 /// section 4).
 ///
 /// # Errors
-/// [`Failure::Internal`] when the operating system has no randomness to give.
+/// [`Failure::Internal`] when the operating system has no randomness.
 pub fn run() -> Result<String, Failure> {
     Ok(format!("{}\n", generate()?.expose()))
 }
@@ -21,7 +21,7 @@ pub fn run() -> Result<String, Failure> {
 /// A secret of 384 bits from the operating system's generator, in base64.
 ///
 /// # Errors
-/// [`Failure::Internal`] when the operating system has no randomness to give.
+/// [`Failure::Internal`] when the operating system has no randomness.
 pub fn generate() -> Result<Secret, Failure> {
     let mut bytes = [0; SECRET_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| {

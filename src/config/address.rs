@@ -7,7 +7,8 @@ use url::Url;
 
 use super::scalar::{Scalar, instead};
 use crate::base::secret::Secret;
-use crate::store::open::{URL_FORMS, check_url};
+use crate::store::StoreUrl;
+use crate::store::open::URL_FORMS;
 
 impl Scalar for SocketAddr {
     fn allowed() -> String {
@@ -92,17 +93,14 @@ impl Scalar for EndpointUrl {
     }
 }
 
-/// The URL of Redis; its messages never show it.
-pub struct RedisUrl(pub Secret);
-
-impl Scalar for RedisUrl {
+/// Its messages never show the URL.
+impl Scalar for StoreUrl {
     fn allowed() -> String {
         URL_FORMS.into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        check_url(text).map_err(|error| error.to_string())?;
-        Ok(Self(Secret::new(text)))
+        Self::parse(&Secret::new(text)).map_err(|error| error.to_string())
     }
 }
 

@@ -1,4 +1,5 @@
-//! Writing a list entry the way it stands in a file, to be pasted into it. It must not know what the entry means.
+//! Writing a list entry the way it stands in a file, to be pasted into it. This file does not know the meaning of the
+//! entry.
 
 use serde_json::Value;
 use serde_yaml::Mapping;
@@ -6,7 +7,7 @@ use serde_yaml::Mapping;
 /// The YAML of a list whose only element has these `members`, in their order; each line indented by four spaces.
 ///
 /// # Errors
-/// What the library says of a value that YAML cannot hold.
+/// The message of the YAML library about a value that YAML cannot hold.
 pub fn list_entry<'a>(
     members: impl IntoIterator<Item = (&'a str, &'a Value)>,
 ) -> Result<String, String> {

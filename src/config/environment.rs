@@ -1,7 +1,7 @@
 //! The environment as part of the configuration: overrides by name, and `${VAR}` in strings.
 //!
-//! The variables are an argument, so that reading a configuration depends on nothing else. This
-//! file knows which keys exist at the top, nothing beneath.
+//! The variables are an argument, so that reading a configuration depends on nothing else. This file knows the keys at
+//! the top, and no key beneath.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use super::file;
 use super::key_path::{KeyPath, Step};
 use super::location::Location;
 
-/// What the names of overriding variables begin with.
+/// The start of the names of overriding variables.
 const PREFIX: &str = "TOLLGATE_";
 
-/// Variables that are not of the configuration: the path of the file, and the commit of the build, which
-/// cargo also sets for a program it runs.
+/// Variables with that start that override nothing: the path of the file, and the commit of the build, which cargo
+/// also sets for a program it runs.
 const NOT_OVERRIDES: [&str; 2] = ["TOLLGATE_CONFIG", "TOLLGATE_COMMIT"];
 
 /// Steps an overriding variable may name; the deepest key there is needs half of them.

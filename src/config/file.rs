@@ -15,7 +15,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
-use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
+use super::UnknownPlan;
+use super::address::{EndpointUrl, MetricsAddress};
 use super::matching::{Host, Method, Prefix};
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
@@ -27,6 +28,7 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
+use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 
 /// A scalar that may be absent.
@@ -124,7 +126,7 @@ pub struct ClientTimeouts {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
-    pub url: Maybe<RedisUrl>,
+    pub url: Maybe<StoreUrl>,
     pub timeout: Maybe<Span<1, 60_000>>,
 }
 
@@ -211,13 +213,13 @@ pub struct JwtKey {
     pub algorithm: Maybe<JwtAlgorithm>,
     pub secret: Maybe<Secret>,
     pub secret_file: Maybe<String>,
-    /// Not secret, but somebody may write the private key here.
+    /// A public key is not secret, but a user may write the private key here.
     pub public_key: Maybe<Secret>,
     pub public_key_file: Maybe<String>,
     pub kid: Maybe<String>,
 }
 
-/// A record. Which fields there are and what they may be is the business of `record::field`.
+/// A record. The room `record` knows its fields and their values.
 pub type Token = BTreeMap<String, serde_yaml::Value>;
 
 #[derive(Default, Deserialize)]
@@ -244,6 +246,7 @@ pub struct Limits {
     pub sync: Maybe<SyncMode>,
     pub algorithm: Maybe<Algorithm>,
     pub max_in_flight: Maybe<MaxInFlight>,
+    pub unknown_plan: Maybe<UnknownPlan>,
 }
 
 /// How many at the same time, or `none` for any number.

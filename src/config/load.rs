@@ -2,7 +2,6 @@
 //!
 //! The steps, each in a file of its own: YAML to a tree, overrides, `${VAR}`, structs, valid values.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde_yaml::Value;
@@ -14,6 +13,7 @@ use super::fault::{Faults, Report};
 use super::key_path::KeyPath;
 use super::location::{Location, Locations};
 use super::structure;
+use crate::base::files::read_text;
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -24,18 +24,9 @@ const MAX_FILE: u64 = 4 << 20;
 /// Every fault that can be found at once; a file that cannot be read is one.
 pub fn load(path: &Path, environment: &Environment) -> Result<Config, Faults> {
     let name = path.display().to_string();
-    let text =
-        read(path).map_err(|error| Faults::of_file(&name, format!("cannot be read: {error}")))?;
+    let text = read_text(path, MAX_FILE)
+        .map_err(|error| Faults::of_file(&name, format!("cannot be read: {error}")))?;
     parse(&text, &name, environment)
-}
-
-fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(std::io::Error::other(format!("more than {MAX_FILE} bytes")));
-    }
-    Ok(text)
 }
 
 /// Reads the configuration in `text`, which faults call `file_name`, and in `environment`.

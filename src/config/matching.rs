@@ -1,9 +1,9 @@
-//! What requests are matched by: path prefixes, hosts and methods.
+//! The matchers of a route as they are written: path prefixes, hosts and methods.
 
 use std::net::Ipv6Addr;
 
 use super::scalar::{Scalar, instead};
-use crate::route::reserved::endpoint_at_or_above;
+use crate::route::reserved::reserved_at_or_above;
 use crate::route::written::check_path;
 
 /// A route's prefix in the canonical form that request paths are brought into before matching.
@@ -23,7 +23,7 @@ impl Scalar for Prefix {
         if text.contains('*') {
             return wrong("holds a `*`");
         }
-        match endpoint_at_or_above(text) {
+        match reserved_at_or_above(text) {
             Some(own) => {
                 Err(format!("belongs to the gateway's own endpoint {own}; write another path"))
             }

@@ -1,4 +1,4 @@
-//! The configuration as valid values. The written form is in `file`; nothing here can be wrong.
+//! The configuration as valid values. The written form is in `file`; every value here is valid.
 //!
 //! A value that belongs to another room has that room's type, so that nothing is translated later. Keys that
 //! are read only at the start are kept apart from keys that a reload puts into effect.
@@ -16,15 +16,15 @@ use crate::auth::cache::CacheRules;
 use crate::auth::guard::FailureRate;
 use crate::auth::issuer::IssuerRules;
 use crate::auth::jwt::JwtRules;
-use crate::base::secret::Secret;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
-use crate::quota::rule::LimitRule;
+use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
 use crate::route::headers::HeaderRules;
 use crate::route::table::Matcher;
+use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 use crate::upstream::pool::UpstreamRules;
 
@@ -53,6 +53,23 @@ pub struct Config {
     pub startup: StartupConfig,
     /// The keys that a reload puts into effect.
     pub live: LiveConfig,
+}
+
+impl Config {
+    /// Refuses a configuration without routes, which `source` holds: it would answer every request with 404, and is
+    /// what is left of a file that was emptied or cut off.
+    ///
+    /// # Errors
+    /// [`Faults`] with the one fault.
+    pub fn must_have_routes(&self, source: &str) -> Result<(), Faults> {
+        match self.live.routes.is_empty() {
+            true => Err(Faults::of_file(
+                source,
+                "routes: is missing; write at least one route, such as { prefix: /, upstream: NAME }",
+            )),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The keys that are only read when the process starts.
@@ -114,7 +131,7 @@ pub struct LiveConfig {
     /// How tokens are checked.
     pub auth: Auth,
     /// Named sets of limits that records refer to.
-    pub plans: BTreeMap<String, Arc<[LimitRule]>>,
+    pub plans: BTreeMap<String, LimitSet>,
     /// How limits behave.
     pub limits: Limits,
     /// Servers that requests go to, by name.
@@ -163,8 +180,8 @@ pub struct ClientTimeouts {
 /// The shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// `redis://` or `rediss://`, with user, password and database; secret because of the password.
-    pub url: Secret,
+    /// Where it is, with user, password and database.
+    pub url: StoreUrl,
     /// Deadline of one operation.
     pub timeout: Duration,
 }
@@ -192,7 +209,7 @@ impl Auth {
 pub struct Jwt {
     /// Issuers whose tokens are accepted; their names differ.
     pub issuers: Vec<IssuerRules>,
-    /// What holds for the tokens of every issuer.
+    /// The rules for the tokens of every issuer.
     pub rules: JwtRules,
 }
 
@@ -211,19 +228,30 @@ pub struct StaticToken {
 #[derive(Debug)]
 pub struct Limits {
     /// The limits of a token whose record and plan name none; empty for none.
-    pub default: Arc<[LimitRule]>,
-    /// How limits count that do not say so themselves; a bucket's burst is the limit's quota.
+    pub default: LimitSet,
+    /// The algorithm of limits that name none; the burst of a bucket is then the limit's quota.
     pub algorithm: Algorithm,
     /// The window of a bare `rate_limit: N` in a record, in whole seconds.
     pub window: Duration,
     /// Whether the store decides each time, or this process from shares paid for ahead.
     pub sync: SyncMode,
-    /// What happens while the store is away.
+    /// How limits are decided while the store is away.
     pub on_store_failure: FailurePolicy,
     /// Which rate fields answers carry.
     pub headers: RateHeaders,
     /// Most requests of one token at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
+    /// What happens to a token whose plan is not configured.
+    pub unknown_plan: UnknownPlan,
+}
+
+/// How a token is limited that has no limits of its own and a plan that is not configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownPlan {
+    /// The token is refused.
+    Refuse,
+    /// The default limits apply.
+    Default,
 }
 
 /// Which requests go where.
@@ -236,7 +264,7 @@ pub struct Route {
     /// Whether a token is needed.
     pub auth_required: bool,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.
-    pub limits: Arc<[LimitRule]>,
+    pub limits: LimitSet,
     /// Most requests at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
     /// Whether the prefix is cut off before forwarding.

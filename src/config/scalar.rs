@@ -16,7 +16,7 @@ pub trait Scalar: Sized {
     /// Whether a number or boolean may stand for its text.
     const UNQUOTED: bool = false;
 
-    /// What may be written, to follow the word `write`.
+    /// The allowed values, in words that follow `write`.
     fn allowed() -> String;
 
     /// Reads the text of a scalar.
@@ -226,7 +226,6 @@ impl Scalar for Identifier {
     }
 }
 
-/// Where a Unix socket is made.
 /// The path of a Unix socket.
 pub struct SocketPath(pub String);
 

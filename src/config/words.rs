@@ -2,6 +2,7 @@
 
 use log::LevelFilter;
 
+use super::UnknownPlan;
 use super::scalar::{Scalar, instead};
 use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::limit::headers::RateHeaders;
@@ -58,6 +59,7 @@ words!(RateHeaders:
     "both" => Self::Both,
     "none" => Self::None,
 );
+words!(UnknownPlan: "refuse" => Self::Refuse, "default" => Self::Default);
 words!(RouteAuth: "required" => Self::Required, "none" => Self::None);
 
 words!(SyncMode: "leased" => Self::Leased, "exact" => Self::Exact);

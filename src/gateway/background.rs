@@ -13,6 +13,7 @@ use pingora_core::services::background::{BackgroundService, GenBackgroundService
 use tokio::time::sleep;
 
 use super::reload::Reload;
+use crate::base::task::detach;
 use crate::limit::ledger::Ledger;
 use crate::listener::bounds::Refusals;
 use crate::policy::Policy;
@@ -142,6 +143,7 @@ impl Task {
     }
 
     /// Runs the task for ever: a task that ends or panics is started again.
+    #[expect(clippy::disallowed_methods, reason = "a task that dies is started again here")]
     async fn keep_running(self: Arc<Self>) {
         let name = self.name;
         loop {
@@ -157,6 +159,7 @@ impl Task {
 
 #[async_trait]
 impl BackgroundService for Background {
+    #[expect(clippy::disallowed_methods, reason = "keep_running starts a task again that dies")]
     async fn start(&self, mut shutdown: ShutdownWatch) {
         for task in self.tasks() {
             tokio::spawn(Arc::new(task).keep_running());
@@ -169,7 +172,7 @@ impl BackgroundService for Background {
 fn refresh_keys(policy: &Policy) {
     for set in policy.auth.jwt.key_sets() {
         let set = Arc::clone(set);
-        drop(tokio::spawn(async move { set.refresh().await }));
+        detach(async move { set.refresh().await });
     }
     let failing = policy.auth.jwt.key_sets().filter(|set| set.is_in_doubt());
     METRICS.key_sources_failing.set(gauge_value(failing.count()));

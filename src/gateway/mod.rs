@@ -19,6 +19,7 @@ use crate::auth::cache::{
 };
 use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
+use crate::base::task::detach;
 use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
 use crate::listener::accept::Connections;
@@ -27,9 +28,8 @@ use crate::listener::sockets::{BindError, Bound, BoundSocket};
 use crate::policy::Policy;
 use crate::proxy::in_flight::RequestsInFlight;
 use crate::proxy::{Proxy, Readiness, problem};
-use crate::store::{
-    self, Membership, RecordChange, RecordReader, RecordStore, Remote, StoreUrlError, Stores,
-};
+use crate::store::open::MAX_SUBJECTS;
+use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Remote, Stores};
 use crate::telemetry::metrics::METRICS;
 
 pub mod background;
@@ -50,9 +50,6 @@ use shutdown::{Drain, Signals};
 /// How long a successor may take to become ready.
 const BECOME_READY: Duration = Duration::from_secs(10);
 
-/// Subjects whose grants are kept in memory, at most.
-const MAX_SUBJECTS: usize = 1_000_000;
-
 /// Up to this number of worker threads, one lock for all timers was measured to cost nothing.
 const FEW_THREADS: usize = 2;
 
@@ -62,9 +59,6 @@ pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 /// Why the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// `redis.url` names no store.
-    #[error("redis.url: {0}")]
-    Store(#[from] StoreUrlError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -135,7 +129,7 @@ impl Gateway {
         descriptors::provide(policy.load().max_connections);
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        let Stores { records, quota, membership, is_shared } = open_store(&config, &clock)?;
+        let Stores { records, quota, membership, is_shared } = open_store(&config, &clock);
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
         // A store inside this process holds no other records than those of the configuration.
         let stored = is_shared.then(|| stored(&config, Arc::clone(&records), &clock));
@@ -179,7 +173,7 @@ impl Gateway {
                     let membership = Arc::clone(&membership);
                     move || {
                         membership.start();
-                        tokio::spawn(memory::give_back());
+                        detach(memory::give_back());
                     }
                 });
         if let Some(predecessor) = predecessor {
@@ -255,10 +249,7 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
 }
 
 /// Opens the store that a configuration names. Nothing is connected yet.
-pub(crate) fn open_store(
-    config: &StartupConfig,
-    clock: &Arc<dyn Clock>,
-) -> Result<Stores, StoreUrlError> {
+fn open_store(config: &StartupConfig, clock: &Arc<dyn Clock>) -> Stores {
     let remote = config.redis.as_ref();
     let remote = remote.map(|store| Remote { url: store.url.clone(), timeout: store.timeout });
     let on_operation = Arc::new(|operation, outcome, elapsed| {

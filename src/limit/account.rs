@@ -1,4 +1,5 @@
-//! What this process knows and holds of a subject: plain arithmetic, with time passed in.
+//! The account of a subject: the units that this process holds, and the store's last answer. Plain arithmetic, with
+//! time passed in.
 //!
 //! Times called `now` are of the monotonic clock; windows are of the store's clock. The store's clock
 //! is known from its last answer: the store read it after the question was sent and before the answer came,
@@ -34,18 +35,18 @@ pub struct Account {
     held_until: Moment,
     /// When `held` goes back if it still lies there.
     lease_until: Moment,
-    /// What `held` is counted under, limit by limit.
+    /// The marks under which the store counts `held`, limit by limit.
     marks: SmallVec<[UnixTime; 2]>,
-    /// Until then, what the store's last answer does not leave is refused without asking.
+    /// Until this moment, a request that the store's last answer does not pay for is refused without asking.
     refused_until: Moment,
     /// The store's last answer.
     known: Known,
-    /// What was spent and the store has not counted.
+    /// Units that were spent and that the store has not counted.
     unreported: Option<Box<Unreported>>,
     demand: Demand,
 }
 
-/// What was asked of the store.
+/// A question to the store.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     /// The fewest units that were of use.
@@ -93,13 +94,13 @@ impl Known {
     }
 }
 
-/// How a limit stands of which nothing is used.
+/// The standing of an unused limit.
 fn unused(limit: &Limit, store_now: UnixTime) -> Standing {
     Standing { left: limit.capacity(), reset_after: limit.window_end(store_now) - store_now }
 }
 
 impl Account {
-    /// Notes that a request asks.
+    /// Notes a request.
     pub fn note_demand(&mut self, weight: Weight, now: Moment) {
         self.demand.note(weight, now);
     }
@@ -124,7 +125,7 @@ impl Account {
         is_refused.then(|| self.decision(limits, now, Charge::None))
     }
 
-    /// Takes out what can no longer be spent, to be given back where it is still counted.
+    /// Takes out the units that can no longer be spent. They go back to the store, which may still count them.
     pub fn take_worthless(&mut self, now: Moment) -> Option<Adjustment> {
         (self.held > 0 && now >= self.held_until).then(|| self.give_back(self.held))
     }
@@ -141,7 +142,7 @@ impl Account {
         (units > 0).then(|| self.give_back(units))
     }
 
-    /// Takes everything out.
+    /// Takes out all units.
     pub fn take_all(&mut self) -> Option<Adjustment> {
         (self.held > 0).then(|| self.give_back(self.held))
     }
@@ -151,7 +152,7 @@ impl Account {
         returned(&self.marks, units)
     }
 
-    /// When what is held should go back, if anything is held.
+    /// When held units should go back; `None` where no unit is held.
     pub fn idle_at(&self) -> Option<Moment> {
         (self.held > 0).then(|| self.lease_until.min(self.held_until))
     }
@@ -167,7 +168,7 @@ impl Account {
         lease > 0 && self.held <= lease / 4 && now >= self.refused_until
     }
 
-    /// Units left at the store, as far as is known.
+    /// Units left at the store, as far as this process knows.
     fn left(&self, limits: &[Limit], now: Moment) -> u64 {
         if self.known.is_nothing() {
             return 0;
@@ -177,7 +178,7 @@ impl Account {
         limits.iter().enumerate().map(left).min().unwrap_or(0)
     }
 
-    /// Books a grant. Gives back what was held under other marks.
+    /// Books a grant. Returns the units that were held under other marks, to be given back.
     pub fn receive(
         &mut self,
         limits: &[Limit],
@@ -209,6 +210,9 @@ impl Account {
         }
         self.marks = marks;
         self.known = Known::of(grant, now);
+        if let Some(unreported) = &mut self.unreported {
+            unreported.granted();
+        }
         stale
     }
 
@@ -261,8 +265,8 @@ impl Account {
         }
     }
 
-    /// Books what an answer cost beyond its charge: held units pay for it; what they do not cover is to be reported to
-    /// the store before it is asked for more.
+    /// Books the cost of an answer beyond its charge. Held units pay for it. The rest is reported to the store before
+    /// the next question.
     pub(super) fn owe(&mut self, limits: &[Limit], units: u64, now: Moment) {
         let paid = if now < self.held_until { self.held.min(units) } else { 0 };
         self.held -= paid;
@@ -271,7 +275,7 @@ impl Account {
         }
     }
 
-    /// Whether answers cost more than the store knows.
+    /// Whether a debt has yet to be reported to the store.
     pub(super) fn owes(&self) -> bool {
         self.unreported.as_ref().is_some_and(|unreported| unreported.owes())
     }
@@ -289,7 +293,7 @@ impl Account {
         let store_now = if self.known.is_nothing() { wall } else { self.known.store_now(now) };
         let allowance = |(at, limit): (usize, &Limit)| {
             let left = self.known.standing(at, limit, store_now).left.min(limit.quota);
-            // A share of something is at least a unit.
+            // Where anything is left, a share is at least a unit.
             (left / u64::from(gateways.max(1))).max(left.min(1))
         };
         let allowances: SmallVec<[u64; 2]> = limits.iter().enumerate().map(allowance).collect();
@@ -304,16 +308,16 @@ impl Account {
         }
     }
 
-    /// What the store should be told next of what it has not counted, and the id under which it may be told any number
-    /// of times.
+    /// The next report of units that the store has not counted, with its id. A report may be sent any number of times
+    /// under its id.
     pub(super) fn report(&mut self, limits: &[Limit]) -> Option<(u64, Adjustment)> {
         self.unreported.as_deref_mut()?.report(limits)
     }
 
     /// Notes that the store counts the report `id`.
-    pub(super) fn reported(&mut self, id: u64) {
+    pub(super) fn reported(&mut self, id: u64, limits: &[Limit], now: Moment) {
         if let Some(unreported) = &mut self.unreported {
-            unreported.reported(id);
+            unreported.reported(id, limits, now);
         }
     }
 
@@ -327,7 +331,7 @@ impl Account {
         if now < self.held_until { self.held } else { 0 }
     }
 
-    /// Whether there is nothing here that would be missed.
+    /// Whether the account can be forgotten.
     pub fn is_idle(&self, now: Moment) -> bool {
         let is_open = || self.unreported.as_ref().is_some_and(|unreported| unreported.is_open(now));
         self.held == 0 && now >= self.refused_until && !is_open()
@@ -339,7 +343,7 @@ pub(super) fn fits(limits: &[Limit], weight: Weight) -> bool {
     weight == Weight::ONE || limits.iter().all(|limit| limit.capacity() >= weight.units())
 }
 
-/// The marks of grants held together, if they may be.
+/// The marks of two grants that are held together; `None` where the grants must stay apart.
 fn merged(
     limits: &[Limit],
     held: &[UnixTime],

@@ -22,9 +22,9 @@ pub struct LimitState {
 pub struct Decision {
     /// Whether the request was counted and may go on.
     pub admitted: bool,
-    /// The limits it was decided under.
+    /// The limits of the decision.
     pub limits: Arc<[Limit]>,
-    /// How each of them stands; empty where nothing is known (admitted during an outage).
+    /// The state of each limit; empty where nothing is known (admitted during an outage).
     pub states: SmallVec<[LimitState; 2]>,
     /// What the request was charged.
     pub(super) charge: Charge,
@@ -40,7 +40,7 @@ pub(super) enum Charge {
     Store {
         /// How many.
         units: u64,
-        /// What the grant is counted under, limit by limit.
+        /// The marks of the grant, limit by limit.
         marks: SmallVec<[UnixTime; 2]>,
     },
     /// Units that this process counted without the store.
@@ -73,7 +73,7 @@ impl Decision {
     /// Orders limits, of several decisions too: the smallest is nearest to refusing.
     pub fn tightness(&self, at: usize, state: &LimitState) -> (u128, std::cmp::Reverse<Duration>) {
         let quota = self.limits.get(at).map_or(1, |limit| limit.quota.max(1));
-        // Parts per million of the quota that are left; what is used up longest comes first.
+        // Parts per million of the quota that are left. Of used-up limits, the last to have units again comes first.
         let left = u128::from(state.remaining) * 1_000_000 / u128::from(quota);
         (left, std::cmp::Reverse(state.reset_after))
     }
@@ -89,7 +89,7 @@ impl Decision {
     }
 }
 
-/// How limits that stand like this look to a client while this process holds `held` units.
+/// The states that a client sees of limits with these `standings`, while this process holds `held` units.
 pub fn states(
     limits: &[Limit],
     standings: impl IntoIterator<Item = Standing>,

@@ -1,4 +1,4 @@
-//! What the ledger keeps of a subject: its account, and the requests that wait for the store's answer.
+//! An entry of the ledger: the account of a subject, and the requests that wait for the store's answer.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::base::text::Text;
 use crate::quota::Limit;
 use crate::store::StoreError;
 
-/// What a request that waits is told.
+/// The answer to a waiting request.
 pub(super) type Outcome = Result<Decision, StoreError>;
 
 /// A subject under a set of limits. There may be a million of them: see the test of its size.

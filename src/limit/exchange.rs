@@ -1,15 +1,15 @@
-//! What passes between accounts and the store besides grants: units that go back, and reports of what the store has
-//! not counted.
+//! Messages from accounts to the store: units that go back, and reports of units that the store has not counted.
 
 use std::sync::Arc;
 
 use super::entry::SubjectEntry;
 use super::lease_list::LeaseList;
 use crate::base::clock::Clock;
+use crate::base::task::detach;
 use crate::store::{Adjustment, QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
 
-/// The store, and what every flight needs beside it.
+/// The store, the clock and the list of leases, which every flight needs.
 pub(super) struct Exchange {
     pub(super) store: Arc<dyn QuotaStore>,
     pub(super) clock: Arc<dyn Clock>,
@@ -17,7 +17,8 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Gives back in the background: no request waits for it, and losing it only wastes what is left of a window.
+    /// Gives units back in the background. No request waits for it. If it fails, the units stay counted until their
+    /// window ends.
     pub(super) fn send_back(
         self: &Arc<Self>,
         entry: &Arc<SubjectEntry>,
@@ -25,7 +26,7 @@ impl Exchange {
     ) {
         let Some(adjustment) = adjustment else { return };
         let (exchange, entry) = (Arc::clone(self), Arc::clone(entry));
-        tokio::spawn(async move {
+        detach(async move {
             let _ = exchange.give_back(&entry, &adjustment).await;
         });
     }
@@ -37,19 +38,20 @@ impl Exchange {
         adjustment: &Adjustment,
     ) -> Result<(), StoreError> {
         let returned = adjustment.changes.iter().map(|(_, by)| -by).max().unwrap_or(0);
-        let id = fastrand::u64(1..1 << 53);
+        let id = Adjustment::new_id();
         self.store.adjust(&entry.subject, &entry.limits, adjustment, id).await?;
         METRICS.limit_returned.inc_by(u64::try_from(returned).unwrap_or(0));
         Ok(())
     }
 
-    /// Tells the store what was spent and it has not counted: that counts before anything more is taken.
+    /// Reports units that the store has not counted. Reports are sent before more units are taken.
     pub(super) async fn report(&self, entry: &SubjectEntry) -> Result<(), StoreError> {
         loop {
             let report = entry.state.lock().account.report(&entry.limits);
             let Some((id, adjustment)) = report else { return Ok(()) };
             self.store.adjust(&entry.subject, &entry.limits, &adjustment, id).await?;
-            entry.state.lock().account.reported(id);
+            let now = self.clock.monotonic();
+            entry.state.lock().account.reported(id, &entry.limits, now);
         }
     }
 }

@@ -1,10 +1,11 @@
-//! A flight asks the store for a subject until no request waits for it: a single one at a time for each subject.
+//! A flight asks the store for the units of a subject until no request waits. A subject has at most one flight at a
+//! time.
 //!
 //! It asks for the sum of the weights that wait, in one question, and serves a grant in order of arrival. Where the
 //! store has less, a request that the rest does not pay for is refused, and smaller requests behind it may still be
-//! served: the store has nothing more to give at that moment, so that waiting behind the large request would help none.
-//! No request starves: each has its answer from the flight that asked for it, and a grant that could serve no request is not
-//! taken at all. What a grant leaves over once a request was refused goes back at once.
+//! served: the store has no more units at that moment, so waiting behind the large request would not help them. No
+//! request starves: each has its answer from the flight that asked for it, and a grant that could serve no request is
+//! not taken at all. Units that are left over after a request was refused go back at once.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -32,11 +33,11 @@ pub(super) struct Flight {
     exchange: Arc<Exchange>,
     entry: Arc<SubjectEntry>,
     lease: Option<LeaseTerms>,
-    /// Whether it ended as it should; by then the next one may have departed.
+    /// Whether the flight has ended. The next flight may have departed by then.
     landed: bool,
 }
 
-/// For what a flight takes a lease.
+/// The terms of a lease.
 #[derive(Clone, Copy)]
 pub(super) struct LeaseTerms {
     /// The weight of the requests that the lease is to pay for.
@@ -45,7 +46,7 @@ pub(super) struct LeaseTerms {
     pub(super) gateways: u32,
 }
 
-/// What became of a question.
+/// The outcome of a question.
 enum Answer {
     /// Its waiters have their decisions.
     Served,
@@ -56,7 +57,7 @@ enum Answer {
 }
 
 impl Flight {
-    /// A flight for `entry`, on which none is under way. It takes a lease where there are terms for one.
+    /// A flight for `entry`, which must have no other flight under way. With `lease`, the flight takes a lease too.
     pub(super) fn new(
         exchange: &Arc<Exchange>,
         entry: &Arc<SubjectEntry>,
@@ -86,7 +87,7 @@ impl Flight {
         }
     }
 
-    /// Asks once: for every request that waits now, and ahead.
+    /// Asks once: for all requests that wait now, and for a lease.
     async fn ask(&self) -> Answer {
         let Self { exchange, entry, .. } = self;
         let sent_at = exchange.clock.monotonic();
@@ -98,7 +99,7 @@ impl Flight {
                 state.account.lease(&entry.limits, weight, sent_at, gateways)
             });
             let lightest = waiters.iter().map(|waiter| waiter.weight.units()).min().unwrap_or(1);
-            // Less than what is missing for the lightest of them would serve none of them.
+            // Fewer units than the lightest request lacks would serve no request.
             let least = lightest.saturating_sub(state.account.spendable(sent_at)).max(1);
             let weight = self.lease.map_or(Weight::ONE, |lease| lease.weight);
             let asked = Asked { least, weight, sent_at };
@@ -130,7 +131,7 @@ impl Flight {
         }
     }
 
-    /// Takes out the waiters. The last answer may serve those that came while it was on its way.
+    /// Takes out the waiters. Waiters that the last answer can serve get their decision.
     fn still_waiting(&self, state: &mut State, now: Moment) -> Vec<Waiter> {
         let limits = &self.entry.limits;
         let waiters = std::mem::take(&mut state.waiting);
@@ -168,7 +169,7 @@ impl Flight {
                 is_short |= !decision.admitted;
                 state.hand(waiter, decision);
             }
-            // Other gateways may have a use for what was too little here.
+            // Other gateways may use the units that were too few here.
             let unused = if is_short { grant.granted } else { 0 };
             (Answer::Served, state.account.take_remainder(unused))
         };
@@ -182,7 +183,7 @@ impl Flight {
 }
 
 impl Drop for Flight {
-    /// However a flight ends, the next one can depart.
+    /// The next flight can depart, however this flight ends.
     fn drop(&mut self) {
         if self.landed {
             return;
@@ -199,7 +200,7 @@ pub(super) struct Waiting<'a> {
     pub(super) exchange: &'a Arc<Exchange>,
     pub(super) entry: &'a Arc<SubjectEntry>,
     pub(super) answer: oneshot::Receiver<Outcome>,
-    /// The flight, if it departed for this request: a task of its own would cost two wake-ups more.
+    /// The flight that departed for this request. A task of its own would cost two more wake-ups.
     pub(super) flight: Option<FlightFuture>,
 }
 
@@ -221,7 +222,7 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // The flight goes on for the other waiters, and what was asked for must not be lost.
+        // The flight goes on for the other waiters, and its grant must not be lost.
         if let Some(flight) = self.flight.take()
             && let Ok(runtime) = Handle::try_current()
         {

@@ -15,7 +15,7 @@ const HORIZON: Duration = Duration::from_millis(50);
 /// How much demand a lease of a few requests covers at most.
 const SLOW_HORIZON: Duration = Duration::from_secs(10);
 
-/// A lease of a few requests: so many questions to the store become a single question.
+/// The requests that a lease for slow demand pays for: so many questions to the store become a single question.
 const FEW: u64 = 16;
 
 /// How long a lease may lie unused before it goes back, at least and at most.

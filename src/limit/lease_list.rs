@@ -1,4 +1,4 @@
-//! Leases by the time when to look whether they lie unused.
+//! The leases of the ledger, by the time of their next check for disuse.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -12,11 +12,11 @@ use crate::base::clock::Moment;
 #[derive(Default)]
 pub(super) struct LeaseList(Mutex<BinaryHeap<Lease>>);
 
-/// An entry that holds a lease, and when to look at it.
+/// An entry that holds a lease, and the time of its next check.
 struct Lease(Reverse<Moment>, Arc<SubjectEntry>);
 
 impl LeaseList {
-    /// Notes when to look whether what `entry` holds lies unused.
+    /// Schedules the check of the lease that `entry` holds.
     pub(super) fn note(&self, entry: &Arc<SubjectEntry>, state: &mut State) {
         if let Some(at) = state.account.idle_at()
             && at < state.listed_at
@@ -26,7 +26,7 @@ impl LeaseList {
         }
     }
 
-    /// Takes out the entries to look at now.
+    /// Takes out the entries whose check is due.
     pub(super) fn take_due(&self, now: Moment) -> Vec<Arc<SubjectEntry>> {
         let mut leases = self.0.lock();
         let mut due = Vec::new();

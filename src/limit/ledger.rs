@@ -23,6 +23,7 @@ use super::lease_list::LeaseList;
 use super::subjects::Subjects;
 pub use super::weight::Weight;
 use crate::base::clock::{Clock, Moment};
+use crate::base::task::detach;
 use crate::quota::Limit;
 use crate::store::{QuotaStore, StoreError};
 use crate::telemetry::metrics::METRICS;
@@ -36,7 +37,7 @@ const MAX_WAITING: usize = 10_000;
 /// How many adjustments go to the store at once when everything is surrendered.
 const SURRENDER_AT_ONCE: usize = 256;
 
-/// What happens to requests while the store does not answer.
+/// How requests are decided while the store does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailurePolicy {
     /// This process counts by itself, up to its share of the limit.
@@ -47,21 +48,21 @@ pub enum FailurePolicy {
     Deny,
 }
 
-/// Who decides.
+/// Where decisions are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
-    /// The store, each time.
+    /// In the store, each time.
     Exact,
-    /// This process, from small shares paid for ahead.
+    /// In this process, from small shares that are paid for ahead.
     Leased,
 }
 
-/// Under which terms a request is decided, besides its limits.
+/// The terms of a decision, besides the limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Who decides.
+    /// Where decisions are made.
     pub sync: SyncMode,
-    /// What happens while the store is away.
+    /// How requests are decided while the store is away.
     pub on_failure: FailurePolicy,
     /// How many processes share the limits.
     pub gateways: u32,
@@ -73,7 +74,7 @@ pub struct Ledger {
     exchange: Arc<Exchange>,
 }
 
-/// How a request comes to its decision.
+/// The state of a request after the first look at its account.
 enum Start {
     Decided(Decision),
     /// The flight is the request's own if it departed for it.
@@ -112,7 +113,7 @@ impl Ledger {
                     let clock = &self.exchange.clock;
                     let (now, wall) = (clock.monotonic(), clock.now());
                     let mut state = entry.state.lock();
-                    // What is forgotten at once cannot be counted here.
+                    // An entry that is not remembered cannot count.
                     if !state.remembered {
                         return Err(error);
                     }
@@ -160,7 +161,7 @@ impl Ledger {
         drop(state);
         exchange.send_back(&entry, elsewhere);
         if departs {
-            tokio::spawn(Flight::new(exchange, &entry, None).run());
+            detach(Flight::new(exchange, &entry, None).run());
         }
     }
 
@@ -177,12 +178,12 @@ impl Ledger {
         }
     }
 
-    /// Gives everything back that is held, and reports what the store has not counted, before the process ends.
+    /// Gives all held units back, and reports the units that the store has not counted, before the process ends.
     pub async fn surrender(&self) {
         for some in self.subjects.all().chunks(SURRENDER_AT_ONCE) {
             join_all(some.iter().map(|entry| async move {
                 let held = entry.state.lock().account.take_all();
-                // What cannot be said now is lost with the process.
+                // A report that fails now is lost with the process.
                 if let Some(held) = held {
                     let _ = self.exchange.give_back(entry, &held).await;
                 }
@@ -192,14 +193,14 @@ impl Ledger {
         }
     }
 
-    /// Forgets subjects about which there is nothing to remember. Called now and then.
+    /// Forgets idle subjects. Called now and then.
     pub fn sweep(&self) {
         let now = self.exchange.clock.monotonic();
         let mut held = 0;
         let mut idle = Vec::new();
         self.subjects.retain(|entry| {
             let mut state = entry.state.lock();
-            // What a request that went away did not use is no lease, and has waited long enough.
+            // Units that a cancelled request has left are in no list of leases.
             if let Some(adjustment) = state.account.take_idle(now) {
                 idle.push((Arc::clone(entry), adjustment));
             }
@@ -279,7 +280,7 @@ impl Ledger {
             let flight = Flight::new(&self.exchange, entry, lease).run();
             match &mut start {
                 Start::Waits(_, own) => *own = Some(Box::pin(flight)),
-                Start::Decided(_) => drop(tokio::spawn(flight)),
+                Start::Decided(_) => detach(flight),
             }
         }
         Ok(start)

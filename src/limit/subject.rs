@@ -1,4 +1,4 @@
-//! Whose quota a request uses: what a limit counts by becomes the name of a counter.
+//! The subject of a limit: the parts of a request that the limit counts by become the name of a counter.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use crate::base::net::Network;
 use crate::quota::rule::By;
 
-/// What is known of a request that limits may count by.
+/// The parts of a request that limits may count by.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The token's own subject, `token:<id>`.
@@ -21,7 +21,8 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// The subject that limits `by` count for; those of a route apart from every other route's.
+    /// The subject of limits that count by `by`. The limits of a route (`of_route`) are counted apart from those of
+    /// other routes.
     pub fn of(&self, by: By, of_route: bool) -> Cow<'a, str> {
         if let (By::TOKEN, false, Some(token)) = (by, of_route, self.token) {
             return Cow::Borrowed(token);

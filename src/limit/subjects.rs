@@ -56,7 +56,7 @@ impl Subjects {
         entry
     }
 
-    /// Forgets the entries that `keep` does not want.
+    /// Forgets the entries for which `keep` is false.
     pub(super) fn retain(&self, mut keep: impl FnMut(&Arc<SubjectEntry>) -> bool) {
         for shard in &self.shards {
             let mut shard = shard.lock();

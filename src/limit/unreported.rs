@@ -1,5 +1,5 @@
-//! What a subject's requests have spent and the store has not counted yet: requests admitted while the store
-//! was away, and what answers cost beyond what was reserved for them. Plain arithmetic, with time passed in.
+//! Units that a subject's requests have spent and that no grant of the store is known to count yet: those of requests admitted while
+//! the store was away, and the cost of answers beyond their reservation. Plain arithmetic, with time passed in.
 
 use std::time::Duration;
 
@@ -16,11 +16,14 @@ use crate::store::Adjustment;
 pub(super) struct Unreported {
     /// Admitted without the store, limit by limit.
     windows: SmallVec<[LocalWindow; 2]>,
-    /// What answers cost beyond their reservation.
+    /// The debt: the cost of answers beyond their reservation.
     owed: u64,
-    /// When all of this refuses nothing any more.
+    /// Debts that were reported, and when the last of them was. They refuse requests here until a grant shows that
+    /// the store counts them.
+    reported_debt: (u64, Moment),
+    /// When these units refuse no request any more.
     until: Moment,
-    /// What is being reported: the same until the store has said that it counts it.
+    /// The report under way. It stays the same until the store has said that it counts it.
     report: Option<Report>,
 }
 
@@ -29,6 +32,15 @@ pub(super) struct Unreported {
 struct LocalWindow {
     end: UnixTime,
     used: u64,
+    /// The part of `used` that was reported. It stays in `used` until a grant shows that the store counts it: a store
+    /// that takes reports and grants nothing must not refill the window.
+    reported: u64,
+}
+
+impl LocalWindow {
+    fn unreported(&self) -> u64 {
+        self.used.saturating_sub(self.reported)
+    }
 }
 
 /// An adjustment that may be sent any number of times under its id.
@@ -41,8 +53,8 @@ struct Report {
 }
 
 impl Unreported {
-    /// Decides a request without the store, which allows `allowances`, limit by limit. Returns the charge, and
-    /// how the limits stand after it.
+    /// Decides a request without the store, within `allowances`, limit by limit. Returns the charge, and how the
+    /// limits stand after it.
     pub(super) fn spend(
         &mut self,
         limits: &[Limit],
@@ -51,7 +63,8 @@ impl Unreported {
         store_now: UnixTime,
         now: Moment,
     ) -> (Charge, SmallVec<[Standing; 2]>) {
-        let new = |limit: &Limit| LocalWindow { end: limit.window_end(store_now), used: 0 };
+        let new =
+            |limit: &Limit| LocalWindow { end: limit.window_end(store_now), used: 0, reported: 0 };
         if self.windows.is_empty() {
             self.windows = limits.iter().map(new).collect();
         }
@@ -62,10 +75,13 @@ impl Unreported {
         }
         let last_end = self.windows.iter().map(|window| window.end).max().unwrap_or(store_now);
         self.until = self.until.max(now + (last_end - store_now));
-        let room = |(window, allowance): (&LocalWindow, &u64)| {
-            allowance.saturating_sub(window.used).saturating_sub(self.owed)
+        let (reported_debt, reported_at) = self.reported_debt;
+        let room = |((window, limit), allowance): ((&LocalWindow, &Limit), &u64)| {
+            let debt = if now < reported_at + limit.window { reported_debt } else { 0 };
+            allowance.saturating_sub(window.used).saturating_sub(self.owed).saturating_sub(debt)
         };
-        let rooms: SmallVec<[u64; 2]> = self.windows.iter().zip(allowances).map(room).collect();
+        let windows = self.windows.iter().zip(limits);
+        let rooms: SmallVec<[u64; 2]> = windows.zip(allowances).map(room).collect();
         let units = weight.units();
         let admitted = rooms.iter().all(|room| *room >= units);
         let spent = if admitted { units } else { 0 };
@@ -86,7 +102,7 @@ impl Unreported {
     pub(super) fn take_back(&mut self, ends: &[UnixTime], units: u64) {
         for (window, end) in self.windows.iter_mut().zip(ends) {
             if window.end == *end {
-                window.used = window.used.saturating_sub(units);
+                window.used = window.used.saturating_sub(units).max(window.reported);
             }
         }
     }
@@ -94,22 +110,21 @@ impl Unreported {
     /// Adds a debt.
     pub(super) fn owe(&mut self, limits: &[Limit], units: u64, now: Moment) {
         self.owed = self.owed.saturating_add(units);
-        let longest = limits.iter().map(|limit| limit.window).max();
-        self.until = self.until.max(now + longest.unwrap_or(Duration::ZERO));
+        self.hold(limits, now);
     }
 
-    /// Whether answers cost more than the store knows.
+    /// Whether there is a debt.
     pub(super) fn owes(&self) -> bool {
         self.owed > 0
     }
 
-    /// What the store should be told next, and the id under which it may be told any number of times.
+    /// The next report, with the id under which it may be sent any number of times.
     pub(super) fn report(&mut self, limits: &[Limit]) -> Option<(u64, Adjustment)> {
         if self.report.is_none() {
             let signed = |units: u64| i64::try_from(units).unwrap_or(i64::MAX);
-            let id = fastrand::u64(1..1 << 53);
-            if self.windows.iter().any(|window| window.used > 0) {
-                let change = |window: &LocalWindow| (window.end, signed(window.used));
+            let id = Adjustment::new_id();
+            if self.windows.iter().any(|window| window.unreported() > 0) {
+                let change = |window: &LocalWindow| (window.end, signed(window.unreported()));
                 let changes = self.windows.iter().map(change).collect();
                 self.report = Some(Report { id, adjustment: Adjustment { changes }, owed: 0 });
             } else if self.owed > 0 {
@@ -125,24 +140,44 @@ impl Unreported {
     }
 
     /// Notes that the store counts the report `id`; more may have been spent meanwhile.
-    pub(super) fn reported(&mut self, id: u64) {
+    pub(super) fn reported(&mut self, id: u64, limits: &[Limit], now: Moment) {
         let Some(report) = self.report.take_if(|report| report.id == id) else { return };
         if report.owed > 0 {
             self.owed = self.owed.saturating_sub(report.owed);
+            self.reported_debt = (self.reported_debt.0.saturating_add(report.owed), now);
+            self.hold(limits, now);
             return;
         }
         for (window, (end, by)) in self.windows.iter_mut().zip(&report.adjustment.changes) {
             if window.end == *end {
-                window.used = window.used.saturating_sub(by.unsigned_abs());
+                window.reported = window.reported.saturating_add(by.unsigned_abs());
             }
         }
     }
 
-    /// Whether anything here would be missed.
+    /// Notes that the store has granted after the reports: its answer counts what was reported.
+    pub(super) fn granted(&mut self) {
+        self.reported_debt = (0, Moment::default());
+        for window in &mut self.windows {
+            window.used = window.unreported();
+            window.reported = 0;
+        }
+    }
+
+    /// Keeps these units for the longest window of `limits`.
+    fn hold(&mut self, limits: &[Limit], now: Moment) {
+        let longest = limits.iter().map(|limit| limit.window).max();
+        self.until = self.until.max(now + longest.unwrap_or(Duration::ZERO));
+    }
+
+    /// Whether units here still count.
     pub(super) fn is_open(&self, now: Moment) -> bool {
         let is_used = |window: &LocalWindow| window.used > 0;
-        let unreported = self.report.is_some() || self.owed > 0 || self.windows.iter().any(is_used);
-        unreported && now < self.until
+        let counts = self.report.is_some()
+            || self.owed > 0
+            || self.reported_debt.0 > 0
+            || self.windows.iter().any(is_used);
+        counts && now < self.until
     }
 }
 
@@ -168,14 +203,14 @@ mod tests {
         let (id, five) = change(unreported.report(&limits));
         unreported.owe(&limits, 3, NOW);
         assert_eq!((id, five), change(unreported.report(&limits)), "the same until it is known");
-        unreported.reported(id + 1);
+        unreported.reported(id + 1, &limits, NOW);
         assert_eq!((id, [5, 5]), change(unreported.report(&limits)), "another report's answer");
-        unreported.reported(id);
+        unreported.reported(id, &limits, NOW);
         assert!(unreported.owes());
         let (next, three) = change(unreported.report(&limits));
         assert_eq!(three, [3, 3]);
         assert_ne!(next, id);
-        unreported.reported(next);
+        unreported.reported(next, &limits, NOW);
         assert!(!unreported.owes() && unreported.report(&limits).is_none());
     }
 
@@ -186,7 +221,7 @@ mod tests {
         unreported.owe(&limits, u64::MAX, NOW);
         let (id, changes) = change(unreported.report(&limits));
         assert_eq!(changes, [8, 100]);
-        unreported.reported(id);
+        unreported.reported(id, &limits, NOW);
         assert!(!unreported.owes());
     }
 
@@ -205,13 +240,15 @@ mod tests {
         assert_eq!(charge, Charge::None, "all of a weight or nothing");
         let (id, changes) = change(unreported.report(&limits));
         assert_eq!(changes, [2, 2]);
-        unreported.reported(id);
+        unreported.reported(id, &limits, now);
         let (id, adjustment) = unreported.report(&limits).unwrap();
         let mark = Adjustment::PRESENT;
         assert_eq!(adjustment.changes[..], [(mark, 3), (mark, 3)]);
         assert!(unreported.is_open(now));
         assert!(!unreported.is_open(now + Duration::from_secs(61)), "its windows are over");
-        unreported.reported(id);
+        unreported.reported(id, &limits, now);
+        assert!(unreported.is_open(now), "until a grant shows that the store counts it");
+        unreported.granted();
         assert!(!unreported.is_open(now));
     }
 }

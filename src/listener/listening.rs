@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::sockets::BoundSocket;
+use crate::base::task::detach;
 
 /// The pause after connections could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -77,6 +78,10 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
 }
 
 /// Ends the process: a gateway that cannot listen must not take its predecessor's place.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the process ends here, once its last line is written"
+)]
 fn fail(failure: &dyn Error) -> ! {
     error!("{failure}");
     std::thread::sleep(LOG_FLUSH);
@@ -98,7 +103,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
         };
         match accepted {
             Ok(stream) => {
-                tokio::spawn(serve(Arc::clone(&app), stream, closed.clone()));
+                detach(serve(Arc::clone(&app), stream, closed.clone()));
             }
             // The client was faster.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -129,6 +134,7 @@ async fn serve<A: ServerApp + Send + Sync + 'static>(
 
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
+    #[expect(clippy::disallowed_methods, reason = "the tasks end with the service")]
     async fn start_service(&mut self, _: Option<ListenFds>, mut shutdown: ShutdownWatch, _: usize) {
         for bound in &self.sockets {
             let taken_over = if bound.is_taken_over() { ", taken over" } else { "" };

@@ -21,6 +21,7 @@ mod limits;
 mod routes;
 mod upstreams;
 
+pub use limits::MissingPlan;
 use limits::TokenLimits;
 pub use routes::Route;
 use upstreams::Upstreams;
@@ -30,13 +31,13 @@ use upstreams::Upstreams;
 pub struct Policy {
     /// Counts policies since the start of the process; the first is 1.
     pub generation: u64,
-    /// Which requests go where.
+    /// The routes, by the requests that they match.
     pub routes: RouteTable<Arc<Route>>,
     /// How tokens are checked.
     pub auth: AuthRules,
     /// Watches addresses that send invalid credentials.
     pub failures: Option<Arc<FailureGuard>>,
-    /// What happens while the store is away.
+    /// How limits are decided while the store is away.
     pub on_store_failure: FailurePolicy,
     /// Whether the store decides about limits, or this process.
     pub sync: SyncMode,
@@ -92,10 +93,11 @@ impl Policy {
             on_store_failure,
             headers: rate_headers,
             max_in_flight,
+            unknown_plan,
         } = limits;
         Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
-            routes: routes::table(routes, algorithm, &mut upstreams),
+            routes: routes::table(routes, &mut upstreams),
             auth: auth::rules(&jwt, tokens, previous),
             failures: auth::failure_guard(max_failures, previous),
             on_store_failure,
@@ -108,23 +110,26 @@ impl Policy {
             trusted_proxies,
             max_in_flight,
             access_log,
-            limits: TokenLimits::new(&plans, &default, algorithm, window),
+            limits: TokenLimits::new(&plans, &default, unknown_plan, algorithm, window),
             upstreams,
             jwt,
         }
     }
 
-    /// The limits of a token that states some itself.
+    /// The token's own limits; `None` where the token states none.
     pub fn own_limits(&self, principal: &Principal) -> Option<Arc<[Group]>> {
         self.limits.own(principal)
     }
 
-    /// The limits of a token that states none: its plan's, else the default.
-    pub fn limits_for(&self, principal: &Principal) -> &[Group] {
+    /// The limits of a token without own limits: those of its plan, or the default where it has no plan.
+    ///
+    /// # Errors
+    /// [`MissingPlan`] when the plan is not configured, and such tokens are refused.
+    pub fn limits_for(&self, principal: &Principal) -> Result<&[Group], MissingPlan> {
         self.limits.of_plan(principal)
     }
 
-    /// Counts a request under its token's plan; a plan that is not configured as `other`.
+    /// Counts a request under its token's plan; a plan that is not configured counts as `other`.
     pub fn count_by_plan(&self, principal: &Principal) {
         self.limits.count_by_plan(principal);
     }

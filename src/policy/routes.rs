@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use super::upstreams::Upstreams;
 use crate::config;
-use crate::quota::Algorithm;
-use crate::quota::rule::{Group, groups};
+use crate::quota::rule::Group;
 use crate::route::headers::HeaderRules;
 use crate::route::table::{Matcher, RouteTable};
 use crate::telemetry::metrics::RouteMetrics;
@@ -21,7 +20,7 @@ pub struct Route {
     pub key: Arc<str>,
     /// The canonical prefix.
     pub prefix: String,
-    /// Where its requests go.
+    /// The upstream of its requests.
     pub upstream: Arc<Upstream>,
     /// Whether a token is needed.
     pub auth_required: bool,
@@ -41,23 +40,18 @@ pub struct Route {
     pub metrics: RouteMetrics,
 }
 
-/// The table of `routes`. Limits count by `algorithm` where they do not name one themselves.
+/// The table of `routes`.
 pub(super) fn table(
     routes: Vec<config::Route>,
-    algorithm: Algorithm,
     upstreams: &mut Upstreams,
 ) -> RouteTable<Arc<Route>> {
     RouteTable::new(routes.into_iter().map(|route| {
-        let (matcher, route) = self::route(route, algorithm, upstreams);
+        let (matcher, route) = self::route(route, upstreams);
         (matcher, Arc::new(route))
     }))
 }
 
-fn route(
-    route: config::Route,
-    algorithm: Algorithm,
-    upstreams: &mut Upstreams,
-) -> (Matcher, Route) {
+fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
     let config::Route {
         matcher,
         upstream,
@@ -79,7 +73,7 @@ fn route(
         auth_required,
         strip_prefix,
         forward_credential,
-        limits: groups(&limits, algorithm, true),
+        limits: Arc::clone(limits.groups()),
         max_in_flight,
         request_headers,
         response_headers,

@@ -1,4 +1,4 @@
-//! What is known of one request from its header to its log line.
+//! The state of one request, from its header to its log line.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,42 +7,59 @@ use std::time::Instant;
 use http::HeaderValue;
 
 use super::forwarding::Forwarding;
-use super::headers::{Seen, new_request_id};
+use super::headers::ids::new_request_id;
+use super::headers::seen::Seen;
 use super::in_flight::RequestInFlight;
-use super::outcome::End;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
+use crate::listener::http1::end::RequestEnd;
 use crate::policy::Policy;
 
 /// The context of one request.
 pub struct RequestContext {
     /// When the request's header was complete.
     pub started: Instant,
-    /// Which fields the request has.
+    /// The fields that the request has.
     pub seen: Seen,
     /// `X-Request-ID`, once the header has been looked at.
     pub request_id: Option<HeaderValue>,
     /// The policy that decides about the request, from beginning to end.
     pub policy: Arc<Policy>,
-    /// The client, as far as it can be believed.
+    /// The client's address: the peer's, or the address that trusted proxies name.
     pub client_ip: Option<IpAddr>,
     /// Whether the peer is a proxy whose forwarding fields are believed.
     pub trusted_peer: bool,
     /// The canonical path, where it differs from what was sent.
     pub canonical_path: Option<String>,
-    /// What admission found out.
+    /// The route, the principal and the decisions about limits.
     pub findings: Findings,
     /// The permit and the attempts, once the request may pass.
     pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
-    /// How the request ended, as far as it has.
+    /// How the request ended; the hooks set it when they learn it.
     pub end: End,
     _in_flight: RequestInFlight,
 }
 
+/// How a request ended.
+#[derive(Debug, Default)]
+pub enum End {
+    /// An answer was sent to its end: the upstream's, or an answer of the gateway that is no refusal.
+    #[default]
+    Answered,
+    /// The gateway answered with an error.
+    Refused(Rejection),
+    /// The answer ended early: an error came after its header was sent.
+    BrokenOff(Rejection),
+    /// The client left before the answer's end.
+    ClientGone,
+    /// The gateway ended the answer or the tunnel early.
+    Cut(RequestEnd),
+}
+
 impl RequestContext {
-    /// The context of a request that is decided about by `policy`.
+    /// The context of a request that `policy` decides about.
     pub fn new(policy: Arc<Policy>, in_flight: RequestInFlight) -> Self {
         Self {
             started: Instant::now(),
@@ -61,7 +78,7 @@ impl RequestContext {
     }
 }
 
-/// An id for a request whose `X-Request-ID` was not looked at.
-pub fn some_request_id() -> HeaderValue {
+/// A new id for a request whose `X-Request-ID` was not read.
+pub fn fresh_request_id() -> HeaderValue {
     new_request_id(SystemClock::default().now())
 }

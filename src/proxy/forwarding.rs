@@ -1,8 +1,7 @@
-//! What there is of a request once it has a permit: where it goes, and its attempts to get there.
+//! A request that has a permit: its route, and its attempts to reach an upstream.
 //!
-//! Pingora's hooks share one context, which exists before the permit does. They ask for the permit here, in
-//! [`Forwarding::of`], and nowhere else; whatever needs it takes it as an argument. This file must not know
-//! what becomes of the request when an attempt fails.
+//! Pingora's hooks share one context, which exists before the permit does. They ask for the permit in
+//! [`Forwarding::of`] alone, and pass it on as an argument. This file must not know what follows a failed attempt.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use crate::upstream::pool::Turn;
 pub struct Forwarding {
     permit: Permit,
     turn: Turn,
-    /// Nearly always one.
+    /// Most requests need one attempt.
     attempts: SmallVec<[Attempt; 1]>,
     /// Bytes of the request's body that the present attempt has been given.
     pub body_seen: u64,

@@ -20,7 +20,7 @@ use crate::listener::http1;
 use crate::listener::http1::end::RequestEnd;
 use crate::policy::{Policy, Route};
 use crate::route::path::CanonicalPath;
-use crate::route::reserved::{Endpoint, endpoint};
+use crate::route::reserved::{Probe, probe};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
@@ -31,11 +31,12 @@ pub mod in_flight;
 pub mod outcome;
 pub mod problem;
 
-use context::{RequestContext, some_request_id};
+use context::{End, RequestContext, fresh_request_id};
 use forwarding::Forwarding;
-use headers::Seen;
+use headers::seen::{Seen, asks_for_upgrade, content_length};
+use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
-use outcome::{End, RequestOutcome, answer_of, rejection_of};
+use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// A larger answer may take long, in bytes.
 const LARGE_ANSWER: u64 = 256 * 1024;
@@ -57,7 +58,7 @@ pub struct Proxy {
     policy: Arc<ArcSwap<Policy>>,
     admission: Admission,
     readiness: Arc<Readiness>,
-    /// Requests that no route has.
+    /// Metrics of requests without a route.
     unrouted: RouteMetrics,
 }
 
@@ -80,20 +81,20 @@ impl Proxy {
         let peer = peer_ip(session.client_addr());
         let request = session.req_header();
         let now = self.admission.now();
-        ctx.request_id = Some(headers::request_id(&request.headers, ctx.seen, now));
+        ctx.request_id = Some(ids::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
-        ctx.trusted_peer = peer.is_some_and(|peer| headers::is_trusted(peer, trusted));
+        ctx.trusted_peer = peer.is_some_and(|peer| client::is_trusted(peer, trusted));
         ctx.client_ip = match ctx.trusted_peer {
-            true => peer.map(|peer| headers::client_ip(peer, &request.headers, trusted)),
+            true => peer.map(|peer| client::client_ip(peer, &request.headers, trusted)),
             false => peer,
         };
         let path = CanonicalPath::parse(request.uri.path())?;
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
         }
-        if let Some(endpoint) = endpoint(path.as_str()) {
+        if let Some(probe) = probe(path.as_str()) {
             // Boxed, because a rare path must not make every request's future large.
-            return Box::pin(self.answer_endpoint(session, ctx, endpoint)).await.map(|()| None);
+            return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
         }
         let asked = Request {
             now,
@@ -102,7 +103,7 @@ impl Proxy {
             headers: &request.headers,
             client: ctx.client_ip,
             content_length: match ctx.seen.content_length {
-                true => headers::content_length(&request.headers),
+                true => content_length(&request.headers),
                 false => None,
             },
         };
@@ -116,17 +117,17 @@ impl Proxy {
         }
     }
 
-    async fn answer_endpoint(
+    async fn answer_probe(
         &self,
         session: &mut Session,
         ctx: &RequestContext,
-        endpoint: Endpoint,
+        probe: Probe,
     ) -> Result<(), Rejection> {
         if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
             return Err(Rejection::MethodNotAllowed("GET, HEAD".into()));
         }
-        let status = match endpoint {
-            Endpoint::Ready => {
+        let status = match probe {
+            Probe::Ready => {
                 if self.readiness.draining.load(Ordering::Relaxed) {
                     return Err(Rejection::Draining);
                 }
@@ -135,7 +136,7 @@ impl Proxy {
                 }
                 "ready"
             }
-            Endpoint::Alive => "alive",
+            Probe::Alive => "alive",
         };
         let body = format!("{{\"status\":\"{status}\"}}\n");
         let answer = async {
@@ -172,10 +173,10 @@ impl ProxyHttp for Proxy {
         }
         self.close_when_draining(session);
         let request = session.req_header_mut();
-        headers::forget_spelling(request);
+        request::forget_spelling(request);
         ctx.seen = Seen::in_request(&request.headers);
-        // An upgrade that Connection does not name is none (RFC 9110 section 7.8).
-        if ctx.seen.upgrade && !headers::asks_for_upgrade(&request.headers) {
+        // An `Upgrade` that `Connection` does not name means nothing (RFC 9110 section 7.8).
+        if ctx.seen.upgrade && !asks_for_upgrade(&request.headers) {
             request.remove_header(&header::UPGRADE);
         }
         Ok(())
@@ -190,7 +191,7 @@ impl ProxyHttp for Proxy {
                 if ctx.seen.expect
                     && session.req_header_mut().remove_header(&header::EXPECT).is_some()
                 {
-                    // Pingora closes the connection after an answer before the body's end. 100 is not the answer.
+                    // Pingora closes the connection when an answer comes before the body's end, and takes 100 for an answer.
                     let keepalive = session.get_keepalive();
                     session.write_continue_response().await?;
                     session.set_keepalive(keepalive);
@@ -212,7 +213,7 @@ impl ProxyHttp for Proxy {
         match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
             Some(mut peer) => {
                 if !ctx.seen.hop_by_hop {
-                    // Pingora removes such fields one by one. There are none.
+                    // Pingora would look for each hop-by-hop field, and the request has none.
                     peer.options.http_upstream_request_policy =
                         HttpUpstreamRequestPolicy::preserve();
                 }
@@ -252,10 +253,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
-        let request_id = ctx.request_id.get_or_insert_with(some_request_id);
+        let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
         let route = permit.route();
         rewrite_target(upstream_request, ctx.canonical_path.as_deref(), route)?;
-        let origin = headers::Origin {
+        let origin = request::Origin {
             seen: ctx.seen,
             peer: peer_ip(session.client_addr()),
             trusted: ctx.trusted_peer,
@@ -264,7 +265,7 @@ impl ProxyHttp for Proxy {
             principal: permit.principal(),
         };
         let rules = &route.request_headers;
-        headers::rewrite_request(upstream_request, &origin, route.forward_credential, rules)
+        request::rewrite_request(upstream_request, &origin, route.forward_credential, rules)
     }
 
     async fn request_body_filter(
@@ -304,7 +305,7 @@ impl ProxyHttp for Proxy {
         if !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began();
         }
-        headers::clean_response(upstream_response)
+        answer::clean_response(upstream_response)
     }
 
     async fn response_filter(
@@ -321,11 +322,11 @@ impl ProxyHttp for Proxy {
         {
             http1::ends_with(&session.downstream_session, principal);
         }
-        // To HTTP/1.0 a body of unknown length ends with the connection; keep-alive is not promised.
+        // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
         }
-        headers::finish_response(
+        answer::finish_response(
             response,
             version,
             ctx.request_id.as_ref(),
@@ -343,7 +344,7 @@ impl ProxyHttp for Proxy {
         mut e: Box<Error>,
     ) -> Box<Error> {
         end_attempt(ctx, AttemptEnd::of(&e));
-        // No upstream has seen anything of the request: any method may be tried elsewhere.
+        // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
         e.set_retry(forwarding.is_some_and(Forwarding::may_connect_elsewhere));
         e
@@ -367,7 +368,8 @@ impl ProxyHttp for Proxy {
         let repeatable = session.req_header().method.is_idempotent()
             && !session.retry_buffer_truncated()
             && may_retry(ctx);
-        // The endpoint broke off before its answer began: on a new connection, too, that may pass elsewhere.
+        // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
+        // sent again even when the connection was new.
         let broken_off = matches!(
             e.etype(),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
@@ -400,7 +402,7 @@ impl ProxyHttp for Proxy {
                 let status = rejection.status_and_code().0.as_u16();
                 (status, problem::respond(session, ctx, rejection).await.is_ok())
             }
-            // The header of an answer is out: the client can only be told by closing the connection.
+            // The answer's header has been sent: closing the connection is the only way to tell the client.
             Some(rejection) => {
                 ctx.end = End::BrokenOff(rejection);
                 (0, false)
@@ -435,14 +437,14 @@ impl ProxyHttp for Proxy {
         }
     }
 
-    /// What Pingora's own log lines say of a request: no query, which may hold a credential.
+    /// The name of a request in Pingora's own log lines: without the query, which may hold a credential.
     fn request_summary(&self, session: &Session, ctx: &Self::CTX) -> String {
         let request = session.req_header();
         let path = ctx.canonical_path.as_deref().unwrap_or(request.uri.path());
         format!("{} {path}", request.method)
     }
 
-    /// `logging` writes what there is to say.
+    /// The `logging` hook writes the line about a failure.
     fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
         true
     }
@@ -451,7 +453,7 @@ impl ProxyHttp for Proxy {
 /// Whether an answer with this header may last longer than its token: a tunnel, an answer of unknown length, or
 /// a large one.
 fn may_take_long(response: &ResponseHeader) -> bool {
-    headers::content_length(&response.headers).is_none_or(|length| length > LARGE_ANSWER)
+    content_length(&response.headers).is_none_or(|length| length > LARGE_ANSWER)
 }
 
 /// Ends the present attempt.
@@ -465,7 +467,8 @@ fn may_retry(ctx: &RequestContext) -> bool {
     ctx.forwarding.as_ref().is_some_and(Forwarding::may_retry)
 }
 
-/// Writes the canonical path, without the route's prefix where that is wanted; the query stays as it is.
+/// Puts the canonical path into the target, without the route's prefix when the route strips it. The query is not
+/// changed.
 fn rewrite_target(
     request: &mut RequestHeader,
     canonical: Option<&str>,

@@ -1,9 +1,8 @@
-//! What became of a request: one value, made once at its end. Metrics, the access log and the line about a
+//! The outcome of a request: one value, made once at its end. Metrics, the access log and the line about a
 //! failure read this value and nothing else.
 //!
-//! The value stands above everything it tells of, and its readers stand above it or beside it: `telemetry`,
-//! which any room may use, gets plain views ([`AccessLine`], handles of metrics) and knows no request. It
-//! borrows what the request's context holds; a reader that keeps something copies that.
+//! `telemetry`, which any room may use, gets plain views ([`AccessLine`], handles of metrics) and knows no request.
+//! The value borrows from the request's context, so a reader copies what it keeps.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::context::RequestContext;
+use super::context::{End, RequestContext};
 use super::forwarding::Forwarding;
 use crate::admission::{BadRequest, Findings, Rejection, TokenEnd};
 use crate::auth::Principal;
@@ -23,14 +22,14 @@ use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
 use crate::upstream::attempt::{Attempt, Failure};
 
-/// The status of a request whose client was gone before an answer: no status of RFC 9110, but the one that
-/// proxies are known to use.
+/// The status of a request whose client left before an answer. RFC 9110 does not define it; nginx and other proxies
+/// log it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The reason of a request whose client was gone before the answer's end.
+/// The reason of a request whose client left before the answer's end.
 const CLIENT_GONE: &str = "client_gone";
 
-/// What became of a request.
+/// The outcome of a request.
 pub struct RequestOutcome<'a> {
     /// `X-Request-ID`, once the request has one.
     pub request_id: Option<&'a HeaderValue>,
@@ -38,7 +37,7 @@ pub struct RequestOutcome<'a> {
     pub method: &'a str,
     /// The path, canonical where there is a canonical form; without query.
     pub path: &'a str,
-    /// The client, as far as it can be believed.
+    /// The client's address: the peer's, or the address that trusted proxies name.
     pub client: Option<IpAddr>,
     /// The route, the principal and the decisions about limits, as far as they were found out.
     pub findings: &'a Findings,
@@ -54,24 +53,8 @@ pub struct RequestOutcome<'a> {
     pub end: &'a End,
 }
 
-/// How a request ended.
-#[derive(Debug, Default)]
-pub enum End {
-    /// The upstream's answer, or one of the gateway's own that is no refusal, was sent to its end.
-    #[default]
-    Answered,
-    /// The gateway answered with an error.
-    Refused(Rejection),
-    /// The answer ended early: an error came when its header was out.
-    BrokenOff(Rejection),
-    /// The client was gone before the answer's end.
-    ClientGone,
-    /// The gateway ended the answer or the tunnel early.
-    Cut(RequestEnd),
-}
-
 impl<'a> RequestOutcome<'a> {
-    /// What became of the request of `session` and `ctx`, which took so long.
+    /// The outcome of the request of `session` and `ctx`, which took `duration`.
     pub fn new(session: &'a Session, ctx: &'a RequestContext, duration: Duration) -> Self {
         let request = session.req_header();
         let answered = answer_of(session).map(|response| response.status.as_u16());
@@ -89,7 +72,7 @@ impl<'a> RequestOutcome<'a> {
         }
     }
 
-    /// Counts the request; under `unrouted` where no route has it.
+    /// Counts the request, under `unrouted` when it has no route.
     pub fn count(&self, unrouted: &RouteMetrics) {
         let metrics = self.findings.route.as_deref().map_or(unrouted, |route| &route.metrics);
         metrics.observe(self.method, self.status, self.duration);
@@ -101,7 +84,7 @@ impl<'a> RequestOutcome<'a> {
 
     fn count_decisions(&self) {
         let decisions = || self.findings.decisions.iter().map(|decided| &decided.decision);
-        // Where one has refused, what the others admitted was put back.
+        // When a limit has refused, the units that other limits granted were put back.
         let refused = decisions().any(|decision| !decision.admitted);
         for decision in decisions().filter(|decision| decision.admitted != refused) {
             let limit = decision.tightest().and_then(|at| decision.limits.get(at));
@@ -139,7 +122,7 @@ impl<'a> RequestOutcome<'a> {
         .write();
     }
 
-    /// Writes a line about a failure that is not the client's: Pingora's own text says most about it.
+    /// Writes a line about a failure that the client did not cause. Pingora's text describes the failure.
     pub fn log_failure(&self, e: &Error) {
         if *e.esource() == ErrorSource::Downstream {
             return;
@@ -159,7 +142,7 @@ impl<'a> RequestOutcome<'a> {
         self.request_id.and_then(|id| id.to_str().ok())
     }
 
-    /// The code of an answer of the gateway's own.
+    /// The code of the error that the gateway answered with.
     fn code(&self) -> Option<&'static str> {
         match self.end {
             End::Refused(rejection) => Some(rejection.status_and_code().1),
@@ -195,7 +178,7 @@ fn end_reason(end: RequestEnd) -> &'static str {
     }
 }
 
-/// The header of the answer, once it is written. An informational one only precedes it (RFC 9110
+/// The header of the answer, once it is written. An informational header only precedes it (RFC 9110
 /// section 15.2), unless it switches protocols.
 pub fn answer_of(session: &Session) -> Option<&ResponseHeader> {
     session.response_written().filter(|response| {
@@ -203,7 +186,7 @@ pub fn answer_of(session: &Session) -> Option<&ResponseHeader> {
     })
 }
 
-/// What an error of Pingora's comes to, `None` when the client is gone.
+/// The rejection for an error of Pingora's; `None` when the client has gone.
 pub fn rejection_of(e: &Error) -> Option<Rejection> {
     use ErrorType::{ConnectionClosed, ReadError, ReadTimedout, WriteError, WriteTimedout};
     match (e.esource(), e.etype()) {
@@ -220,7 +203,7 @@ pub fn rejection_of(e: &Error) -> Option<Rejection> {
     }
 }
 
-/// Whether the client's stream refused what the client sent.
+/// Whether the listener's reader found the body malformed.
 fn is_broken_body(e: &Error) -> bool {
     e.root_cause()
         .downcast_ref::<std::io::Error>()

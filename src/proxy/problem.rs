@@ -1,5 +1,5 @@
-//! The gateway's own answers: the only place where a [`Rejection`] is written as HTTP (RFC 9457). It tells
-//! nothing of a rejection's cause.
+//! The gateway's own answers: the only place where a [`Rejection`] is written as HTTP (RFC 9457). It does
+//! not tell the client a rejection's cause.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use pingora_proxy::Session;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::context::{RequestContext, some_request_id};
-use super::headers::{content_length, set_rate_fields, whole_seconds};
-use super::outcome::End;
+use super::context::{End, RequestContext, fresh_request_id};
+use super::headers::rate::{set_rate_fields, whole_seconds};
+use super::headers::seen::content_length;
 use crate::admission::Rejection;
 use crate::limit::ledger::Decision;
 use crate::telemetry::metrics::METRICS;
@@ -22,10 +22,11 @@ use crate::telemetry::metrics::METRICS;
 /// A body up to this size is read to its end, so that the connection stays usable.
 const DRAIN_BYTES: usize = 64 * 1024;
 
-/// Of a larger body so much is read after the answer, so that a reset does not overtake the answer.
+/// This much of a larger body is read after the answer. Unread bytes would make the kernel reset the connection, and
+/// the reset could overtake the answer.
 const LINGER_BYTES: usize = 1024 * 1024;
 
-/// How long reading the rest of a body may take.
+/// The longest time for reading the rest of a body.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 impl Rejection {
@@ -53,7 +54,7 @@ impl Rejection {
         }
     }
 
-    /// RFC 6750 section 3: what to authenticate with, and what was wrong in its three words.
+    /// The challenge of RFC 6750 section 3, with its error code.
     fn challenge(&self) -> Option<&'static str> {
         match self {
             Self::MissingToken => Some(r#"Bearer realm="tollgate""#),
@@ -74,7 +75,7 @@ impl Rejection {
                 Some(whole_seconds(state.reset_after).max(1))
             }
             Self::TooManyFailures { wait, .. } => Some(whole_seconds(*wait).max(1)),
-            // Spread, so that not every client comes back in the same second.
+            // A random wait spreads the retries over several seconds.
             Self::TooManyInFlight(_)
             | Self::StoreUnavailable(_)
             | Self::NotReady
@@ -112,6 +113,7 @@ struct UsedUp<'a> {
 }
 
 /// The body of the answer.
+#[expect(clippy::disallowed_methods, reason = "the answer is dated; no decision depends on it")]
 fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
     let (status, code) = rejection.status_and_code();
     let now = Utc::now();
@@ -182,13 +184,13 @@ fn response_header(
 /// read to its end; when it is not, the answer says that the connection ends.
 ///
 /// # Errors
-/// When the client cannot be written to.
+/// When writing to the client fails.
 pub async fn respond(
     session: &mut Session,
     ctx: &mut RequestContext,
     rejection: Rejection,
 ) -> Result<()> {
-    let request_id = ctx.request_id.get_or_insert_with(some_request_id);
+    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
     let body = problem(&rejection, request_id);
     let mut response = response_header(&rejection, request_id, body.len())?;
     ctx.end = End::Refused(rejection);
@@ -201,7 +203,7 @@ pub async fn respond(
 /// Sends a whole answer of the gateway's own.
 ///
 /// # Errors
-/// When the client cannot be written to.
+/// When writing to the client fails.
 pub async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) -> Result<()> {
     // The answer does not wait for a body that is announced to be larger.
     let announced = content_length(&session.req_header().headers);
@@ -221,7 +223,7 @@ pub async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) 
     Ok(())
 }
 
-/// Reads the rest of the request's body, up to `bound` bytes and for a while; `true` at its end.
+/// Reads the rest of the request's body, up to `bound` bytes and for at most [`DRAIN_TIME`]; `true` when it ended.
 async fn drain(session: &mut Session, bound: usize) -> bool {
     if session.is_body_done() {
         return true;
@@ -244,12 +246,12 @@ async fn drain(session: &mut Session, bound: usize) -> bool {
     all.await.unwrap_or(false)
 }
 
-/// The bytes of a whole answer, after which the connection ends: for a message that never became a request,
+/// The bytes of a whole answer, after which the connection ends. It answers a message that never became a request,
 /// and so has no outcome.
 pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
     let (status, code) = rejection.status_and_code();
     METRICS.rejections.with_label_values(&[code]).inc();
-    let request_id = some_request_id();
+    let request_id = fresh_request_id();
     let body = problem(rejection, &request_id);
     let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), title(status)).into_bytes();
     if let Ok(response) = response_header(rejection, &request_id, body.len()) {

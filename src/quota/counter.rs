@@ -1,14 +1,17 @@
-//! What a store keeps of one limit of one subject, and how it counts.
+//! The counter of one limit of one subject, as a store keeps it, and its arithmetic.
 //!
-//! The files in `store/redis/scripts/counting` compute the same, step by step: every number here is one that
-//! Lua's doubles hold exactly, or a double that both compute by the same operations in the same order.
+//! The files in `store/redis/scripts/counting` compute the same, step by step. Every number here is a whole number that
+//! Lua's doubles hold exactly, or a double that both sides compute by the same operations in the same order.
 //!
-//! What is admitted, whatever the order of calls, where nothing is adjusted upwards:
+//! A counter admits, for every order of calls without an upward adjustment:
 //! - fixed window: at most the quota in each aligned window;
 //! - sliding window: besides, at most the quota less the weighed count of the window before; so at most
 //!   `quota * (1 + g)` in a stretch of a window's length of which the part `g` lies after a boundary;
 //! - sliding log: at most the quota in any stretch of a window's length;
 //! - token bucket: at most `burst + rate * t` in any stretch of length `t`.
+//!
+//! A clock may be set back. The count of a later window is then forgotten. Logs and buckets have marks instead of
+//! windows: marks that are later than now count from now, see [`Counter::heed`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,7 +19,7 @@ use std::time::Duration;
 use super::{Algorithm, Limit, Standing};
 use crate::base::clock::UnixTime;
 
-/// One counter.
+/// A counter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Counter {
     /// Units in the window that ends at `end`.
@@ -37,7 +40,7 @@ pub enum Counter {
     },
     /// Units by the moments when they were granted.
     Log(Log),
-    /// What had not leaked out at a moment.
+    /// The level of the bucket at a moment.
     Bucket {
         /// The moment.
         at: UnixTime,
@@ -47,7 +50,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    /// Nothing counted yet.
+    /// A counter that has counted nothing.
     pub fn new(limit: &Limit) -> Self {
         let end = UnixTime::default();
         match limit.algorithm {
@@ -58,7 +61,7 @@ impl Counter {
         }
     }
 
-    /// Whether this counts as `limit` says.
+    /// Whether this counter has the algorithm of `limit`.
     pub fn fits(&self, limit: &Limit) -> bool {
         matches!(
             (self, limit.algorithm),
@@ -69,7 +72,20 @@ impl Counter {
         )
     }
 
-    /// How many units may be taken.
+    /// Heeds a clock that was set back: marks later than `now` become `now`. Otherwise their units would refuse
+    /// requests until the clock has passed the marks again. Whether there were any.
+    pub fn heed(&mut self, now: UnixTime) -> bool {
+        match self {
+            Self::Bucket { at, .. } if *at > now => {
+                *at = now;
+                true
+            }
+            Self::Log(log) => log.heed(now),
+            Self::Fixed { .. } | Self::Sliding { .. } | Self::Bucket { .. } => false,
+        }
+    }
+
+    /// The units that may be taken. To be asked after [`Counter::heed`].
     pub fn room(&self, limit: &Limit, now: UnixTime) -> u64 {
         match self {
             Self::Fixed { end, used } => {
@@ -115,7 +131,7 @@ impl Counter {
         }
     }
 
-    /// How the limit stands.
+    /// The standing of the limit.
     pub fn standing(&self, limit: &Limit, now: UnixTime) -> Standing {
         let left = self.room(limit, now);
         let window_rest = limit.window_end(now) - now;
@@ -140,9 +156,10 @@ impl Counter {
         Standing { left, reset_after }
     }
 
-    /// Gives back what was taken under `mark` (`by` below zero), or counts what was spent elsewhere
-    /// in the aligned window that ends at `mark`. A mark of 0 stands for the present window.
+    /// With `by` below zero: gives back units that were taken under `mark`. With `by` above zero: counts units that were
+    /// spent without this counter, in the aligned window that ends at `mark`. A mark of 0 stands for the present window.
     pub fn adjust(&mut self, limit: &Limit, now: UnixTime, mark: UnixTime, by: i64) {
+        self.heed(now);
         let present = limit.window_end(now);
         let mark = if mark == UnixTime::default() { present } else { mark };
         let (now_used, now_before) = self.sliding(limit, now);
@@ -172,14 +189,17 @@ impl Counter {
                 if by < 0 {
                     log.remove(mark, amount);
                 } else if mark + limit.window > now {
-                    // A log never holds more than its quota: what is beyond it refuses no longer.
+                    // A log never holds more units than its quota: more units would not refuse for longer.
                     log.insert(mark.min(now), amount.min(limit.quota.saturating_sub(log.total)));
                 }
             }
             Self::Bucket { at, level } => {
                 let present = leaked(limit, *at, *level, now);
-                *level = if by < 0 {
-                    // What has leaked out since it was taken is there again already.
+                *level = if by < 0 && mark > now {
+                    // The clock was set back: how much has leaked out since the grant is unknown.
+                    present
+                } else if by < 0 {
+                    // Units that have leaked out since the grant are free already.
                     let gone = leak(limit, now - mark).ceil();
                     (present - (amount as f64 - gone).max(0.0)).max(0.0)
                 } else if mark + limit.window > now {
@@ -192,7 +212,7 @@ impl Counter {
         }
     }
 
-    /// From when on this counter says no more than a new one.
+    /// The moment from which this counter equals a new counter.
     pub fn gone_at(&self, limit: &Limit) -> UnixTime {
         match self {
             Self::Fixed { end, .. } => *end,
@@ -204,7 +224,7 @@ impl Counter {
         }
     }
 
-    /// What a sliding window has counted in the present window and in the one before.
+    /// The counts of a sliding window: in the present window, and in the window before it.
     fn sliding(&self, limit: &Limit, now: UnixTime) -> (u64, u64) {
         let Self::Sliding { end, used, before } = self else { return (0, 0) };
         let present = limit.window_end(now);
@@ -218,13 +238,13 @@ impl Counter {
     }
 }
 
-/// A count of a window after a change. Beyond twice the quota it grows no further: the window refuses everything
-/// anyhow, and the scripts' numbers stay exact.
+/// The count of a window after a change. The count stops at twice the quota, where the window refuses everything
+/// anyhow, so that the scripts' numbers stay exact.
 fn changed(limit: &Limit, count: u64, by: i64) -> u64 {
     count.saturating_add_signed(by).min(count.max(limit.quota.saturating_mul(2)))
 }
 
-/// Milliseconds until the present window ends, as a clock of whole milliseconds sees it: never too few.
+/// Milliseconds until the present window ends, rounded up.
 fn rest_ms(limit: &Limit, now: UnixTime) -> u64 {
     limit.window_end(now).as_millis() - now.as_millis()
 }
@@ -233,27 +253,27 @@ fn window_ms(limit: &Limit) -> u64 {
     limit.window_micros() / 1_000
 }
 
-/// The part of `before` that lies within `rest` of a window's length, rounded up.
+/// The weight of `before`, of which the part `rest_ms` of a window still counts, rounded up.
 fn weigh(limit: &Limit, before: u64, rest_ms: u64) -> u64 {
     (before * rest_ms).div_ceil(window_ms(limit))
 }
 
-/// How long until a sliding window that is full admits one more.
+/// The time until a full sliding window admits another request.
 fn sliding_wait(limit: &Limit, now: UnixTime, used: u64, before: u64) -> Duration {
     let (window, rest) = (window_ms(limit), rest_ms(limit, now));
-    // So much of `count` may still weigh that one more fits; then this much of its window is left.
+    // Another request fits when `count` weighs at most `spare`: then this much of its window is left.
     let fits = |spare: u64, count: u64| (spare * window).checked_div(count).unwrap_or(window);
     let wait = if used < limit.quota {
         rest.saturating_sub(fits(limit.quota - 1 - used, before))
     } else {
         rest + window.saturating_sub(fits(limit.quota - 1, used))
     };
-    // Between two milliseconds the later one is the truth.
+    // The milliseconds are rounded up, and the present has a part of a millisecond behind it.
     let now_part = Duration::from_micros(now.as_micros() % 1_000);
     Duration::from_millis(wait).saturating_sub(now_part)
 }
 
-/// Moments and how many units were granted in each, oldest first.
+/// Moments with the units granted at each, oldest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Log {
     entries: VecDeque<(UnixTime, u64)>,
@@ -262,10 +282,21 @@ pub struct Log {
 }
 
 impl Log {
-    /// How many units of the last window's length it holds.
+    /// The units that were granted within the last window's length.
     fn counted(&self, limit: &Limit, now: UnixTime) -> u64 {
         let old = self.entries.iter().take_while(|(at, _)| *at + limit.window <= now);
         self.total - old.map(|(_, units)| units).sum::<u64>()
+    }
+
+    /// Moves entries that are later than `now` to `now`.
+    fn heed(&mut self, now: UnixTime) -> bool {
+        let mut units = 0;
+        while let Some((_, late)) = self.entries.pop_back_if(|(at, _)| *at > now) {
+            units += late;
+        }
+        self.total -= units;
+        self.insert(now, units);
+        units > 0
     }
 
     fn forget_old(&mut self, limit: &Limit, now: UnixTime) {
@@ -302,7 +333,7 @@ impl Log {
         }
     }
 
-    /// How long until one more unit is free; where one is, until the log is empty.
+    /// The time until a unit is free; when a unit is free already, the time until the log is empty.
     fn wait(&self, limit: &Limit, now: UnixTime, left: u64) -> Duration {
         let leaves = |at: &UnixTime| (*at + limit.window) - now;
         if left > 0 {
@@ -319,17 +350,17 @@ impl Log {
     }
 }
 
-/// What leaks out of a bucket in `elapsed`.
+/// The units that leak out of a bucket in `elapsed`.
 fn leak(limit: &Limit, elapsed: Duration) -> f64 {
     elapsed.as_micros() as f64 * limit.quota as f64 / limit.window_micros() as f64
 }
 
-/// What is left in a bucket that held `level` at `at`.
+/// The present level of a bucket that held `level` at `at`.
 fn leaked(limit: &Limit, at: UnixTime, level: f64, now: UnixTime) -> f64 {
     (level - leak(limit, now - at)).max(0.0)
 }
 
-/// How long `level` takes to leak out.
+/// The time in which `level` leaks out.
 fn drain(limit: &Limit, level: f64) -> Duration {
     let micros = (level * limit.window_micros() as f64 / limit.quota as f64).ceil();
     Duration::from_micros(micros.max(0.0) as u64)
@@ -339,7 +370,7 @@ fn drain(limit: &Limit, level: f64) -> Duration {
 mod tests {
     use super::*;
 
-    /// One of each kind.
+    /// A limit of each algorithm.
     const EACH: [Algorithm; 4] = [
         Algorithm::FixedWindow,
         Algorithm::SlidingWindow,
@@ -351,13 +382,13 @@ mod tests {
         Limit::parse(text).unwrap().counted_by(algorithm).unwrap()
     }
 
-    /// What happened, asked in the plainest way: every request by its moment, in exact numbers.
+    /// A model of a counter in its plainest form: every request by its moment, in exact numbers.
     struct Oracle {
         requests: Vec<u64>,
     }
 
     impl Oracle {
-        /// How many requests fit at `now`.
+        /// The requests that fit at `now`.
         fn room(&self, limit: &Limit, now: u64) -> i128 {
             let window = i128::from(limit.window_micros());
             let (quota, now) = (i128::from(limit.quota), i128::from(now));
@@ -491,6 +522,31 @@ mod tests {
             let later = now + Duration::from_secs(3_600);
             counter.adjust(&limit, later, limit.window_end(now), 4);
             assert_eq!(counter.room(&limit, later), 9, "{algorithm:?}: long ago");
+        }
+    }
+
+    #[test]
+    fn after_a_clock_was_set_back_units_leave_as_if_they_had_just_come() {
+        let minute = Limit::parse("6/minute").unwrap();
+        for algorithm in [Algorithm::SlidingLog, Algorithm::TokenBucket { burst: 6 }] {
+            let limit = minute.clone().counted_by(algorithm).unwrap();
+            let at = |secs: u64| UnixTime::from_secs(1_000_000_000 + secs);
+            let mut counter = Counter::new(&limit);
+            counter.take(&limit, at(0), 2);
+            counter.take(&limit, at(500), 6);
+            assert!(!counter.heed(at(500)));
+            // Set back by 400 s, seen by a refused request 10 s later.
+            assert!(counter.heed(at(110)));
+            assert!(!counter.heed(at(110)), "once");
+            assert_eq!(counter.room(&limit, at(110)), 0);
+            let wait = counter.standing(&limit, at(110)).reset_after;
+            assert!(wait <= Duration::from_secs(60), "{wait:?}");
+            assert!(counter.room(&limit, at(110) + wait) > 0);
+            assert_eq!(counter.room(&limit, at(170)), 6, "all of it after a window");
+            assert!(counter.gone_at(&limit) <= at(170));
+            // Given back under a mark that is later than now: what has leaked meanwhile is not known.
+            counter.adjust(&limit, at(110), at(500), -6);
+            assert_eq!(counter.room(&limit, at(110)), 0);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a limit is and how it counts: pure values and arithmetic, with time passed in.
 //!
-//! The stores and the ledger both build on this room; it knows neither.
+//! The stores and the ledger build on this room. The room knows neither of them.
 
 pub mod counter;
 pub mod rate;

@@ -14,28 +14,28 @@ pub const MAX_SLIDING_QUOTA: u64 = 100_000_000;
 /// The largest quota of a sliding log, which keeps an entry for each request.
 pub const MAX_LOG_QUOTA: u64 = 100_000;
 
-/// How many limits one set may hold.
+/// The most limits that a set may hold.
 pub const MAX_LIMITS: usize = 8;
 
-/// The longest time a request granted by a log or a bucket may wait to be admitted.
+/// The longest time for which units granted by a log or a bucket may be spent.
 const MAX_HOLD: Duration = Duration::from_secs(1);
 
 /// A full bucket drains within this time: its microseconds stay below 2^53.
 const MAX_DRAIN: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// A bucket holds at least what its rate lets through in this part of a second: a smaller one would
-/// lose tokens between two looks at it, and never let the rate through.
+/// A bucket holds at least the units that its rate gives in this part of a second. A smaller bucket would overflow
+/// between two requests, and would never let its whole rate through.
 const LEAST_BURSTS_PER_SECOND: u64 = 10;
 
-/// How requests are counted.
+/// The way in which requests are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// At most `quota` in every window, windows aligned to the epoch.
     FixedWindow,
-    /// As fixed windows, and the requests of the window before weigh by the part of it that a window
-    /// ending now would still cover.
+    /// As fixed windows, plus a weighed count of the window before: the part that a window ending now would still
+    /// cover.
     SlidingWindow,
-    /// At most `quota` in any stretch of a window's length. Every decision is the store's.
+    /// At most `quota` in any stretch of a window's length. The store makes every decision.
     SlidingLog,
     /// A bucket of `burst` tokens that refills by `quota` in every window, evenly (the generic cell
     /// rate algorithm, ITU-T I.371, as a leaky bucket of continuous state).
@@ -48,17 +48,17 @@ pub enum Algorithm {
 /// At most `quota` requests in `window`, as `algorithm` counts them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
-    /// How the limit is called in headers, keys and metrics.
+    /// The name of the limit in headers, keys and metrics.
     pub name: Arc<str>,
     /// Requests a window admits; at least 1.
     pub quota: u64,
     /// Length of a window, in whole seconds.
     pub window: Duration,
-    /// How requests are counted.
+    /// The way in which requests are counted.
     pub algorithm: Algorithm,
 }
 
-/// Why something written is not a limit.
+/// Why a written limit is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RateError {
     /// The text is not `N/unit`.
@@ -73,27 +73,27 @@ pub enum RateError {
     /// The quota is too large for the algorithm.
     #[error("a {0} counts at most {1} requests: write a smaller rate or another algorithm")]
     TooLarge(&'static str, u64),
-    /// A burst that is no bucket's.
+    /// A burst for an algorithm without bucket.
     #[error("burst belongs to token_bucket: leave the burst or the algorithm out")]
     NoBucket,
     /// A burst that is out of range.
     #[error("burst must be a whole number from {0} (a tenth of a second of the rate) to {1}")]
     Burst(u64, u64),
-    /// An algorithm there is not.
+    /// An unknown algorithm.
     #[error(
         "`{0}` is not an algorithm: use fixed_window, sliding_window, sliding_log or token_bucket"
     )]
     Algorithm(String),
-    /// Something that cannot be counted by.
+    /// An unknown or repeated word for what a limit counts by.
     #[error("`{0}` is not something to count by: use token, organization, ip or route, each once")]
     By(String),
-    /// A name that is no name.
+    /// A name with other characters, or of another length, than names have.
     #[error("`{0}` is not a name: use 1 to 32 letters, digits, `_` or `-`")]
     Name(String),
-    /// A member of a limit there is not.
+    /// An unknown member of a limit.
     #[error("a limit has no `{0}`: write rate, burst, algorithm, by or name")]
     Member(String),
-    /// Two limits of one set have one name.
+    /// Two limits of a set have the same name.
     #[error("two limits are called `{0}`: a set may hold one limit of each name")]
     Duplicate(String),
     /// A set with more limits than a decision may touch.
@@ -208,7 +208,7 @@ impl Limit {
         u64::try_from(self.window.as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Most requests that can be left at a time.
+    /// The largest number of requests that can be left.
     pub fn capacity(&self) -> u64 {
         match self.algorithm {
             Algorithm::TokenBucket { burst } => burst,
@@ -216,13 +216,13 @@ impl Limit {
         }
     }
 
-    /// Whether a grant may be kept for a while. What a log grants is worth nothing a moment later.
+    /// Whether a process may keep a grant for later requests. A grant of a log must be spent at once.
     pub fn may_be_leased(&self) -> bool {
         self.algorithm != Algorithm::SlidingLog
     }
 
-    /// What a grant made at `now` is counted under, and must be given back under: the window's end, or
-    /// the moment itself where there are no windows.
+    /// The mark under which a grant made at `now` is counted and given back: the end of its window, or the moment itself
+    /// for an algorithm without windows.
     pub fn mark(&self, now: UnixTime) -> UnixTime {
         match self.algorithm {
             Algorithm::FixedWindow | Algorithm::SlidingWindow => self.window_end(now),
@@ -230,19 +230,20 @@ impl Limit {
         }
     }
 
-    /// The mark of grants of two marks held together, if they may be.
-    pub fn merged_mark(&self, one: UnixTime, other: UnixTime) -> Option<UnixTime> {
+    /// The mark of two grants that are held together; `None` when they must be kept apart.
+    pub fn merged_mark(&self, a: UnixTime, b: UnixTime) -> Option<UnixTime> {
         match self.algorithm {
-            // The earlier one: of it the least can be given back.
-            Algorithm::TokenBucket { .. } => Some(one.min(other)),
-            _ => (one == other).then_some(one),
+            // Of the earlier grant the least can be given back.
+            Algorithm::TokenBucket { .. } => Some(a.min(b)),
+            _ => (a == b).then_some(a),
         }
     }
 
-    /// How long a grant made at `now` may be spent. Windows end; without windows, requests admitted
-    /// long after they were granted would come on top of what was granted since. That time is the
-    /// whole difference between what is granted and what is admitted: a log admits its quota in any
-    /// window less this, a bucket its burst and what flows in during any stretch and this.
+    /// The time in which a grant made at `now` may be spent. A grant of a window may be spent until the window ends.
+    ///
+    /// Without windows, requests that spend an old grant come on top of the units granted since. So this time is the
+    /// whole difference between granting and admitting: a log admits its quota in any window less this time, and a
+    /// bucket admits its burst and the refill of any stretch plus this time.
     pub fn spendable_for(&self, now: UnixTime) -> Duration {
         match self.algorithm {
             Algorithm::FixedWindow | Algorithm::SlidingWindow => self.window_end(now) - now,

@@ -13,7 +13,7 @@ use super::{Algorithm, Limit, RateError};
 /// Longest name of a limit, in bytes.
 const MAX_NAME: usize = 32;
 
-/// What a limit counts by: each combination of these has a counter of its own.
+/// The parts of a request that a limit counts by. Each combination of their values has its own counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct By {
     /// The token.
@@ -30,7 +30,7 @@ impl By {
     /// The token alone.
     pub const TOKEN: Self = Self { token: true, organization: false, ip: false, route: false };
 
-    /// Whether it takes a token to count by this.
+    /// Whether only a request with a token can be counted by this.
     pub fn needs_token(self) -> bool {
         self.token || self.organization
     }
@@ -66,7 +66,7 @@ impl By {
     }
 }
 
-/// A limit as it is written: `N/unit` alone, or with the rest.
+/// A limit as it is written: `N/unit` alone, or with details.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// `N/unit`.
@@ -75,40 +75,40 @@ pub struct Written {
     pub burst: Option<u64>,
     /// The algorithm's name; `None` for the configured one.
     pub algorithm: Option<String>,
-    /// What it counts by; `None` for the token.
+    /// The parts of a request to count by; `None` for the token.
     pub by: Option<Vec<String>>,
-    /// What it is called; `None` for a name made of the rest.
+    /// Its name; `None` for a name made of its other parts.
     pub name: Option<String>,
 }
 
-/// What a limit says besides its rate.
+/// The parts of a limit besides its rate.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Details<'a> {
     /// Most requests at once: makes it a token bucket.
     pub burst: Option<u64>,
     /// The algorithm; `None` for the configured one. The burst of a bucket is `burst`, or else the quota.
     pub algorithm: Option<Algorithm>,
-    /// What it counts by; `None` for the token.
+    /// The parts of a request to count by; `None` for the token.
     pub by: Option<&'a [String]>,
-    /// What it is called; `None` for a name made of the rest.
+    /// Its name; `None` for a name made of its other parts.
     pub name: Option<&'a str>,
 }
 
-/// A valid limit that does not know its route or the configured algorithm yet.
+/// A valid limit, before its route and the configured algorithm are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitRule {
     /// The rate, as a fixed window.
     rate: Limit,
-    /// `None`: whatever is configured.
+    /// `None` for the configured algorithm.
     algorithm: Option<Algorithm>,
     by: By,
     name: Option<Arc<str>>,
 }
 
-/// Limits that are counted by the same, and decided in one call.
+/// Limits that count by the same parts of a request, and are decided in one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// What they count by.
+    /// The parts of a request that they count by.
     pub by: By,
     /// The limits.
     pub limits: Arc<[Limit]>,
@@ -183,16 +183,15 @@ impl LimitRule {
         Ok(Self { rate, algorithm: None, by: By::TOKEN, name: None })
     }
 
-    /// What it counts by.
+    /// The parts of a request that the limit counts by.
     pub fn by(&self) -> By {
         self.by
     }
 
-    /// The limit, counted by `default` where it names no algorithm itself. Where that cannot count so
-    /// many, it is counted in fixed windows.
+    /// The limit. When the rule names no algorithm, `default` counts it.
     ///
     /// # Errors
-    /// The limit in fixed windows, and why it is that.
+    /// When `default` cannot count so many requests: the limit in fixed windows, and the reason.
     pub fn limit(&self, default: Algorithm, of_route: bool) -> Result<Limit, (Limit, RateError)> {
         let rate = Limit { name: self.name(of_route), ..self.rate.clone() };
         let algorithm = self.algorithm.unwrap_or(match default {
@@ -202,8 +201,8 @@ impl LimitRule {
         rate.clone().counted_by(algorithm).map_err(|error| (rate, error))
     }
 
-    /// What it is called: its own name, else the window's, with what it counts by where that is not
-    /// the token of whoever holds it.
+    /// Its name: the written name, else the window's name and the words for what the limit counts by. A token's limit by
+    /// token has no such word.
     fn name(&self, of_route: bool) -> Arc<str> {
         if let Some(name) = &self.name {
             return Arc::clone(name);
@@ -213,7 +212,7 @@ impl LimitRule {
         }
         let mut name = String::from(if of_route { "route-" } else { "" });
         name.push_str(&self.rate.name);
-        // A route's limit by route is simply the route's.
+        // The prefix `route-` stands for the word `route`.
         for word in self.by.words().filter(|word| !(of_route && *word == "route")) {
             name.push('-');
             name.push_str(word);
@@ -222,7 +221,7 @@ impl LimitRule {
     }
 }
 
-/// As people write it: `100/minute`, then what it says besides.
+/// As people write it: `100/minute`, then the details.
 impl fmt::Display for LimitRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.rate.quota, self.rate.name)?;
@@ -263,11 +262,49 @@ pub fn rule_set(rules: Vec<LimitRule>, of_route: bool) -> Result<Arc<[LimitRule]
     Ok(rules.into())
 }
 
-/// The groups of `rules`, in the order in which they are first needed.
+/// Limits of a configuration: as they were written, and in the groups that are decided together.
+#[derive(Clone, Debug, Default)]
+pub struct LimitSet {
+    rules: Arc<[LimitRule]>,
+    groups: Arc<[Group]>,
+}
+
+impl LimitSet {
+    /// The set of `rules`, each with the limit that is made of it.
+    ///
+    /// # Errors
+    /// [`RateError::Duplicate`] or [`RateError::TooMany`].
+    pub fn new(rules: Vec<(LimitRule, Limit)>, of_route: bool) -> Result<Self, RateError> {
+        let (rules, limits): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        let rules = rule_set(rules, of_route)?;
+        let groups = grouped(rules.iter().zip(limits));
+        Ok(Self { rules, groups })
+    }
+
+    /// The limits, in the order in which they were written.
+    pub fn rules(&self) -> &[LimitRule] {
+        &self.rules
+    }
+
+    /// The groups, in the order in which they are first needed.
+    pub fn groups(&self) -> &Arc<[Group]> {
+        &self.groups
+    }
+}
+
+/// The groups of `rules`, in the order in which they are first needed. A limit that `default` cannot count is counted
+/// in fixed windows.
 pub fn groups(rules: &[LimitRule], default: Algorithm, of_route: bool) -> Arc<[Group]> {
+    grouped(
+        rules
+            .iter()
+            .map(|rule| (rule, rule.limit(default, of_route).unwrap_or_else(|(limit, _)| limit))),
+    )
+}
+
+fn grouped<'a>(limits: impl Iterator<Item = (&'a LimitRule, Limit)>) -> Arc<[Group]> {
     let mut groups: Vec<(By, Vec<Limit>)> = Vec::new();
-    for rule in rules {
-        let limit = rule.limit(default, of_route).unwrap_or_else(|(limit, _)| limit);
+    for (rule, limit) in limits {
         match groups.iter_mut().find(|(by, _)| *by == rule.by) {
             Some((_, limits)) => limits.push(limit),
             None => groups.push((rule.by, vec![limit])),

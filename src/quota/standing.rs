@@ -1,29 +1,29 @@
-//! How a limit stands: what is left, and for how long that is so.
+//! The standing of a limit: the units left, and the time until that changes.
 
 use std::time::Duration;
 
 use super::{Algorithm, Limit};
 use crate::base::clock::UnixTime;
 
-/// How one limit of a subject stands.
+/// The standing of one limit of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Units that may be taken now.
     pub left: u64,
-    /// Where nothing is left, the time until something is; otherwise the time until everything is,
-    /// if nothing more is taken. A fixed window ends as it ends.
+    /// When nothing is left, the time until a unit is left; otherwise the time until the whole quota is left, if nothing
+    /// more is taken. For a fixed window, the time until its end.
     pub reset_after: Duration,
 }
 
 impl Standing {
-    /// About how long until `units` are left of `limit`, if nothing more is taken. Of a fixed window it is the truth
-    /// and of a bucket not much more; the counts of other algorithms are taken to shrink evenly.
+    /// An estimate of the time until `units` are left of `limit`, if nothing more is taken. It is exact for a fixed window
+    /// and close for a bucket; the counts of other algorithms are assumed to shrink evenly.
     pub fn wait_for(&self, limit: &Limit, units: u64) -> Duration {
         let missing = units.saturating_sub(self.left);
         if missing == 0 {
             return Duration::ZERO;
         }
-        // Where nothing is left, the first unit comes at the reset.
+        // When nothing is left, the first unit comes at the reset.
         let refill = |units: u64| {
             let micros = units as f64 * limit.window_micros() as f64 / limit.quota as f64;
             Duration::from_micros(micros.ceil() as u64)
@@ -40,8 +40,8 @@ impl Standing {
         }
     }
 
-    /// How `limit`, which stood like this at `then`, stands at `now` if nothing was taken since: at
-    /// least so much is left.
+    /// The standing of `limit` at `now`, if this was its standing at `then` and nothing was taken since. At least as many
+    /// units are left as it says.
     pub fn later(self, limit: &Limit, then: UnixTime, now: UnixTime) -> Self {
         let elapsed = now - then;
         let rest = self.reset_after.saturating_sub(elapsed);

@@ -1,7 +1,6 @@
-//! What is wrong with a record: the field, the fault, and what is allowed instead.
+//! The faults of a record: the field, the fault, and what to write instead.
 //!
-//! A message stays on its line and repeats no long value: a record that is wrong may hold anything, also a credential in
-//! the wrong place.
+//! A message has one line and repeats no long value: a record that is wrong may hold a credential in the wrong place.
 
 use std::fmt;
 
@@ -12,14 +11,14 @@ use crate::quota::RateError;
 /// The longest value that a message repeats, in bytes: longer than any limit is written, shorter than a key made here.
 const MAX_SHOWN: usize = 32;
 
-/// Which field of a record is wrong, and how.
+/// A fault of a record: the field that is wrong, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordError {
     /// The field, or `record` for the whole.
     pub field: &'static str,
-    /// Which element of the field, where the field is a list.
+    /// The index of the wrong element, when the field is a list.
     pub element: Option<usize>,
-    /// What is wrong and what is allowed.
+    /// The fault, and what to write instead.
     pub problem: String,
 }
 
@@ -39,7 +38,7 @@ impl RecordError {
 
     /// The same without the values that the message repeats.
     pub fn without_values(&self) -> Self {
-        // Signs such as `_` name what is allowed.
+        // A single sign, such as `_`, belongs to the message and not to the record.
         Self { problem: masked(&self.problem, |value| value.len() == 1), ..self.clone() }
     }
 }
@@ -66,7 +65,7 @@ fn masked(problem: &str, may_be_shown: impl Fn(&str) -> bool) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-/// The same error about a value without backticks, which would hide where the value ends.
+/// The same error with the backticks of its value replaced: they would hide where the value ends.
 fn quotable(error: RateError) -> RateError {
     let plain = |value: String| value.replace('`', "'");
     match error {
@@ -96,18 +95,18 @@ impl<'a> Faults<'a> {
         Self { field, found }
     }
 
-    /// The field is wrong.
+    /// Notes that the field is wrong.
     pub(super) fn add(&mut self, problem: impl Into<String>) {
         self.found.push(RecordError::new(self.field, problem));
     }
 
-    /// One element of the field is wrong.
+    /// Notes that an element of the field is wrong.
     pub(super) fn add_at(&mut self, element: usize, problem: impl Into<String>) {
         let error = RecordError::new(self.field, problem);
         self.found.push(RecordError { element: Some(element), ..error });
     }
 
-    /// The limit that the field states is wrong; `element` where the field is a list.
+    /// Notes that a limit in the field is wrong; `element` when the field is a list.
     pub(super) fn add_rate(&mut self, element: Option<usize>, error: RateError) {
         let error = RecordError::new(self.field, quotable(error).to_string());
         self.found.push(RecordError { element, ..error });
@@ -119,12 +118,12 @@ impl<'a> Faults<'a> {
     }
 }
 
-/// What is wrong, and what to write instead.
+/// The message of a fault: the reason, and what to write instead.
 pub(super) fn instead(reason: &str, allowed: &str) -> String {
     format!("{reason}; write {allowed}")
 }
 
-/// What kind of value stands where another kind is needed.
+/// The kind of a value that stands where another kind is needed, for messages.
 pub(super) fn is_a(value: &Value) -> &'static str {
     match value {
         Value::Null => "is empty",

@@ -4,9 +4,9 @@ use chrono::DateTime;
 use serde_json::Value;
 
 use super::error::{Faults, instead, is_a};
+use super::grant::{Draft, HeaderText, RateRule};
 use super::limits;
 use super::members;
-use super::token::{Draft, HeaderText, RateRule};
 use crate::base::clock::UnixTime;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::rule::{LimitRule, rule_set};
@@ -15,7 +15,7 @@ use crate::route::written::{PATTERN, WrittenError, check_pattern};
 
 /// The id that a record is stored under, or its public form.
 pub const API_KEY: &str = "api_key";
-/// So many requests in each window of the configured length, or a rate.
+/// A number of requests in each window of the configured length, or a rate.
 pub const RATE_LIMIT: &str = "rate_limit";
 /// Limits with windows of their own.
 pub const LIMITS: &str = "limits";
@@ -27,13 +27,15 @@ pub const ALLOWED_ROUTES: &str = "allowed_routes";
 pub const PLAN: &str = "plan";
 /// The organization that the token belongs to.
 pub const ORGANIZATION_ID: &str = "organization_id";
-/// What people call the token.
+/// The token's name, for people.
 pub const NAME: &str = "name";
 /// Whether the token is refused.
 pub const DISABLED: &str = "disabled";
+/// The id of the token whose counters a rotated token goes on with.
+pub const COUNTS_AS: &str = "counts_as";
 
 /// Every field, in the order in which fields are read and listed.
-pub static FIELDS: [Field; 9] = [
+pub static FIELDS: [Field; 10] = [
     Field::new(API_KEY, Form::Text, api_key),
     Field::new(RATE_LIMIT, Form::Scalar, rate_limit).claimed().spelled(number),
     Field::new(LIMITS, Form::List, own_limits).claimed().spelled(limits_in_one_spelling),
@@ -43,30 +45,34 @@ pub static FIELDS: [Field; 9] = [
     Field::new(ORGANIZATION_ID, Form::Text, organization_id).claimed(),
     Field::new(NAME, Form::Text, name),
     Field::new(DISABLED, Form::Scalar, disabled),
+    Field::new(COUNTS_AS, Form::Text, counts_as).kept_by_stores(),
 ];
 
 /// The last second that RFC 3339 can write: the end of the year 9999. A number beyond it is no count of seconds. A count
 /// of milliseconds is beyond it from 1978 on.
 const LATEST: UnixTime = UnixTime::from_secs(253_402_300_799);
 
-/// One field of a record.
+/// A field of a record.
 pub struct Field {
     /// Its name, which is the same in every shape.
     pub name: &'static str,
     /// Whether a JWT may claim it.
     pub is_claim: bool,
-    /// How its value stands where there are only texts.
+    /// Whether only the record of a store may have it. A configuration, an import and a JWT may not: the author of one
+    /// record must not use up the quota of another token.
+    pub is_of_store: bool,
+    /// The form of its value in a shape that has only texts.
     form: Form,
     /// Puts the value into a draft, or says what is wrong with it.
     read: fn(Value, &mut Draft, &mut Faults<'_>),
-    /// Brings a valid value into the one spelling that is kept.
+    /// Brings a valid value into the spelling that is kept.
     spell: fn(Value) -> Value,
 }
 
-/// How a value stands in a shape that has only texts: a hash, or a cell of CSV.
+/// The form of a value in a shape that has only texts: a hash, or a cell of CSV.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// As it is.
+    /// The text itself.
     Text,
     /// A number or boolean as JSON writes it; anything else is text.
     Scalar,
@@ -80,11 +86,22 @@ impl Field {
         form: Form,
         read: fn(Value, &mut Draft, &mut Faults<'_>),
     ) -> Self {
-        Self { name, is_claim: false, form, read, spell: std::convert::identity }
+        Self {
+            name,
+            is_claim: false,
+            is_of_store: false,
+            form,
+            read,
+            spell: std::convert::identity,
+        }
     }
 
     const fn claimed(self) -> Self {
         Self { is_claim: true, ..self }
+    }
+
+    const fn kept_by_stores(self) -> Self {
+        Self { is_of_store: true, ..self }
     }
 
     const fn spelled(self, spell: fn(Value) -> Value) -> Self {
@@ -113,7 +130,7 @@ impl Field {
     /// The value that stands in a cell of CSV.
     ///
     /// # Errors
-    /// What to write instead.
+    /// The form to write instead.
     pub fn of_cell(&self, cell: &str) -> Result<Option<Value>, &'static str> {
         if self.form != Form::List || cell.is_empty() {
             return Ok(self.of_text(cell));
@@ -138,7 +155,7 @@ impl Field {
         }
     }
 
-    /// The value of a hash's `text` for a reader; `None` to show the text itself.
+    /// The value of a hash's `text` that is shown to people; `None` when the text itself is shown.
     pub(super) fn shown(&self, text: &str) -> Option<Value> {
         match self.form {
             Form::Text => None,
@@ -146,7 +163,7 @@ impl Field {
         }
     }
 
-    /// A valid `value` in the one spelling that is kept.
+    /// A valid `value` in the spelling that is kept.
     pub fn canonical(&self, value: Value) -> Value {
         (self.spell)(value)
     }
@@ -162,19 +179,19 @@ pub fn is_claim(name: &str) -> bool {
     named(name).is_some_and(|field| field.is_claim)
 }
 
-/// Whether `name` can name a plan: plans are called so in the configuration.
+/// Whether `name` can be the name of a plan in the configuration.
 pub fn is_plan_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-/// What [`is_plan_name`] allows.
+/// The names that [`is_plan_name`] allows, for messages.
 pub const PLAN_NAME: &str = "a name of 1 to 64 letters, digits, `_`, `-` or `.`";
 
-/// What a header field can hold.
+/// The texts that a header field can hold, for messages.
 const PRINTABLE: &str = "printable ASCII text (quote numbers)";
 
-/// What is shown to people.
+/// The texts that can be shown to people, for messages.
 const TEXT: &str = "text (quote numbers)";
 
 fn api_key(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
@@ -280,7 +297,7 @@ fn allowed_routes(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
         match item {
             Value::String(pattern) => match check_pattern(&pattern) {
                 Ok(()) => patterns.push(pattern),
-                // Between backticks, as a value of the record.
+                // The canonical form comes from the record's value, so it stands between backticks.
                 Err(WrittenError::Spelling(canonical)) => {
                     faults.add_at(nth, format!("is not in canonical form; write `{canonical}`"));
                 }
@@ -308,7 +325,7 @@ fn organization_id(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
     }
 }
 
-/// What people call a token means nothing to a request, so it is checked and not kept.
+/// A request does not need the name, so the name is checked and not kept.
 fn name(value: Value, _: &mut Draft, faults: &mut Faults<'_>) {
     match value.as_str() {
         Some(text) if text.chars().any(char::is_control) => {
@@ -316,6 +333,15 @@ fn name(value: Value, _: &mut Draft, faults: &mut Faults<'_>) {
         }
         Some(_) => {}
         None => faults.add_kind(&value, TEXT),
+    }
+}
+
+/// Reads the id of a token.
+fn counts_as(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
+    match value {
+        Value::String(id) if HeaderText::can_hold(&id) => draft.counts_as = Some(id),
+        Value::String(_) => faults.add(instead("is not printable", PRINTABLE)),
+        other => faults.add_kind(&other, PRINTABLE),
     }
 }
 

@@ -1,13 +1,13 @@
-//! Which token a written record is of: the `key` itself, its `key_sha256`, or the `api_key` of a JWT.
+//! The member that names the token of a written record: the `key` itself, its `key_sha256`, or the `api_key` of a JWT.
 //!
-//! A configuration and an import name tokens so. No message repeats what was written, for it may be a credential.
+//! A configuration and an import name tokens so. No message repeats a written value, which may be a credential.
 
 use serde_json::Value;
 
 use super::error::{RecordError, instead, is_a};
 use super::field::{self, API_KEY, FIELDS};
+use super::grant::HeaderText;
 use super::key;
-use super::token::HeaderText;
 
 /// An opaque key, which is not kept.
 const KEY: &str = "key";
@@ -15,15 +15,15 @@ const KEY: &str = "key";
 /// The SHA-256 of an opaque key.
 const KEY_SHA256: &str = "key_sha256";
 
-/// What names a token.
+/// The members that can name a token.
 pub const IDENTITIES: [&str; 3] = [API_KEY, KEY, KEY_SHA256];
 
-/// Which token a record is of.
+/// The token that a record belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// What the record is stored under.
+    /// The id that the record is stored under.
     pub id: String,
-    /// The member that says so.
+    /// The member that names the token.
     pub named_by: &'static str,
 }
 
@@ -31,7 +31,7 @@ impl Identity {
     /// Reads the one member that names the token; `null` counts as absent.
     ///
     /// # Errors
-    /// [`RecordError`] when there is none, when there are several, or when the one is not what it has to be.
+    /// [`RecordError`] when there is none, when there are several, or when its value is wrong.
     pub fn read(member: impl Fn(&str) -> Option<Value>) -> Result<Self, RecordError> {
         let given =
             |name: &'static str| Some((name, member(name).filter(|value| !value.is_null())?));
@@ -59,12 +59,14 @@ impl Identity {
 /// A member that a written record may have: what names its token, or a field.
 pub fn known(name: &str) -> Option<&'static str> {
     let identity = IDENTITIES.into_iter().find(|known| *known == name);
-    identity.or_else(|| field::named(name).map(|field| field.name))
+    let field = field::named(name).filter(|field| !field.is_of_store);
+    identity.or_else(|| field.map(|field| field.name))
 }
 
 /// Every [known] member, for a message.
 pub fn known_names() -> String {
-    let fields = FIELDS.iter().map(|field| field.name).filter(|name| *name != API_KEY);
+    let fields = FIELDS.iter().filter(|field| !field.is_of_store);
+    let fields = fields.map(|field| field.name).filter(|name| *name != API_KEY);
     IDENTITIES.into_iter().chain(fields).collect::<Vec<_>>().join(", ")
 }
 
@@ -75,7 +77,7 @@ fn allowed(name: &str) -> &'static str {
     }
 }
 
-/// What the record of the token is stored under that `text` names.
+/// The id under which the record is stored, of the token that `text` names.
 fn id(name: &str, text: &str) -> Result<String, String> {
     let lower = text.to_ascii_lowercase();
     match name {

@@ -1,21 +1,22 @@
 //! Opaque keys: how they are made, told from mistypes, and named without being kept.
 //!
-//! Stores, configurations, caches and logs only ever see the SHA-256 of a key. It is also what keys are
-//! looked up and compared by, so that how long a comparison takes says nothing about a key.
+//! Stores, configurations, caches and logs only see the SHA-256 of a key. Keys are looked up and compared by this hash
+//! too, so that the time of a comparison tells nothing about a key.
 
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use crate::base::hex;
 use crate::base::secret::Secret;
 
-/// What keys made here start with, for secret scanners to find.
+/// The prefix of keys made here, for secret scanners to find.
 const PREFIX: &str = "tg_";
 
 /// Random characters of a key: 190 bits.
 const RANDOM: usize = 32;
 
-/// Characters of the checksum: the CRC-32 of all that stands before it, in base 62.
+/// Characters of the checksum: the CRC-32 of the characters before it, in base 62.
 const CHECKSUM: usize = 6;
 
 /// Digits of base 62, by value.
@@ -27,7 +28,7 @@ const HASH_DIGITS: usize = 64;
 /// Hexadecimal digits of a key's public id.
 pub const PUBLIC_DIGITS: usize = 16;
 
-/// Longest key that is looked at, in bytes.
+/// The longest key that is accepted, in bytes.
 pub const MAX_KEY: usize = 8 * 1024;
 
 /// Why a text cannot be a key.
@@ -49,7 +50,7 @@ pub enum KeyError {
 /// # Errors
 /// When the system has no randomness.
 pub fn generate() -> Result<Secret, getrandom::Error> {
-    /// The largest multiple of 62 in a byte: what lies beyond would make some digits likelier.
+    /// The largest multiple of 62 in a byte. Larger bytes would make some digits likelier.
     const FAIR: u8 = 248;
     let mut key = PREFIX.to_owned();
     while key.len() < PREFIX.len() + RANDOM {
@@ -74,8 +75,7 @@ pub fn hash(key: &str) -> Result<Arc<str>, KeyError> {
     }
     let mut text = [0; HASH_DIGITS];
     for (pair, byte) in text.chunks_exact_mut(2).zip(digest(&SHA256, key.as_bytes()).as_ref()) {
-        let digits = b"0123456789abcdef";
-        pair.copy_from_slice(&[digits[usize::from(byte >> 4)], digits[usize::from(byte & 15)]]);
+        hex::write(u64::from(*byte), pair);
     }
     // Hexadecimal digits are text.
     Ok(std::str::from_utf8(&text).unwrap_or_default().into())
@@ -94,7 +94,7 @@ pub fn hash_of_written(key: &str) -> Result<Arc<str>, KeyError> {
     }
 }
 
-/// Whether `text` is a key made here, be it mistyped, or a JWT: the Base64 of `{"` begins with `eyJ`.
+/// Whether `text` looks like a key made here, even a mistyped one, or like a JWT: the Base64 of `{"` begins with `eyJ`.
 pub fn is_credential(text: &str) -> bool {
     let key = text.starts_with(PREFIX) && text.len() > RANDOM;
     key || (text.starts_with("eyJ") && text.matches('.').count() == 2)
@@ -105,8 +105,8 @@ pub fn is_hash(id: &str) -> bool {
     id.len() == HASH_DIGITS && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The public id of the token whose record is stored under `id`: of a JWT the id itself, of a key the first 16
-/// digits of its hash.
+/// The public id of the token whose record is stored under `id`: for a JWT the id itself, for a key the first 16 digits
+/// of its hash.
 pub fn public_id(id: &str) -> &str {
     if is_hash(id) { &id[..PUBLIC_DIGITS] } else { id }
 }
@@ -115,7 +115,7 @@ pub fn public_id(id: &str) -> &str {
 fn is_whole(key: &str) -> bool {
     let Some((body, end)) = key.split_at_checked(PREFIX.len() + RANDOM) else { return false };
     let base62 = body[PREFIX.len()..].bytes().all(|byte| byte.is_ascii_alphanumeric());
-    // A checksum is no secret: it is computed from what stands beside it.
+    // The checksum is not secret, so this comparison may end early.
     base62 && *end.as_bytes() == checksum(body)
 }
 

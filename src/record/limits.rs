@@ -10,7 +10,7 @@ pub(super) fn read(item: &Value) -> Result<LimitRule, RateError> {
     LimitRule::read(&written(item)?)
 }
 
-/// A valid limit in the one spelling that is kept: without spaces, and as `N/unit` alone where that says all.
+/// A valid limit in the spelling that is kept: without spaces, and as `N/unit` alone when it has no other member.
 pub(super) fn canonical(item: Value) -> Value {
     match written(&item) {
         Ok(written) => object(written),
@@ -38,7 +38,7 @@ fn written_members(members: &Map<String, Value>) -> Result<Written, RateError> {
             "rate" => {
                 written.rate = text().ok_or_else(|| RateError::Form(value.to_string()))?;
             }
-            // A burst of 0 is refused where bursts are known.
+            // A burst that is no whole number becomes 0, which every limit refuses.
             "burst" => written.burst = Some(whole(value).unwrap_or(0)),
             "algorithm" => {
                 let text = text().ok_or_else(|| RateError::Algorithm(value.to_string()))?;
@@ -61,7 +61,7 @@ fn whole(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// One word, or an array of them.
+/// A word, or an array of words.
 fn words(value: &Value) -> Result<Vec<String>, RateError> {
     let word = |value: &Value| {
         value.as_str().map(str::to_owned).ok_or_else(|| RateError::By(value.to_string()))

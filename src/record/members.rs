@@ -1,4 +1,5 @@
-//! JSON objects whose members are read once or not at all: of two that have one name, another program may see the other.
+//! JSON objects without repeated members. Of two members with the same name another program may read the other, so an
+//! object that has them is refused.
 
 use std::cell::Cell;
 use std::fmt;
@@ -6,10 +7,10 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Which names mean something; gives the name back.
+/// Gives a known name back, and `None` for an unknown name.
 pub type Known = fn(&str) -> Option<&'static str>;
 
-/// The members of an object that mean something; others were passed over.
+/// The known members of an object. Unknown members were skipped.
 pub struct Members {
     known: Known,
     values: Vec<(&'static str, Value)>,
@@ -18,10 +19,10 @@ pub struct Members {
 /// Why a text has no members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembersError {
-    /// It is not a JSON object.
+    /// The text is not a JSON object.
     #[error("is not a JSON object")]
     Form,
-    /// Two members that mean something, or two within one of those, have one name.
+    /// Two known members, or two members within a known member, have the same name.
     #[error("has a member twice")]
     Twice,
 }
@@ -43,7 +44,7 @@ impl Members {
         }
     }
 
-    /// The member, which is a known one, if the object has it.
+    /// The value of a known member, if the object has it.
     pub fn get(&self, name: &str) -> Option<&Value> {
         debug_assert!((self.known)(name).is_some(), "{name} is never read");
         self.values.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
@@ -62,7 +63,7 @@ pub fn value(json: &str) -> Option<Value> {
 /// Reads an object.
 struct Object<'a> {
     known: Known,
-    /// Set when a member is there twice.
+    /// Set when the object has a member twice.
     twice: &'a Cell<bool>,
 }
 

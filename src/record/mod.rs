@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod field;
+pub mod grant;
 pub mod identity;
 pub mod key;
 mod limits;
@@ -16,5 +17,6 @@ pub mod stored;
 pub mod token;
 
 pub use error::RecordError;
+pub use grant::{Draft, Grant, HeaderText, OwnLimits, RateRule};
 pub use stored::{NewRecord, StoredRecord};
-pub use token::{Draft, Grant, HeaderText, OwnLimits, RateRule, TokenRecord};
+pub use token::TokenRecord;

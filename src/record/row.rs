@@ -1,6 +1,6 @@
 //! A line of an import: a record that gateways understand, or the reason why they would not.
 //!
-//! No message repeats a value of the line, for a key may stand in any place of a line that is wrong.
+//! No message repeats a value of the line: in a line that is wrong, a key may stand in any place.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 
 use super::error::RecordError;
 use super::field::{self, API_KEY};
+use super::grant::Draft;
 use super::identity::{IDENTITIES, Identity, known, known_names};
 use super::key;
 use super::members::{Members, MembersError};
 use super::stored::{NewRecord, texts};
-use super::token::Draft;
 
-/// What the configuration says about records.
+/// The configuration's rules about records.
 #[derive(Debug, Default)]
 pub struct Rules {
     /// The plans that exist; `None` where no configuration is read.
@@ -41,7 +41,7 @@ impl Rows {
     /// Rows under the columns that `header` names.
     ///
     /// # Errors
-    /// What is wrong with the header.
+    /// The fault of the header.
     pub fn csv(header: &str, rules: Rules) -> Result<Self, String> {
         let mut columns: Vec<String> = Vec::new();
         let mut csv = csv_reader();
@@ -62,10 +62,10 @@ impl Rows {
         Ok(Self { columns: Some(columns), csv, rules })
     }
 
-    /// The record that `line` says.
+    /// The record that `line` describes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault of the line.
     pub fn read(&mut self, line: &str) -> Result<NewRecord, String> {
         let mut fields = match &self.columns {
             Some(columns) => csv_fields(columns, &cells(&mut self.csv, line)?)?,
@@ -95,7 +95,7 @@ impl Rows {
     }
 }
 
-/// A reader; its tables take more time to build than a line to read.
+/// A reader. Building its tables takes more time than reading a line, so a reader is kept.
 fn csv_reader() -> Box<csv_core::Reader> {
     Box::new(csv_core::Reader::new())
 }

@@ -19,15 +19,15 @@ pub enum StoredRecord {
 /// A record to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewRecord {
-    /// What it is stored under: `token:<id>`.
+    /// The id that it is stored under, as `token:<id>`.
     pub id: String,
     /// The fields of the hash; at least one.
     pub fields: Vec<(String, String)>,
-    /// When it is to be forgotten.
+    /// When the store forgets it.
     pub expires_at: Option<UnixTime>,
 }
 
-/// The fields of a record, whatever form a store keeps. A value that cannot be read is shown as it is.
+/// The fields of a record, in whichever form a store keeps it. A value that cannot be read is shown as it is.
 pub fn fields(record: &StoredRecord) -> Map<String, Value> {
     match record {
         StoredRecord::Json(text) => match serde_json::from_str(text) {
@@ -44,7 +44,7 @@ pub fn fields(record: &StoredRecord) -> Map<String, Value> {
     }
 }
 
-/// What a hash keeps of `fields`: texts as they are, everything else as JSON.
+/// The texts that a hash keeps of `fields`: texts as they are, other values as JSON.
 pub fn texts(fields: &Map<String, Value>) -> Vec<(String, String)> {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),

@@ -1,137 +1,38 @@
-//! What a token record says, read and checked.
+//! Reading a token record, or the claims that stand for one, by the table of fields.
 
 use std::sync::Arc;
 
-use http::HeaderValue;
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::error::{Faults, RecordError};
 use super::field::{self, API_KEY, Field};
+use super::grant::{Draft, Grant, HeaderText};
 use super::key::public_id;
 use super::members::Members;
 use super::stored::StoredRecord;
-use crate::base::clock::UnixTime;
 use crate::base::text::Text;
-use crate::quota::Algorithm;
-use crate::quota::rule::{Group, LimitRule, groups};
-use crate::route::pattern::PathPatterns;
 
-/// The largest record that is read from a store, in bytes: as long as a line that can be imported.
+/// The largest record that is read from a store, in bytes: the length of the longest line that can be imported.
 const MAX_RECORD: usize = 64 << 10;
 
-/// What a limit takes, with the groups that are made of it, in bytes.
-const RULE_BYTES: usize = 448;
-
-/// What the subject of a token begins with.
+/// The prefix of a token's subject.
 const SUBJECT: &str = "token:";
 
 /// A token's record, read and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenRecord {
-    /// Whose quota a request of this token uses: `token:<id>`.
+    /// The subject whose quota a request of this token uses: `token:<id>`, or that of the token that it goes on for.
     pub subject: Text,
+    /// The id, where the subject is that of another token.
+    own_id: Option<Box<str>>,
     /// Whether the token is refused.
     pub disabled: bool,
-    /// What the token may do.
+    /// The rights and limits of the token.
     pub grant: Grant,
 }
 
-/// What a record, or the claims of a JWT, grant.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Grant {
-    /// The token's own limits.
-    pub rate: Option<RateRule>,
-    /// When the token stops being valid.
-    pub expires_at: Option<UnixTime>,
-    /// The paths that the token may use; `None` for all.
-    pub allowed_routes: Option<PathPatterns>,
-    /// The plan whose limits apply where there are no own limits.
-    pub plan: Option<HeaderText>,
-    /// The organization that the token belongs to.
-    pub organization_id: Option<HeaderText>,
-}
-
-/// Printable ASCII, ready to be sent in a header field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeaderText(HeaderValue);
-
-impl HeaderText {
-    /// Reads `text`; `None` where a header field cannot hold it.
-    pub fn read(text: &str) -> Option<Self> {
-        HeaderValue::from_str(text).ok().filter(|_| Self::can_hold(text)).map(Self)
-    }
-
-    /// Whether `text` is printable ASCII.
-    pub fn can_hold(text: &str) -> bool {
-        text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
-    }
-
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        // Printable ASCII always is text.
-        self.0.to_str().unwrap_or_default()
-    }
-
-    /// As the value of a header field.
-    pub fn field(&self) -> &HeaderValue {
-        &self.0
-    }
-}
-
-/// Limits as a record or a claim states them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RateRule {
-    /// `rate_limit: N`: N requests in each window of the configured length.
-    Bare(u64),
-    /// `rate_limit: N/unit` or `limits: [...]`.
-    Limits(Arc<OwnLimits>),
-}
-
-impl RateRule {
-    /// The rule that `rules` make together.
-    pub(super) fn of(rules: Arc<[LimitRule]>) -> Self {
-        Self::Limits(Arc::new(OwnLimits { rules, groups: Mutex::default() }))
-    }
-}
-
-/// Limits of a record or a claim, and the groups they make, kept from one request to the next.
-#[derive(Debug)]
-pub struct OwnLimits {
-    rules: Arc<[LimitRule]>,
-    groups: Mutex<Option<(Algorithm, Arc<[Group]>)>>,
-}
-
-impl OwnLimits {
-    /// The limits, in the order in which they were written.
-    pub fn rules(&self) -> &[LimitRule] {
-        &self.rules
-    }
-
-    /// The groups, counted by `default` where the limits do not say how.
-    pub fn groups(&self, default: Algorithm) -> Arc<[Group]> {
-        let mut made = self.groups.lock();
-        match &*made {
-            Some((algorithm, groups)) if *algorithm == default => Arc::clone(groups),
-            _ => {
-                let groups = groups(&self.rules, default, false);
-                *made = Some((default, Arc::clone(&groups)));
-                groups
-            }
-        }
-    }
-}
-
-impl PartialEq for OwnLimits {
-    fn eq(&self, other: &Self) -> bool {
-        self.rules == other.rules
-    }
-}
-
-impl Eq for OwnLimits {}
-
 impl TokenRecord {
-    /// Reads the record stored under `token:<id>`. Fields that are not known are passed over.
+    /// Reads the record stored under `token:<id>`. Unknown fields are skipped.
     ///
     /// # Errors
     /// [`RecordError`] names the first field that cannot be understood: a limit or an expiry that is
@@ -154,7 +55,7 @@ impl TokenRecord {
         draft.map_err(first)?.named(id)
     }
 
-    /// The record of a token that has none: everything is left to its claims.
+    /// The record of a token that has none in the store: its claims decide.
     ///
     /// # Errors
     /// [`RecordError`] when the token cannot be named in a header field.
@@ -169,7 +70,18 @@ impl TokenRecord {
 
     /// The token's public id: printable ASCII.
     pub fn id(&self) -> &str {
-        public_id(self.subject.strip_prefix(SUBJECT).unwrap_or_default())
+        public_id(self.own_id.as_deref().unwrap_or_else(|| self.counts_as()))
+    }
+
+    /// How large the record is, in bytes, as far as that differs from record to record of one id.
+    pub fn bytes(&self) -> usize {
+        let names = self.own_id.as_ref().map_or(0, |id| id.len() + self.subject.len());
+        self.grant.bytes() + names
+    }
+
+    /// The id of the token whose counters this token uses: its own, unless it came from a rotation.
+    pub fn counts_as(&self) -> &str {
+        self.subject.strip_prefix(SUBJECT).unwrap_or_default()
     }
 }
 
@@ -181,19 +93,7 @@ fn must_be_small(bytes: usize) -> Result<(), RecordError> {
 }
 
 impl Grant {
-    /// How large the grant is, in bytes, as far as that differs from grant to grant.
-    pub fn bytes(&self) -> usize {
-        let Self { rate, allowed_routes, plan, organization_id, .. } = self;
-        let names = [plan, organization_id].into_iter().flatten().map(|name| name.as_str().len());
-        let routes = allowed_routes.as_ref().map_or(0, PathPatterns::bytes);
-        let rules = match rate {
-            Some(RateRule::Limits(own)) => own.rules.len() * RULE_BYTES,
-            Some(RateRule::Bare(_)) | None => 0,
-        };
-        names.sum::<usize>() + routes + rules
-    }
-
-    /// Reads the claims of a JWT, of which `claim` gives those that are asked for.
+    /// Reads the claims of a JWT; `claim` gives the claim of a name.
     ///
     /// # Errors
     /// [`RecordError`] names the first claim that cannot be understood.
@@ -203,19 +103,8 @@ impl Grant {
     }
 }
 
-/// What a record says, before the token that it is of is known.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Draft {
-    /// Whether the token is refused.
-    pub disabled: bool,
-    /// What the token may do.
-    pub grant: Grant,
-    /// The id that the record repeats.
-    pub(super) api_key: Option<String>,
-}
-
 impl Draft {
-    /// Reads the fields of a record, of each of which `value` gives the value in JSON's types.
+    /// Reads the fields of a record; `value` gives the value of a field in JSON's types.
     ///
     /// # Errors
     /// Every fault, field by field; at least one.
@@ -243,8 +132,11 @@ impl Draft {
         if !HeaderText::can_hold(id) {
             return Err(RecordError::new(API_KEY, "is not printable; write printable ASCII text"));
         }
-        let Self { disabled, grant, .. } = self;
-        Ok(TokenRecord { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
+        let Self { disabled, grant, counts_as, .. } = self;
+        let counts_as = counts_as.filter(|other| other != id);
+        let own_id = counts_as.is_some().then(|| id.into());
+        let subject = Text::from(&*format!("{SUBJECT}{}", counts_as.as_deref().unwrap_or(id)));
+        Ok(TokenRecord { subject, own_id, disabled, grant })
     }
 }
 
@@ -256,7 +148,10 @@ fn first(faults: Vec<RecordError>) -> RecordError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::UnixTime;
+    use crate::quota::Algorithm;
     use crate::quota::Limit;
+    use crate::record::RateRule;
 
     fn json(text: &str) -> Result<TokenRecord, RecordError> {
         TokenRecord::read(&"k".into(), &StoredRecord::Json(text.into()))

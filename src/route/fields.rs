@@ -13,34 +13,34 @@ pub const PLAN_TIER: &str = "x-plan-tier";
 pub const FORWARDED_FOR: &str = "x-forwarded-for";
 /// The scheme that the client used.
 pub const FORWARDED_PROTO: &str = "x-forwarded-proto";
-/// The host that the client asked.
+/// The host that the client asked for.
 pub const FORWARDED_HOST: &str = "x-forwarded-host";
 
-/// Fields that say from whom a request is. The last two are set by nobody here, but upstreams believe them.
+/// Fields that tell an upstream who sent a request. The gateway does not set the last two, but upstreams believe them.
 const IDENTITY: [&str; 5] =
     [TOKEN_ID, ORGANIZATION_ID, PLAN_TIER, "x-real-ip", "x-forwarded-prefix"];
 
-/// Fields that begin so say which way a request came.
+/// Fields with this prefix tell an upstream through which proxies a request came.
 const FORWARDING: &str = "x-forwarded-";
 
 /// Fields that frame a message.
 const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
-/// What a field claims. An upstream may believe it, so a client may not say it in any spelling that an
-/// upstream may take for the field.
+/// The claim that a field makes. An upstream may believe the claim, so a client may not make it, in any spelling that an
+/// upstream may read as the field's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// From whom the request is: the gateway alone says this.
+    /// The sender of the request: the gateway alone sets such a field.
     Identity,
-    /// Which way the request came: trusted proxies say this too.
+    /// The way of the request: trusted proxies set such a field too.
     Forwarding,
-    /// What the request is called: the client may propose it.
+    /// The id of the request: the client may propose one.
     RequestId,
-    /// Where the message ends.
+    /// The end of the message.
     Framing,
 }
 
-/// What a field of this name claims, in this or another spelling.
+/// The claim of a field of this name, in this or another spelling.
 pub fn claim(name: &str) -> Option<Claim> {
     let name = name.as_bytes();
     match name.first()? {
@@ -68,7 +68,7 @@ pub fn may_pass(name: &str, trusted: bool) -> bool {
         Some(_) if name.contains(is_read_as_hyphen) => false,
         Some(Claim::Identity) => false,
         Some(Claim::Forwarding) => trusted,
-        // The gateway writes its own over the first, and has checked the second.
+        // The gateway replaces the request id, and has checked the framing.
         Some(Claim::RequestId | Claim::Framing) => true,
     }
 }
@@ -103,7 +103,7 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// Whether a field of this name is the gateway's own business on each connection: hop by hop, or framing.
+/// Whether the gateway itself sets a field of this name on each connection: it is hop by hop, or framing.
 pub fn belongs_to_connection(name: &str) -> bool {
     is_hop_by_hop(name) || FRAMING.contains(&name)
 }

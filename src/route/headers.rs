@@ -1,4 +1,4 @@
-//! What a route changes in header sections. Applying the rules is not known here.
+//! The changes that a route makes to header fields. The proxy applies them.
 
 use http::{HeaderName, HeaderValue};
 

@@ -1,4 +1,4 @@
-//! Which route a request takes: one canonical path, matched against a table of prefixes.
+//! The route that a request takes: one canonical path, matched against a table of prefixes.
 
 pub mod fields;
 pub mod headers;

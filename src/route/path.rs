@@ -1,11 +1,12 @@
 //! The one form of a path that is matched, checked and forwarded (RFC 3986 sections 3.3 and 6.2.2).
 //!
-//! Whatever an upstream might read differently than the gateway is refused here: dot segments in any
-//! encoding, encoded separators and NUL, broken escapes. What remains has a single reading.
+//! A path that an upstream may read differently than the gateway is refused: dot segments in any encoding, encoded
+//! separators and NUL, broken escapes. Every path that passes has a single reading.
 
 use std::borrow::Cow;
 
 use crate::base::class::{Class, alphanumeric_and};
+use crate::base::hex;
 
 /// A path in canonical form; starts with `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ impl<'a> CanonicalPath<'a> {
         if path.split('/').any(is_dot_segment) {
             return Err(PathError::DotSegment);
         }
-        // What only looked irregular is what was sent.
+        // A path may look irregular and be canonical, such as `/.well-known`.
         Ok(Self(if path == raw { Cow::Borrowed(raw) } else { Cow::Owned(path) }))
     }
 
@@ -65,7 +66,7 @@ impl<'a> CanonicalPath<'a> {
     }
 }
 
-/// Where `raw` stops being plainly canonical: an escape, a repeated slash, a segment that starts with a
+/// The first byte of `raw` that may not be canonical: an escape, a repeated slash, a segment that starts with a
 /// dot, or a byte that may not be there.
 fn first_irregularity(raw: &[u8]) -> Option<usize> {
     let mut previous = 0;
@@ -91,7 +92,8 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
         match byte {
             b'/' if path.ends_with('/') => {}
             b'%' => {
-                let (Some(high), Some(low)) = (hex(rest.next()), hex(rest.next())) else {
+                let mut digit = || rest.next().and_then(hex::value);
+                let (Some(high), Some(low)) = (digit(), digit()) else {
                     return Err(PathError::BrokenEscape);
                 };
                 match high << 4 | low {
@@ -112,10 +114,6 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
         }
     }
     Ok(path)
-}
-
-fn hex(digit: Option<u8>) -> Option<u8> {
-    char::from(digit?).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// `.` or `..`, also with parameters (`..;x`) and with their `;` encoded, which some servers decode.

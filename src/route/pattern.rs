@@ -6,12 +6,12 @@ use once_cell::sync::Lazy;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-/// Most sets that are shared, and the bytes they take.
+/// The cache of shared sets holds at most this many sets, and this many bytes.
 const SHARED_SETS: usize = 1_000;
 const SHARED_BYTES: u64 = 4 << 20;
 
-/// Sets that were asked for. Most tokens have one of a few, which they share: that is less memory, and memory
-/// that is looked at with every request.
+/// The sets in use. Most tokens have one of a few sets: a shared set takes less memory, and stays in the processor's
+/// caches.
 static SHARED: Lazy<Cache<Vec<String>, PathPatterns, Size>> =
     Lazy::new(|| Cache::with_weighter(SHARED_SETS, SHARED_BYTES, Size));
 
@@ -38,7 +38,7 @@ impl PathPatterns {
         })
     }
 
-    /// What they take, in bytes.
+    /// The size of the set, in bytes.
     pub fn bytes(&self) -> usize {
         self.0.iter().map(|pattern| size_of::<String>() + pattern.capacity()).sum()
     }

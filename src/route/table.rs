@@ -36,19 +36,19 @@ pub struct RouteTable<T> {
     lengths: Vec<usize>,
 }
 
-/// What a table says of a request.
+/// The result of a search in the table.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a, T> {
     /// The route to take.
     Route(&'a T),
-    /// A route has this host and path, but none has this method; these it has (RFC 9110 section 10.2.1).
+    /// Routes have this host and path, but not this method. Holds the methods that they have (RFC 9110 section 10.2.1).
     OtherMethods(Vec<&'a str>),
     /// No route has this host and path.
     Nothing,
 }
 
 impl<T> RouteTable<T> {
-    /// A table of `routes`. Of two that match alike, the one with a host comes first, then the earlier.
+    /// A table of `routes`. Of two routes that match alike, the route with a host wins, then the earlier route.
     pub fn new(routes: impl IntoIterator<Item = (Matcher, T)>) -> Self {
         let mut by_prefix: HashMap<String, Vec<(Matcher, T)>, RandomState> = HashMap::default();
         for (matcher, route) in routes {
@@ -59,15 +59,15 @@ impl<T> RouteTable<T> {
             routes.sort_by_key(|(matcher, _)| matcher.host.is_none());
         }
         let mut lengths: Vec<usize> = by_prefix.keys().map(String::len).collect();
-        lengths.sort_unstable_by(|one, other| other.cmp(one));
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.dedup();
         Self { by_prefix, lengths }
     }
 
     /// The route for a request; `path` is canonical, `host` has no port and is only asked for where it matters.
     ///
-    /// The longest prefix that serves the host decides alone: a method it does not have is not looked
-    /// for under a shorter one, which may be open to everyone.
+    /// The longest prefix that serves the host decides alone. Shorter prefixes, which may be open to everyone, are not
+    /// searched for a method that the longest does not have.
     pub fn find<'h>(
         &self,
         host: impl Fn() -> Option<&'h str>,
@@ -75,7 +75,7 @@ impl<T> RouteTable<T> {
         method: &str,
     ) -> Found<'_, T> {
         let path = path.trim_end_matches('/');
-        // Where a segment ends, and a prefix may.
+        // A prefix ends where a segment ends.
         let ends = |at: usize| at == path.len() || path.as_bytes().get(at) == Some(&b'/');
         for prefix in self.lengths.iter().filter(|at| ends(**at)).map(|at| &path[..*at]) {
             let serving = || {

@@ -5,7 +5,7 @@
 
 use super::path::{CanonicalPath, PathError};
 
-/// What [`check_pattern`] allows.
+/// The patterns that [`check_pattern`] allows, for messages.
 pub const PATTERN: &str = "a path, a path with `*` at its end, or `*` for all";
 
 /// Why a written path never matches a request.

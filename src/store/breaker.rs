@@ -15,7 +15,7 @@ pub struct Breaker {
     opened: Option<Instant>,
 }
 
-/// What an outcome changed.
+/// A change of the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
     /// Calls are refused from now on.

@@ -10,18 +10,18 @@ use async_trait::async_trait;
 pub trait Membership: Send + Sync {
     /// Connects in the background, and again whenever the connection is lost. A second call does nothing.
     ///
-    /// To be called on the runtime where the connection shall live: the connection ends with that runtime or with
-    /// the store.
+    /// Call it on the runtime where the connection shall live: the connection ends with that runtime or with the
+    /// store.
     fn start(&self);
 
-    /// Asks the store again and again, and never returns. To be run once, beside [`start`](Membership::start).
+    /// Asks the store again and again, and never returns. Run it once, beside [`start`](Membership::start).
     ///
     /// The probe alone notices a silent store while no request asks it, lets calls through again after an
     /// outage, and counts the gateways.
     async fn run_probe(&self);
 
     /// Whether the store has answered, and has not failed repeatedly since. Of several servers that each hold a
-    /// part, one is enough.
+    /// part, a single server is enough.
     fn available(&self) -> bool;
 
     /// Whether the store has ever answered.
@@ -35,7 +35,7 @@ pub trait Membership: Send + Sync {
     fn gateways(&self) -> &Arc<GatewayCount>;
 }
 
-/// A number of gateways, at least 1. Every request reads it, so it is shared instead of asked for.
+/// A number of gateways, at least 1. Every request reads the number, so it is shared and needs no call.
 #[derive(Debug)]
 pub struct GatewayCount(AtomicU32);
 

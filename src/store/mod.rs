@@ -1,7 +1,8 @@
-//! What is asked of a store: token records, quota, and whether it answers. Memory and Redis keep the same promises.
+//! The traits of a store: token records, quota, and whether the store answers. Memory and Redis keep the same
+//! promises.
 //!
-//! A store hands out plain data; it knows neither HTTP nor what a record means. Callers know the traits and
-//! [`open`], and never which store it is.
+//! A store hands out plain data; it knows neither HTTP nor the meaning of a record. Callers know the traits and
+//! [`fn@open`], and never which store is behind them.
 
 use async_trait::async_trait;
 use smallvec::SmallVec;
@@ -17,7 +18,7 @@ pub mod records;
 pub mod redis;
 
 pub use membership::{GatewayCount, Membership};
-pub use open::{OnOperation, Remote, StoreUrlError, Stores, open};
+pub use open::{OnOperation, Remote, StoreUrl, StoreUrlError, Stores, open};
 pub use records::{
     IdPage, Imported, OnRecordChange, PageMark, RecordChange, RecordLister, RecordReader,
     RecordStore, RecordWatch, RecordWriter,
@@ -28,11 +29,11 @@ pub use crate::record::{NewRecord, StoredRecord};
 /// Hands out quota.
 #[async_trait]
 pub trait QuotaStore: Send + Sync {
-    /// Takes up to `wanted` units from every limit of `subject` at once; none at all where any limit has less than
+    /// Takes up to `wanted` units from every limit of `subject` at once, or no unit where any limit has less than
     /// `least` left.
     ///
     /// # Errors
-    /// [`StoreError`] when the store did not answer in time. What it may have counted by then stays
+    /// [`StoreError`] when the store did not answer in time. Units that the store may have counted by then stay
     /// counted until the window ends: an error never leads to more than the limit.
     async fn take_at_least(
         &self,
@@ -55,12 +56,12 @@ pub trait QuotaStore: Send + Sync {
         self.take_at_least(subject, limits, 0, wanted).await
     }
 
-    /// Changes what is counted of `subject`: gives back what was taken and not used, or counts what was
-    /// admitted while the store was away. What is no longer counted at all is left alone.
-    /// Asking again with the same `id` changes nothing.
+    /// Changes the counts of `subject`: gives back units that were taken and not used, or counts units that were
+    /// admitted while the store was away. A count that the store no longer keeps is left alone. A second call with
+    /// the same `id` changes nothing.
     ///
     /// # Errors
-    /// [`StoreError`] when the store did not answer in time. It may have changed by then or not.
+    /// [`StoreError`] when the store did not answer in time. The counts may have changed or not.
     async fn adjust(
         &self,
         subject: &str,
@@ -70,24 +71,29 @@ pub trait QuotaStore: Send + Sync {
     ) -> Result<(), StoreError>;
 }
 
-/// By how much to change what is counted, limit by limit.
+/// Changes of counts, limit by limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adjustment {
-    /// One entry a limit, in the order of the limits: what the change belongs to, which is the
-    /// [mark](Limit::mark) of a grant that is given back, or the end of the aligned window in which
-    /// units were spent elsewhere, or [`Adjustment::PRESENT`]; and the difference.
+    /// An entry for each limit, in the order of the limits: a time and the difference. The time is the
+    /// [mark](Limit::mark) of a grant that is given back, or the end of the aligned window in which units were spent
+    /// without the store, or [`Adjustment::PRESENT`].
     pub changes: SmallVec<[(UnixTime, i64); 2]>,
 }
 
 impl Adjustment {
     /// Stands for the window in which the store makes the change.
     pub const PRESENT: UnixTime = UnixTime::from_micros(0);
+
+    /// An id for [`QuotaStore::adjust`] that no other adjustment has; a number that Lua holds exactly.
+    pub fn new_id() -> u64 {
+        fastrand::u64(1..1 << 53)
+    }
 }
 
-/// What a store granted, and how the subject stands after it.
+/// The units that a store granted, and how the subject stands after the grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Units granted: at most what was asked for, 0 when any limit has too little left.
+    /// Units granted: at most the wanted units, and 0 when any limit has too little left.
     pub granted: u64,
     /// The store's clock when it decided.
     pub now: UnixTime,
@@ -107,7 +113,7 @@ pub enum StoreError {
     /// The connection failed, or the store answered with an error.
     #[error("{0}")]
     Failed(String),
-    /// The store answered that it holds something else than a record there, or bytes that are no text.
+    /// The store answered that its value is no record, or holds bytes that are no text.
     #[error("{0}")]
     Unreadable(String),
     /// A page was asked for with a mark that this store never made.

@@ -1,20 +1,18 @@
-//! Which store it is: the only place that chooses.
+//! Opens the configured store: the only place that chooses between stores.
 //!
-//! Callers give values and get traits. They know neither the configuration nor which store answers.
+//! Callers give values and get traits. This file knows no configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use url::Url;
-
 use super::memory::{MemoryQuota, MemoryRecords, SoleGateway};
-use super::redis::{self, RedisStore, RedisUrlError};
+use super::redis::{self, RedisStore, RedisUrl, RedisUrlError};
 use super::{Membership, QuotaStore, RecordStore};
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
 
-/// Subjects that the embedded store counts, at most.
-const MAX_SUBJECTS: usize = 1_000_000;
+/// Subjects that one process counts, at most: in the embedded store, and in the ledger over any store.
+pub const MAX_SUBJECTS: usize = 1_000_000;
 
 /// Records and revocations that the embedded store keeps, at most.
 const MAX_RECORDS: usize = 1_000_000;
@@ -26,9 +24,28 @@ pub const URL_FORMS: &str = redis::URL_FORMS;
 #[derive(Clone, Debug)]
 pub struct Remote {
     /// Where the store is.
-    pub url: Secret,
+    pub url: StoreUrl,
     /// The deadline of one call.
     pub timeout: Duration,
+}
+
+/// The URL of a store, read and found right. `Debug` shows no part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreUrl(RedisUrl);
+
+impl StoreUrl {
+    /// Reads `text`, which is secret because it may hold a password. Touches no network.
+    ///
+    /// # Errors
+    /// [`StoreUrlError`] says what to write.
+    pub fn parse(text: &Secret) -> Result<Self, StoreUrlError> {
+        Ok(Self(RedisUrl::parse(text)?))
+    }
+
+    /// Where the store is: the URL without user, password and parameters.
+    pub fn shown(&self) -> String {
+        self.0.shown()
+    }
 }
 
 /// Told of every operation of a store outside of this process: its name, its outcome (`ok` or
@@ -47,7 +64,7 @@ pub struct Stores {
     pub quota: Arc<dyn QuotaStore>,
     /// Whether the store answers, and which gateways share it.
     pub membership: Arc<dyn Membership>,
-    /// Whether other processes write records to this store. If none does, a gateway need not ask for records.
+    /// Whether other processes can write records to this store. If not, a gateway need not ask for records.
     pub is_shared: bool,
 }
 
@@ -58,71 +75,20 @@ pub struct StoreUrlError(#[from] RedisUrlError);
 
 /// Opens the store that `remote` names; without it, the embedded store, which counts by `clock`. Nothing is
 /// connected before [`Membership::start`].
-///
-/// # Errors
-/// [`StoreUrlError`] says what a URL must look like.
-pub fn open(
-    remote: Option<&Remote>,
-    clock: Arc<dyn Clock>,
-    on_operation: OnOperation,
-) -> Result<Stores, StoreUrlError> {
+pub fn open(remote: Option<&Remote>, clock: Arc<dyn Clock>, on_operation: OnOperation) -> Stores {
     let Some(remote) = remote else {
-        return Ok(Stores {
+        return Stores {
             records: Arc::new(MemoryRecords::new(Arc::clone(&clock), MAX_RECORDS)),
             quota: Arc::new(MemoryQuota::new(clock, MAX_SUBJECTS)),
             membership: Arc::new(SoleGateway::default()),
             is_shared: false,
-        });
+        };
     };
-    let store = Arc::new(RedisStore::new(&remote.url, remote.timeout, on_operation)?);
-    Ok(Stores {
+    let store = Arc::new(RedisStore::new(&remote.url.0, remote.timeout, on_operation));
+    Stores {
         records: Arc::clone(&store) as _,
         quota: Arc::clone(&store) as _,
         membership: store,
         is_shared: true,
-    })
-}
-
-/// Whether `url` names a store. Touches neither the network nor certificates.
-///
-/// # Errors
-/// [`StoreUrlError`] says what to write.
-pub fn check_url(url: &str) -> Result<(), StoreUrlError> {
-    Ok(redis::check_url(url)?)
-}
-
-/// Where a store is: its URL without user, password and parameters.
-pub fn shown_url(url: &Secret) -> String {
-    let Ok(url) = Url::parse(url.expose()) else {
-        return Secret::new("").to_string();
-    };
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!(
-        "{}://{}{port}{}",
-        url.scheme(),
-        url.host_str().unwrap_or_default(),
-        url.path().trim_end_matches('/')
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_store_is_named_without_its_password() {
-        for (url, shown) in [
-            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
-            ("redis://127.0.0.1:6379/3", "redis://127.0.0.1:6379/3"),
-            (
-                "rediss://user:hunter2@cache.example/0?password=hunter2#hunter2",
-                "rediss://cache.example/0",
-            ),
-            ("redis://:hunter2@[::1]:6379", "redis://[::1]:6379"),
-            ("redis://:p/hunter2@cache", "***"),
-            ("hunter2", "***"),
-        ] {
-            assert_eq!(shown_url(&Secret::new(url)), shown, "{url}");
-        }
     }
 }

@@ -1,6 +1,6 @@
-//! Token records and revocations: what a store can be asked to read, write, list and watch.
+//! The traits that read, write, list and watch token records and revocations.
 //!
-//! These traits and types know ids, fields and expiries as plain data. What a record grants is not known here.
+//! These traits and types know ids, fields and expiries as plain data, and not the meaning of a record.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use crate::base::clock::UnixTime;
 /// The longest text of a page mark, in bytes.
 const MAX_MARK: usize = 256;
 
-/// Everything a store does with records.
+/// All traits of a store of records together.
 pub trait RecordStore: RecordReader + RecordWriter + RecordLister + RecordWatch {}
 
 impl<T: RecordReader + RecordWriter + RecordLister + RecordWatch + ?Sized> RecordStore for T {}
@@ -26,8 +26,8 @@ pub trait RecordReader: Send + Sync {
     /// The record of `id`, or `None` when there is none.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`] when the store holds something else than a record there. Any other
-    /// [`StoreError`] when the store did not answer in time: nothing is known about the token then.
+    /// [`StoreError::Unreadable`] when the store's value is no record. Any other [`StoreError`] when the store did
+    /// not answer in time: whether there is a record is not known then.
     async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError>;
 
     /// Whether the token `id`, which needs no record, is revoked.
@@ -48,9 +48,9 @@ pub trait RecordWriter: Send + Sync {
     /// [`StoreError`] when the store did not answer in time.
     async fn put(&self, record: &NewRecord) -> Result<(), StoreError>;
 
-    /// Writes many records, each whole or not at all; with an outcome for each, in the same order. A record that
-    /// is there and differs is only overwritten where `replace` says so. Where it is there already, its expiry is
-    /// made right. No two records may have the same id.
+    /// Writes many records, each whole or not at all, and returns an outcome for each, in the same order. A record
+    /// that is there and differs is overwritten only with `replace`. A record that is there and equal gets the new
+    /// expiry. No two of `records` may have the same id.
     ///
     /// A record whose outcome is an error may be written or not: writing it again changes nothing then.
     async fn import(
@@ -60,8 +60,8 @@ pub trait RecordWriter: Send + Sync {
     ) -> Vec<Result<Imported, StoreError>>;
 
     /// Lets the record of `id` expire at `expires_at`, unless it expires sooner. The record was read as `before`,
-    /// and `after` says the same with another `expires_at`. Whether the record was still as it was read: if not,
-    /// nothing was written.
+    /// and `after` is the same with another `expires_at`. Returns false, and writes nothing, if the record has changed
+    /// since it was read.
     ///
     /// # Errors
     /// [`StoreError`] when the store did not answer in time.
@@ -111,25 +111,25 @@ pub trait RecordLister: Send + Sync {
     -> Result<IdPage, StoreError>;
 }
 
-/// Tells of changed records.
+/// Watches for changed records.
 pub trait RecordWatch: Send + Sync {
-    /// Tells `on_change` whenever a record or revocation has changed, and when such a change may have been missed.
-    /// To be called once, before the store [starts](super::Membership::start).
+    /// Calls `on_change` whenever a record or revocation has changed, and when such a change may have been missed.
+    /// Call this once, before the store [starts](super::Membership::start).
     fn on_record_change(&self, on_change: OnRecordChange);
 }
 
-/// What became of a record that was imported.
+/// The outcome of importing a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Imported {
-    /// There was none before.
+    /// There was no record before.
     Written,
-    /// There was another record, and it was to be replaced.
+    /// There was another record, which was replaced.
     Replaced,
     /// The same record was there already.
     Unchanged,
-    /// There is another record; nothing was written.
+    /// There is another record, and nothing was written.
     Differs,
-    /// The record has expired, and there is none or it was to be replaced; nothing was written.
+    /// The record to import has expired, and nothing was written.
     Expired,
 }
 
@@ -142,7 +142,8 @@ pub struct IdPage {
     pub next: Option<PageMark>,
 }
 
-/// Where a page starts, as the store that made the mark understands it. Others only print it and read it back.
+/// Where a page starts, in a form that only the store understands which made the mark. Callers print it and read it
+/// back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageMark(Box<str>);
 
@@ -181,18 +182,18 @@ impl FromStr for PageMark {
     }
 }
 
-/// What a store tells about records and revocations that may have been read before.
+/// A change that a store tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordChange<'a> {
     /// The record of this id was changed or deleted.
     Of(&'a str),
     /// The revocation of this id was made or deleted.
     Revocation(&'a str),
-    /// Any of them may have been: all were deleted, or the connection that would have told was lost.
+    /// Any record or revocation may have changed: all were deleted, or the connection that tells of changes was lost.
     Unknown,
 }
 
-/// Told of changed records.
+/// Called when records have changed.
 pub type OnRecordChange = Arc<dyn Fn(RecordChange<'_>) + Send + Sync>;
 
 #[cfg(test)]

@@ -139,6 +139,7 @@ impl Write for Queue {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a log line is dated; no decision depends on it")]
 fn json_line(out: &mut dyn Write, record: &Record<'_>) -> io::Result<()> {
     let time = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
     let level = level_name(record.level());
@@ -150,6 +151,7 @@ fn json_line(out: &mut dyn Write, record: &Record<'_>) -> io::Result<()> {
     writeln!(out, "}}")
 }
 
+#[expect(clippy::disallowed_methods, reason = "a log line is dated; no decision depends on it")]
 fn console_line(out: &mut dyn Write, record: &Record<'_>, color: bool) -> io::Result<()> {
     let paint = |code: &'static str| if color { code } else { "" };
     let (dim, reset) = (paint("\x1b[2m"), paint("\x1b[0m"));

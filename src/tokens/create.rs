@@ -44,7 +44,7 @@ pub struct IssuedToken {
     pub id: String,
     /// The record.
     pub record: Map<String, Value>,
-    /// What a client sends.
+    /// The credential, as a client sends it.
     pub credential: Secret,
     /// Where the record is.
     pub kept_in: KeptIn,
@@ -84,7 +84,7 @@ pub enum NewKeyError {
     /// The system has no randomness.
     #[error("no randomness: {0}")]
     Randomness(getrandom::Error),
-    /// What was made is no key.
+    /// The new value is not a key.
     #[error("the new key {0}")]
     Form(key::KeyError),
 }
@@ -123,7 +123,7 @@ impl Tokens {
         Ok(IssuedToken { id, record, credential, kept_in })
     }
 
-    /// Refuses a plan that is known not to be there.
+    /// Refuses a plan that the configuration does not have.
     fn check_plan(&self, plan: Option<&str>) -> Result<(), CreateError> {
         match (plan, &self.rules.plans) {
             (Some(plan), Some(plans)) if !plans.contains(plan) => Err(CreateError::UnknownPlan {
@@ -135,7 +135,7 @@ impl Tokens {
     }
 }
 
-/// Writes the record of `id`, which is forgotten at `expires_at`.
+/// Writes the record of `id`, which the store deletes at `expires_at`.
 pub(super) async fn put(
     store: &dyn RecordStore,
     id: &str,
@@ -170,7 +170,7 @@ fn claims_of(mut record: Map<String, Value>) -> Map<String, Value> {
     record
 }
 
-/// Refuses what a gateway would not understand, such as names that fit no header field.
+/// Refuses a record that no gateway could read, for example one with a name that fits no header field.
 fn must_be_readable(id: &str, record: &Map<String, Value>) -> Result<(), RecordError> {
     let stored = StoredRecord::Fields(texts(record).into_iter().collect());
     TokenRecord::read(&id.into(), &stored).map(drop)

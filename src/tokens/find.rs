@@ -18,7 +18,7 @@ pub enum FindError {
     /// There is no such token. The id may be a credential that was taken for an id.
     #[error("there is no such token")]
     Unknown {
-        /// What was searched.
+        /// The id that was searched.
         id: String,
     },
     /// Several tokens have this public id.
@@ -50,8 +50,8 @@ pub struct FoundRecord {
 }
 
 impl Tokens {
-    /// The id under which the record of `name` is stored. That there is a record is certain only where it had to be
-    /// searched, and tokens need records.
+    /// The id under which the record of `name` is stored. A record exists for certain only where a public id was
+    /// searched and tokens need records.
     ///
     /// # Errors
     /// [`FindError::Unknown`] and [`FindError::Ambiguous`] when `name` fits none or several.
@@ -121,14 +121,15 @@ impl FoundRecord {
         Self { id: id.to_owned(), kept_in: KeptIn::Configuration, fields: fields.clone() }
     }
 
-    /// What a key holds that is no record.
+    /// The value of a key that is no record.
     fn unreadable(id: &str, problem: String) -> Self {
         let fields = Map::from_iter([("unreadable".to_owned(), Value::from(problem))]);
         Self { id: id.to_owned(), kept_in: KeptIn::Store, fields }
     }
 }
 
-/// What `store` holds of `id`. Something that is no record is shown as such: it must not hide other records.
+/// The record of `id` in `store`. A value that is no record is shown as unreadable, so that it does not hide other
+/// records.
 pub(super) async fn read(
     store: &dyn RecordStore,
     id: &str,

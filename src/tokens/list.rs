@@ -11,7 +11,8 @@ use crate::store::{PageMark, StoreError};
 /// The ids that a store looks at for one page, at most.
 const MAX_IDS: usize = 500;
 
-/// The fewest: a small page of a store with few records among much else would take a call for every few ids.
+/// The ids that a store looks at for one page, at least. Where records are few among many other keys, a smaller number
+/// would cost a call for every few ids.
 const MIN_IDS: usize = 100;
 
 /// A part of the records of a store.
@@ -29,7 +30,7 @@ impl Tokens {
         self.store().map(|store| store.first_page())
     }
 
-    /// A page of about `wanted` records of the store, which are all read in one round. Those of the configuration
+    /// A page of about `wanted` records of the store, which are all read in one round. Records of the configuration
     /// are on no page.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The life of a token: making, finding, listing, importing, rotating and revoking it.
 //!
 //! Everything here takes values and gives back values: the command line is one caller, and another may answer
-//! requests. It neither prints nor reads arguments, and does not know which store it is.
+//! requests. This room neither prints nor reads arguments, and does not know the kind of store.
 
 use std::sync::Arc;
 
@@ -49,8 +49,8 @@ pub enum KeptIn {
 }
 
 impl Tokens {
-    /// The tokens that `rules` and `store` know. `signer` signs new JWTs; an error says why nothing can, and is
-    /// only met where a JWT is to be signed.
+    /// The tokens that `rules` and `store` know. `signer` signs new JWTs; where it is an error, the error is returned
+    /// once a JWT is to be signed.
     pub fn new(
         rules: TokenRules,
         store: Option<Arc<dyn RecordStore>>,
@@ -74,7 +74,7 @@ impl Tokens {
     }
 }
 
-/// What a store keeps the record of `id` under.
+/// The key under which a store keeps the record of `id`.
 pub fn storage_key(id: &str) -> String {
     format!("token:{id}")
 }
@@ -201,7 +201,9 @@ mod tests {
                 record.remove("api_key");
                 record
             };
-            assert_eq!(without_id(&rotation.issued.record), without_id(&old.record));
+            let mut expected = without_id(&old.record);
+            expected.insert("counts_as".into(), old.id.as_str().into());
+            assert_eq!(without_id(&rotation.issued.record), expected);
             assert_eq!(CredentialKind::of(&rotation.issued.id), kind);
             assert_eq!(rotation.end, OldTokenEnd::At(NOW + grace));
             tokens.end_old(&rotation).await.unwrap();
@@ -215,6 +217,8 @@ mod tests {
             tokens.end_old(&rotation).await.unwrap();
             assert_eq!(store.record(id).await.unwrap(), None);
             assert!(store.record(&rotation.issued.id).await.unwrap().is_some());
+            let counts_as = &rotation.issued.record["counts_as"];
+            assert_eq!(*counts_as, old.id.as_str(), "of the first token, not of the second");
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::auth::credential::{Credential, MAX_CREDENTIAL};
 use crate::base::secret::Secret;
 use crate::record::key;
 
-/// Which token is meant.
+/// The name of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenName {
     /// The token whose record is stored under this id.
@@ -52,7 +52,7 @@ impl TokenName {
         })
     }
 
-    /// The token that `credential` belongs to, and the credential if it is a JWT. Nobody has verified the JWT.
+    /// The token that `credential` belongs to, and the credential if it is a JWT. The JWT has not been verified.
     ///
     /// # Errors
     /// [`NameError`] when it is no credential, or a JWT that names no record.
@@ -70,7 +70,7 @@ impl TokenName {
     }
 }
 
-/// What a JWT says its `api_key` is. The JWT only names a record here, so its signature does not matter.
+/// The `api_key` that a JWT claims. The JWT only names a record here, so its signature does not matter.
 fn api_key(jwt: &str) -> Option<String> {
     let claims = URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&claims).ok()?;

@@ -1,8 +1,9 @@
-//! Rotating a token: a new credential with the same record, and an end to the old one.
+//! Rotating a token: a new credential with the same record and the same counters, and an end to the old one.
 //!
 //! It takes two steps. The first writes the new record and gives back its credential; the caller passes the credential
-//! on, and only then asks for the second step, which ends the old token. Whatever fails in between, one credential
-//! that somebody holds works. Only the holder of a JWT knows what it claims: given its id, no claim is carried over.
+//! on, and only then asks for the second step, which ends the old token. If a step fails, the client still holds a
+//! credential that works. The claims of a JWT are in the JWT alone: a rotation that is given only the id carries over
+//! no claim.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::life::{expiry, rfc3339};
 use super::{CredentialKind, FindError, IssuedToken, KeptIn, SignerError, Tokens};
 use crate::base::clock::UnixTime;
 use crate::base::secret::Secret;
-use crate::record::field::EXPIRES_AT;
+use crate::record::field::{API_KEY, COUNTS_AS, EXPIRES_AT};
 use crate::record::key::{is_hash, public_id};
 use crate::record::stored::fields;
 use crate::record::{Grant, RecordError, TokenRecord};
@@ -22,7 +23,7 @@ use crate::store::{RecordStore, StoreError, StoredRecord};
 /// How far two readings of one time may be apart.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// What is asked of a rotation.
+/// A request for a rotation.
 #[derive(Debug)]
 pub struct RotationRequest<'a> {
     /// The id under which the record of the old token is stored.
@@ -43,7 +44,7 @@ pub struct Rotation {
     pub issued: IssuedToken,
     /// The id of the old token.
     pub old_id: String,
-    /// When the old token shall stop working.
+    /// When the old token stops working.
     pub end: OldTokenEnd,
     /// Whether the old token may claim something that was not carried over.
     pub claims_unknown: bool,
@@ -56,9 +57,9 @@ pub struct Rotation {
 pub enum OldTokenEnd {
     /// Now.
     AtOnce,
-    /// Then, which is earlier than it was.
+    /// At this time, which is earlier than before.
     At(UnixTime),
-    /// When it would have anyway.
+    /// At this time, as it would have anyway.
     AsBefore(UnixTime),
 }
 
@@ -74,7 +75,7 @@ pub enum RotateError {
     /// The record cannot be read.
     #[error("the record cannot be read: {problem}")]
     Unreadable {
-        /// What is wrong with it.
+        /// The fault of the record.
         problem: String,
     },
     /// The record is disabled.
@@ -83,7 +84,7 @@ pub enum RotateError {
     /// No key that signs here has signed the JWT.
     #[error("no key that signs here has signed the JWT, so what it claims is not believed")]
     NotBelieved,
-    /// The JWT claims an expiry that cannot be read.
+    /// No gateway can read what the JWT claims.
     #[error("the claims cannot be read: {0}")]
     Claims(RecordError),
     /// The token has expired, and the new one was not given another life.
@@ -103,7 +104,7 @@ pub enum RotateError {
     NotWritten {
         /// The id of the new record.
         new_id: String,
-        /// What the store said.
+        /// The error of the store.
         error: StoreError,
     },
 }
@@ -117,7 +118,7 @@ impl From<StoreError> for RotateError {
 /// Why the old token still works as before, beside the new one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum EndError {
-    /// Somebody changed the record of the old token meanwhile.
+    /// The record of the old token was changed meanwhile.
     #[error("its record was changed at the same time")]
     Changed,
     /// The store did not answer.
@@ -141,7 +142,10 @@ impl Tokens {
         let claims = request.jwt.map(|jwt| self.claims_of(jwt)).transpose()?;
         let claims_unknown = claims.is_none() && !is_hash(request.id);
         let mut claims = claims.unwrap_or_default();
-        old.ends_as_claimed(claims.remove(EXPIRES_AT))?;
+        // No gateway accepts a token with claims that cannot be read, such as `limits` beside `rate_limit`.
+        let claimed = Grant::claimed(|name| claims.get(name).cloned());
+        old.ends_as_claimed(claimed.map_err(RotateError::Claims)?.expires_at);
+        claims.remove(EXPIRES_AT);
         let end = old.end(now, request.grace);
 
         let expires = match (request.life, old.expires) {
@@ -155,7 +159,9 @@ impl Tokens {
             (CredentialKind::Jwt, None) => return Err(RotateError::NeverExpires),
         };
         let mut record = fields(&old.stored);
-        record.insert("api_key".into(), public_id(&id).into());
+        record.insert(API_KEY.into(), public_id(&id).into());
+        // A rotation is no way to a second quota.
+        record.insert(COUNTS_AS.into(), old.counts_as.as_str().into());
         if let Some(expires) = expires.filter(|at| old.said != Some(*at)) {
             record.insert(EXPIRES_AT.into(), rfc3339(expires).into());
         }
@@ -207,7 +213,7 @@ impl Tokens {
     }
 }
 
-/// `record`, which says that it expires at `until`.
+/// `record` with the expiry `until`.
 fn expiring(record: &StoredRecord, until: UnixTime) -> StoredRecord {
     match record {
         StoredRecord::Fields(fields) => {
@@ -226,7 +232,9 @@ fn expiring(record: &StoredRecord, until: UnixTime) -> StoredRecord {
 /// The token that is replaced.
 struct OldToken {
     stored: StoredRecord,
-    /// The expiry that its record says.
+    /// The id of the token whose counters it uses.
+    counts_as: String,
+    /// The expiry in its record.
     said: Option<UnixTime>,
     /// When it would have expired: as its record says, or before, when the store forgets the record.
     expires: Option<UnixTime>,
@@ -252,19 +260,14 @@ impl OldToken {
         let forgotten = store.kept_for(id).await?.map(|left| expiry(now + left, Duration::ZERO));
         // The two are one time, but for what passed while the store was asked.
         let forgotten = forgotten.filter(|at| said.is_none_or(|said| *at + SLACK < said));
-        Ok(Self { stored, said, expires: forgotten.or(said) })
+        let counts_as = read.counts_as().to_owned();
+        Ok(Self { stored, counts_as, said, expires: forgotten.or(said) })
     }
 
     /// Heeds the claim `expires_at`, which counts where the record says nothing.
-    fn ends_as_claimed(&mut self, claim: Option<Value>) -> Result<(), RotateError> {
-        let claimed = Grant::claimed(|name| claim.clone().filter(|_| name == EXPIRES_AT));
-        let claimed = claimed
-            .map_err(RotateError::Claims)?
-            .expires_at
-            .filter(|_| self.said.is_none())
-            .map(|at| expiry(at, Duration::ZERO));
+    fn ends_as_claimed(&mut self, claimed: Option<UnixTime>) {
+        let claimed = claimed.filter(|_| self.said.is_none()).map(|at| expiry(at, Duration::ZERO));
         self.expires = self.expires.into_iter().chain(claimed).min();
-        Ok(())
     }
 
     /// When it ends if `grace` is left to it.
@@ -295,7 +298,8 @@ mod tests {
             (None, 0, OldTokenEnd::AtOnce),
         ] {
             let stored = StoredRecord::Json("{}".into());
-            let old = OldToken { stored, said: None, expires: expires.map(at) };
+            let counts_as = "old".to_owned();
+            let old = OldToken { stored, counts_as, said: None, expires: expires.map(at) };
             assert_eq!(old.end(now, Duration::from_secs(grace_secs)), end, "{expires:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! What a configuration says about tokens, as values. Only this file and `sign` know the configuration.
+//! The rules of a configuration for tokens, as values. Only this file and `sign` know the configuration.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,14 @@ use serde_json::{Map, Value};
 
 use crate::config::Config;
 
-/// What a configuration says about tokens. The default is that nothing is known of it.
+/// The rules of a configuration for tokens. The default stands for no configuration.
 #[derive(Clone, Debug, Default)]
 pub struct TokenRules {
     /// The fields of the records that the configuration holds, by id.
     pub configured: Vec<(String, Map<String, Value>)>,
-    /// The plans there are; `None` where there is no configuration to say.
+    /// The names of the plans; `None` without a configuration.
     pub plans: Option<BTreeSet<String>>,
-    /// Whether the claims of JWTs stand for their records, which nobody reads then.
+    /// Whether the claims of JWTs stand for their records. Records are not read then.
     pub claims_stand: bool,
 }
 

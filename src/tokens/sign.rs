@@ -1,4 +1,5 @@
-//! Signing JWTs (RFC 7519) with the secrets that a gateway verifies with, and believing those that were signed so.
+//! Signing JWTs (RFC 7519) with the secrets that a gateway verifies with, and reading the claims of JWTs that were
+//! signed with them.
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub enum SignerError {
     Failed(String),
 }
 
-/// What signs JWTs. Only secrets can sign: public keys verify the tokens of other issuers.
+/// The keys that sign JWTs. Only secrets can sign: public keys verify the tokens of other issuers.
 #[derive(Clone, Debug)]
 pub struct Signer {
     /// The key that signs.
@@ -102,13 +103,13 @@ impl Signer {
             .map_err(|error| SignerError::Failed(error.to_string()))
     }
 
-    /// What `jwt` claims to be granted, so that another token can claim the same; `None` when none of these keys has
-    /// signed it. Everybody can write a JWT, so a JWT of unknown origin is not believed.
+    /// The claims of `jwt` that grant something, so that another token can claim the same; `None` when none of these
+    /// keys has signed it. Anyone can write a JWT, so the claims of a JWT of unknown origin count for nothing.
     pub fn granted(&self, jwt: &Secret) -> Option<Map<String, Value>> {
         let mut keys = std::iter::once(&self.first).chain(&self.rest);
         let claims = keys.find_map(|key| {
             let mut validation = Validation::new(key.algorithm);
-            // Whether and where the JWT is valid does not change what it was granted.
+            // The expiry and the audience of the JWT do not change its grants.
             validation.validate_exp = false;
             validation.validate_aud = false;
             validation.required_spec_claims.clear();

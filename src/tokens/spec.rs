@@ -1,4 +1,4 @@
-//! What a new token shall be allowed, and the record that says so.
+//! The grants of a new token, and the record that states them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::quota::RateError;
 use crate::quota::rule::{LimitRule, rule_set};
 use crate::record::field;
 
-/// What a new token shall be allowed.
+/// The grants of a new token.
 #[derive(Clone, Debug)]
 pub struct TokenSpec {
     /// Its own limits.
@@ -19,7 +19,7 @@ pub struct TokenSpec {
     pub plan: Option<String>,
     /// The organization it belongs to.
     pub organization: Option<String>,
-    /// What people call it.
+    /// A name for people to read.
     pub name: Option<String>,
     /// The only paths it may ask for, each [checked](crate::route::written::check_pattern); empty for all.
     pub routes: Vec<String>,

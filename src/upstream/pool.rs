@@ -143,11 +143,6 @@ impl Upstream {
         &self.rules
     }
 
-    /// Whether every endpoint has an address.
-    pub fn is_resolved(&self) -> bool {
-        self.endpoints.iter().all(Endpoint::is_resolved)
-    }
-
     /// The endpoints.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints

@@ -65,6 +65,10 @@ fn pause(failures: u32) -> Duration {
 
 /// Starts the look-ups that are due among the endpoints of `upstreams`. An endpoint whose look-up fails keeps
 /// its addresses.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a look-up ends by itself, and the start waits for it"
+)]
 pub fn look_up<'a>(upstreams: impl IntoIterator<Item = &'a Arc<Upstream>>) -> Vec<JoinHandle<()>> {
     let now = Instant::now();
     let mut started = Vec::new();

@@ -218,7 +218,7 @@ routes: [ {{ prefix: /r{n}, upstream: u{n}, auth: none }} ]
     });
     let (_, named) = line["message"].as_str().unwrap().rsplit_once(": ").unwrap();
     let mut named: BTreeSet<&str> = named.split(", ").collect();
-    // The log says one of the two for both.
+    // The log names `log.format` or `log.color` for both.
     named.extend(["log.format", "log.color"]);
     for [key, _, reload] in documented_keys() {
         let kept = named.iter().any(|named| {

@@ -1,6 +1,6 @@
 //! Runs the shell blocks of all pages as a reader would: in order, in one shell, in one directory.
 //!
-//! What differs from a reader's machine is in this file and nowhere else.
+//! Only this file has what differs from a reader's machine.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ use super::support::wait_longer_for;
 /// How long the whole session may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Shell functions in place of what a reader has.
+/// Shell functions that replace programs of a reader's machine.
 ///
 /// - `make` only shows that the target exists: the program is built, and CI runs `make test`.
 /// - Redis is on a port of the test's own.
@@ -38,7 +38,7 @@ tollgate() {
 curl() { await_files; await_gateway; command curl -sS "$@"; }
 "#;
 
-/// Commands after blocks that hold a text: what such a block sets off happens in another process.
+/// Commands that run after blocks with a certain text: they wait for another process to act on the block.
 const AFTERWARDS: [(&str, &str); 2] = [
     ("kill -HUP", "until grep -q 'configuration reloaded' gateway.log; do sleep 0.02; done"),
     ("kill -QUIT", "wait \"$OLD_PID\"; grep -q 'taken over' gateway.log; await_gateway"),
@@ -108,7 +108,7 @@ pub fn run(blocks: &[Block]) -> Vec<String> {
         .stdin(Stdio::null())
         .stdout(printed.try_clone().unwrap())
         .stderr(printed)
-        // So that nothing that the session starts outlives it.
+        // No process of the session may outlive the session.
         .process_group(0);
     let mut shell = command.spawn().unwrap();
     let group = Group(shell.id());
@@ -133,7 +133,7 @@ struct Group(u32);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // None is left where the session ended by itself.
+        // No process is left where the session ended by itself.
         let _ = Command::new("kill")
             .args(["-KILL", "--", &format!("-{}", self.0)])
             .stderr(Stdio::null())

@@ -1,4 +1,4 @@
-//! What a store promises about itself: that it answers, and to how many gateways.
+//! The promises of a store about itself: whether it answers, and how many gateways share it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tollgate::store::Membership;
 
 use super::until_async;
 
-/// Starts the store, which nobody has done yet, and leaves its probe running.
+/// Starts the store, which has not started yet, and leaves its probe running.
 pub async fn starts(store: &Arc<dyn Membership>) {
     assert_eq!(store.gateways().get(), 1, "this gateway counts before the first answer");
     store.start();

@@ -1,5 +1,5 @@
-//! What every store promises, a file for each group of traits. The suites are run against memory and against a real
-//! Redis, and know neither.
+//! The promises of every store, a file for each group of traits. The suites are run against memory and against a real
+//! Redis, and must not know either.
 
 pub mod membership;
 pub mod records;

@@ -1,4 +1,4 @@
-//! What a store promises about records: reading, writing, importing, listing and telling of changes.
+//! The promises of a store about records: reading, writing, importing, listing and reporting changes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -90,7 +90,7 @@ async fn imports_whole_records(store: &dyn RecordStore) {
         assert_eq!(import(record("i", other, None), false).await, Imported::Differs);
         assert_eq!(store.record("i").await.unwrap(), stored(&basic));
     }
-    // The record is there already, and its expiry is made right.
+    // The record exists already, and its expiry is corrected.
     assert_eq!(import(record("i", &basic, Some(LATER)), false).await, Imported::Unchanged);
     assert!(store.kept_for("i").await.unwrap().is_some());
     assert_eq!(import(record("i", &basic, None), false).await, Imported::Unchanged);
@@ -182,7 +182,7 @@ async fn lists_every_record(store: &dyn RecordStore) {
     assert_eq!(list(store, "list1", 500).await.0.len(), 1 + 10 + 100 + 200);
     assert_eq!(list(store, "none", 500).await.0, BTreeSet::new());
 
-    // Whatever is deleted between two pages, what stays is listed.
+    // Records that stay are listed, whatever is deleted between two pages.
     let first = store.page(&store.first_page(), "", 100).await.unwrap();
     for id in first.ids.iter().chain((0..50).map(|nth| &many[nth * 24 + 5].id)) {
         store.delete(id).await.unwrap();
@@ -206,7 +206,7 @@ async fn lists_every_record(store: &dyn RecordStore) {
     }
 }
 
-/// What was told of changes so far.
+/// The changes that the store has reported so far.
 #[derive(Clone, Default)]
 pub struct Heard(Arc<Mutex<Vec<String>>>);
 
@@ -231,7 +231,7 @@ impl Heard {
     }
 }
 
-/// Tells of every change. The store has started since `heard` listens to it.
+/// The store reports every change. It has started after `heard` began to listen.
 pub async fn tells_of_changes(store: &dyn RecordStore, heard: &Heard) {
     store.put(&record("w", &[("plan", "basic")], None)).await.unwrap();
     heard.until("record w").await;

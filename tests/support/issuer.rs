@@ -161,7 +161,7 @@ impl Signer {
     }
 }
 
-/// An https server on 127.0.0.1 that publishes a set of keys, and counts who asks.
+/// An https server on 127.0.0.1 that publishes a set of keys, and counts the requests.
 pub struct KeyServer {
     port: u16,
     shared: Arc<Shared>,
@@ -210,7 +210,7 @@ impl KeyServer {
                     return;
                 }
                 let (config, serving) = (Arc::clone(&config), Arc::clone(&serving));
-                // Who breaks off is nobody's fault.
+                // A client that breaks off is no failure of the server.
                 thread::spawn(move || stream.map(|stream| serve(stream, config, &serving)));
             }
         });
@@ -236,12 +236,12 @@ impl KeyServer {
         *self.shared.answer.lock() = (status.into(), body.into());
     }
 
-    /// Takes so long to answer from now on.
+    /// Waits this long before each answer from now on.
     pub fn delay(&self, delay: Duration) {
         *self.shared.delay.lock() = delay;
     }
 
-    /// How often it was asked.
+    /// How many requests there were.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
     }

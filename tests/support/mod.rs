@@ -1,5 +1,5 @@
 //! The one helper of the integration tests: the real executable, a real Redis, an origin, a raw client.
-//! Everything listens where the kernel says, everything is waited for with a deadline, everything ends on drop.
+//! The kernel chooses every port, every wait has a deadline, and every process ends on drop.
 // Each test file uses its own part of this.
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -40,7 +40,7 @@ pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     wait_longer_for(PATIENCE, what, probe)
 }
 
-/// The same with more patience, for what waits on others' deadlines.
+/// The same with more patience, for conditions that wait for deadlines of other programs.
 pub fn wait_longer_for<T>(
     patience: Duration,
     what: &str,
@@ -62,7 +62,7 @@ pub fn signal(name: &str, pid: u32) {
     assert!(sent.success(), "cannot send {name} to {pid}");
 }
 
-/// What tests that run at the same time share; it ends with the last of them.
+/// A value that tests share while they run at the same time; the last test drops it.
 pub struct Shared<T>(Mutex<Weak<T>>);
 
 impl<T> Shared<T> {
@@ -80,7 +80,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// The executable, without what the environment of the tests may say to it.
+/// The executable, without the variables of the tests' environment that it would read.
 pub fn tollgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     for (name, _) in

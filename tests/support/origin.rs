@@ -1,4 +1,4 @@
-//! An HTTP/1.1 server that records what reaches it and answers what a test wants.
+//! An HTTP/1.1 server that records the bytes it receives and answers as a test says.
 //! It knows nothing of the gateway.
 
 use std::collections::HashMap;
@@ -37,7 +37,7 @@ impl Origin {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (stream, state) = (stream.unwrap(), Arc::clone(&accepting));
-                // A broken connection is its gateway's business; what arrived is on record.
+                // A broken connection is for the gateway to notice; the bytes that arrived are on record.
                 thread::spawn(move || drop(state.serve(stream)));
             }
         });
@@ -133,7 +133,7 @@ impl State {
                 None => echo(&request, &mut writer)?,
             };
             if !keep {
-                // Both handles must go for the connection to close, also while a test holds neither.
+                // The connection closes when both handles are dropped, also while a test holds neither.
                 return writer.shutdown(std::net::Shutdown::Both);
             }
         }
@@ -141,7 +141,7 @@ impl State {
     }
 }
 
-/// The body back, or the request line where there is none.
+/// The request's body, or its request line where there is no body.
 pub fn echo(request: &Message, stream: &mut TcpStream) -> io::Result<bool> {
     let body = if request.body.is_empty() {
         request.line.clone().into_bytes()

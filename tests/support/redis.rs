@@ -11,7 +11,7 @@ use super::{signal, wait_for};
 /// The password of servers whose configuration asks for one.
 pub const PASSWORD: &str = "tests:only@/%";
 
-/// A server of its own, gone when dropped. It keeps nothing on disk.
+/// A redis-server that is killed when dropped. It keeps nothing on disk.
 pub struct Redis {
     port: u16,
     child: Child,
@@ -71,7 +71,7 @@ sentinel parallel-syncs main 2"
         self.try_command(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
     }
 
-    /// The same where it may fail. A frozen server is not asked: nothing would end the wait.
+    /// The same where the command may fail. A frozen server is not asked, because nothing would end the wait.
     pub fn try_command(&self, arguments: &[&str]) -> Result<String, String> {
         if self.frozen.load(Ordering::Relaxed) {
             return Err("it is frozen".into());
@@ -91,13 +91,13 @@ sentinel parallel-syncs main 2"
         self.command(&["HSET", &key].into_iter().chain(fields).collect::<Vec<_>>());
     }
 
-    /// As a crash: no farewell, and the memory is lost.
+    /// Kills the server as a crash would: connections are reset, and the memory is lost.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Connections stay open and nothing answers.
+    /// Freezes the server: connections stay open, and nothing answers.
     pub fn freeze(&self) {
         self.frozen.store(true, Ordering::Relaxed);
         signal("STOP", self.child.id());
@@ -108,13 +108,13 @@ sentinel parallel-syncs main 2"
         self.frozen.store(false, Ordering::Relaxed);
     }
 
-    /// Back on the same port, empty.
+    /// Starts the server again on the same port, empty.
     pub fn restart(&mut self) {
         self.child = serve(self.port, &self.config, self.mode, &self.dir);
         self.wait();
     }
 
-    /// Until it answers. Where another process took the port in between, it is tried again.
+    /// Waits until the server answers. Where another process took the port in between, the server is started again.
     fn wait(&mut self) {
         wait_for("redis-server to answer", || {
             if self.child.try_wait().unwrap().is_some() {

@@ -58,7 +58,7 @@ cluster-replica-validity-factor 0"
         cluster
     }
 
-    /// What `redis-cli --cluster create` does, without its pauses.
+    /// Makes a cluster as `redis-cli --cluster create` does, without its pauses.
     fn introduce(&self, buses: &[u16]) {
         for (nth, node) in self.nodes.iter().enumerate() {
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(nth + 1).to_string()]);
@@ -91,7 +91,7 @@ cluster-replica-validity-factor 0"
         format!("redis-cluster://:{ENCODED}@127.0.0.1:{}?{}", ports[0], others.join("&"))
     }
 
-    /// As if a replica were a server of its own.
+    /// The URL of a replica as if it were a single server.
     pub fn url_of_a_replica(&self) -> String {
         format!("redis://:{ENCODED}@127.0.0.1:{}", self.replica(0).port())
     }
@@ -185,7 +185,7 @@ impl Sentinels {
     }
 }
 
-/// Whether it takes writes; false also when it does not say.
+/// Whether the server takes writes; false also when it does not answer.
 pub fn is_primary(redis: &Redis) -> bool {
     redis.try_command(&["ROLE"]).is_ok_and(|role| role.starts_with("master"))
 }

@@ -60,7 +60,7 @@ enum KindArgument {
     Key,
 }
 
-/// What `--limit` takes.
+/// The value of `--limit`.
 #[derive(Clone, Debug)]
 enum LimitArgument {
     /// A number: over the window that the gateway is configured with.
@@ -77,7 +77,7 @@ enum LimitArgument {
 pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     let session = match arguments.kind {
         KindArgument::Jwt => arguments.store.open(arguments.secret.as_ref())?,
-        // The first key of a configuration is made before there is one that is valid.
+        // A configuration without keys may not be valid, so the first key is made without it.
         KindArgument::Key => arguments.store.open_if_named()?,
     };
     let kind = match arguments.kind {
@@ -96,7 +96,7 @@ pub fn run(arguments: &CreateArguments) -> Result<String, Failure> {
     if arguments.json { issued.to_json() } else { issued.to_text() }
 }
 
-/// What the arguments ask for.
+/// The grants that the arguments ask for.
 fn spec(arguments: &CreateArguments) -> Result<TokenSpec, Failure> {
     Ok(TokenSpec {
         limits: limits(&arguments.limits)?,
@@ -127,7 +127,7 @@ fn limits(arguments: &[LimitArgument]) -> Result<TokenLimits, Failure> {
     })
 }
 
-/// What it means to the command that no token was made.
+/// The failure of a command that made no token.
 fn failure(session: &Session, error: &CreateError) -> Failure {
     match error {
         CreateError::UnknownPlan { plan, known } => {

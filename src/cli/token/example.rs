@@ -3,7 +3,7 @@
 use crate::base::secret::Secret;
 use crate::config::{Config, Route};
 
-/// Where a gateway listens when nothing says otherwise.
+/// The address of a gateway without a configured listener.
 const DEFAULT_BASE: &str = "http://127.0.0.1:8080";
 
 /// A line for a shell that sends one request with `credential` to a path that `allowed` permits,
@@ -48,7 +48,7 @@ fn covers(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The method to ask with, where GET will not do.
+/// The method of the request, where the route does not serve GET.
 fn unusual_method(route: &Route) -> Option<&str> {
     let methods = &route.matcher.methods;
     if methods.iter().any(|method| method == "GET") {
@@ -85,6 +85,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use crate::quota::rule::LimitSet;
     use crate::route::headers::HeaderRules;
     use crate::route::table::Matcher;
     use crate::upstream::pool::{Timeouts, UpstreamRules};
@@ -95,7 +96,7 @@ mod tests {
         let upstream =
             UpstreamRules { name: "u".into(), endpoints: Vec::new(), retries: 0, timeouts };
         Route {
-            limits: [].into(),
+            limits: LimitSet::default(),
             max_in_flight: None,
             matcher: Matcher {
                 prefix: prefix.into(),

@@ -1,4 +1,4 @@
-//! The values of a record as people read them.
+//! The values of a record as text for people.
 
 use serde_json::Value;
 

@@ -12,7 +12,7 @@ use crate::record::field::API_KEY;
 use crate::record::key::{is_hash, public_id};
 use crate::tokens::{CredentialKind, IssuedToken, KeptIn, storage_key};
 
-/// A token that was made, and what it was made with.
+/// A token that was made, and the session that made it.
 pub struct Issued<'a> {
     /// The token.
     pub token: &'a IssuedToken,
@@ -21,7 +21,7 @@ pub struct Issued<'a> {
 }
 
 impl Issued<'_> {
-    /// The token for programs, before it is made text.
+    /// The token for programs, as an object.
     pub fn object(&self) -> Map<String, Value> {
         let token = self.token;
         let mut object = token.record.clone();
@@ -87,13 +87,13 @@ impl Issued<'_> {
         self.session.config.as_ref()
     }
 
-    /// The only paths it may ask for; empty for all.
+    /// The only paths that the token may use; empty for all.
     fn routes(&self) -> Vec<String> {
         let routes = self.token.record.get("allowed_routes").and_then(Value::as_array);
         routes.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
-    /// Which limits will apply: the record's own, else its plan's, else the default.
+    /// The limits of the token: its own, else those of its plan, else the default.
     fn limits(&self) -> String {
         let [limits, rate, plan] =
             ["limits", "rate_limit", "plan"].map(|field| self.token.record.get(field));

@@ -59,7 +59,7 @@ pub fn run(arguments: &ListArguments) -> Result<String, Failure> {
     Ok(String::new())
 }
 
-/// What has been listed so far.
+/// The state of the listing.
 struct Listing {
     json: bool,
     listed: u64,
@@ -74,7 +74,7 @@ impl Listing {
         Self { json, listed: 0, widths: None }
     }
 
-    /// Prints a page; whether somebody still reads.
+    /// Prints a page. Returns whether standard output is still read.
     fn add(&mut self, found: &[FoundRecord]) -> Result<bool, Failure> {
         let text = if self.json { self.members(found) } else { self.rows(found) };
         self.listed += found.len() as u64;
@@ -112,7 +112,7 @@ impl Listing {
         found.iter().enumerate().map(member).collect()
     }
 
-    /// What comes after the last record.
+    /// The text after the last record.
     fn end(&mut self) -> String {
         match (self.json, self.listed) {
             (true, 0) => "[]\n".into(),

@@ -1,6 +1,6 @@
 //! `tollgate token`: the records of tokens, in the store and in the configuration.
 //!
-//! It knows arguments and text; what is done to tokens is the business of `tokens`.
+//! It knows arguments and text; the room `tokens` does the work.
 
 use clap::Subcommand;
 use serde_json::Value;
@@ -38,7 +38,7 @@ pub enum TokenCommand {
     Import(import::ImportArguments),
 }
 
-/// Runs one of the subcommands; gives back what is left to say.
+/// Runs a subcommand. Returns the rest of the text to print.
 ///
 /// # Errors
 /// [`Failure::Unavailable`] when the store does not answer, [`Failure::Data`] when the token named does

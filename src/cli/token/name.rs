@@ -1,6 +1,6 @@
-//! How people name a token that exists: by its id, or by the credential itself on standard input.
+//! The argument that names a token: its id, or `-` for the credential itself on standard input.
 //!
-//! A credential among the arguments could be read in the list of processes, so it is refused there.
+//! Other users can read arguments in the list of processes, so a credential is refused there.
 
 use std::io::{self, Read as _};
 
@@ -13,10 +13,10 @@ use crate::cli::Failure;
 use crate::record::key::is_credential;
 use crate::tokens::TokenName;
 
-/// The longest id that is repeated when nothing is known of it, in bytes: a SHA-256 has as many.
+/// The longest unknown id that a message repeats, in bytes: a SHA-256 has as many.
 const MAX_SHOWN: usize = 64;
 
-/// Which token; flattened into every subcommand about one.
+/// The name of a token; flattened into every subcommand about a token.
 #[derive(Args, Debug)]
 pub struct NameArgument {
     /// A JWT's api_key, or of a key the 16 digits of its public id or all 64 of its SHA-256; - reads
@@ -26,7 +26,7 @@ pub struct NameArgument {
 }
 
 impl NameArgument {
-    /// The token that is meant.
+    /// The token that the argument names.
     ///
     /// # Errors
     /// [`Failure::Usage`] for a credential among the arguments, [`Failure::Data`] when standard input
@@ -35,7 +35,7 @@ impl NameArgument {
         self.read_with_jwt().map(|(name, _)| name)
     }
 
-    /// The same, and the JWT that standard input holds, if it is one. Nobody has verified it.
+    /// The same, and the JWT that standard input holds, if it is one. The JWT has not been verified.
     ///
     /// # Errors
     /// As of [`NameArgument::read`].
@@ -60,9 +60,9 @@ fn read_credential(input: impl io::Read) -> Result<(TokenName, Option<Secret>), 
         .map_err(|error| Failure::Data(format!("the credential on standard input {error}")))
 }
 
-/// What it means to a command that nothing is known of `id`.
+/// The failure of a command whose `id` is unknown.
 pub fn unknown(id: &str) -> Failure {
-    // What was meant to be an id may be a credential.
+    // The text may be a credential that was taken for an id.
     if id.len() > MAX_SHOWN || is_credential(id) {
         return Failure::Data("there is no such token: see tollgate token list".into());
     }

@@ -1,7 +1,7 @@
 //! `tollgate token rotate`: a new credential with the same record, and an end to the old one.
 //!
-//! The new credential is printed before the old token is ended: whatever fails in between, one credential that
-//! somebody holds works.
+//! The new credential is printed before the old token is ended: if a step fails, the client still holds a credential
+//! that works.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub fn run(arguments: &RotateArguments) -> Result<String, Failure> {
     Ok(if arguments.json { String::new() } else { format!("\n{}\n", sentence(&rotation)) })
 }
 
-/// Prints the new token. While nobody has read its credential, the old token must not end.
+/// Prints the new token. The old token must not end before the new credential was read.
 fn print(session: &Session, rotation: &Rotation, as_json: bool) -> Result<(), Failure> {
     let issued = Issued { token: &rotation.issued, session };
     let text = if as_json { json(&issued, rotation)? } else { issued.to_text()? };
@@ -87,7 +87,7 @@ fn print(session: &Session, rotation: &Rotation, as_json: bool) -> Result<(), Fa
     )))
 }
 
-/// What it means to the command that the token was not rotated.
+/// The failure of a rotation.
 fn failure(session: &Session, id: &str, error: &RotateError) -> Failure {
     let shown = printable(id);
     match error {
@@ -120,7 +120,7 @@ fn failure(session: &Session, id: &str, error: &RotateError) -> Failure {
     }
 }
 
-/// What it means to the command that the old token was not ended.
+/// The failure after a rotation whose old token was not ended.
 fn not_ended(session: &Session, rotation: &Rotation, error: &EndError) -> Failure {
     let problem = match error {
         EndError::Changed => error.to_string(),
@@ -132,7 +132,7 @@ fn not_ended(session: &Session, rotation: &Rotation, error: &EndError) -> Failur
     ))
 }
 
-/// What becomes of the old token, for people.
+/// The end of the old token, for people.
 fn sentence(rotation: &Rotation) -> String {
     let id = printable(public_id(&rotation.old_id));
     match rotation.end {
@@ -144,7 +144,7 @@ fn sentence(rotation: &Rotation) -> String {
     }
 }
 
-/// The new token for programs, with what becomes of the old one.
+/// The new token for programs, with the end of the old token.
 fn json(issued: &Issued<'_>, rotation: &Rotation) -> Result<String, Failure> {
     let expires_at = match rotation.end {
         OldTokenEnd::AtOnce => None,

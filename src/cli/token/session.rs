@@ -1,4 +1,4 @@
-//! What a subcommand works with: the configuration, the store and what signs, as the arguments name them.
+//! A session of a subcommand: the configuration, the store and the signer, as the arguments name them.
 //!
 //! The command runs once and ends, so each call waits for its answer.
 
@@ -15,12 +15,11 @@ use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
 use crate::cli::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
-use crate::store::open::shown_url;
-use crate::store::{self, RecordStore, Remote, StoreError};
+use crate::store::{self, RecordStore, Remote, StoreError, StoreUrl};
 use crate::tokens::sign::MIN_SECRET_BYTES;
 use crate::tokens::{FindError, Signer, SignerError, TokenRules, Tokens};
 
-/// The deadline of one call: longer than that of requests, because a person waits anyway.
+/// The deadline of one call. It is longer than that of requests, because a person can wait.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// The variable that holds the signing secret where no configuration does.
@@ -52,15 +51,17 @@ impl StoreArguments {
             .as_ref()
             .and_then(|config| config.startup.redis.as_ref())
             .map(|redis| &redis.url);
-        let url = self.redis.as_ref().or(configured);
+        let named = self.redis.as_ref().map(StoreUrl::parse).transpose();
+        let named = named.map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
+        let url = named.as_ref().or(configured);
         let connection = url.map(Connection::open).transpose()?;
         Session::new(config, connection, secret)
     }
 
-    /// The same for what can be done without both.
+    /// As [`open`](Self::open), for a subcommand that can do without a configuration and a store.
     ///
     /// # Errors
-    /// Whatever is wrong with what was named.
+    /// The fault of the configuration or the store that was named.
     pub fn open_if_named(&self) -> Result<Session, Failure> {
         match self.open(None) {
             Err(Failure::Usage(_)) if self.config.file.is_none() && self.redis.is_none() => {
@@ -83,15 +84,14 @@ impl Connection {
     /// Starts connecting; the first call waits for it.
     ///
     /// # Errors
-    /// [`Failure::Usage`] when `url` names no store.
-    pub fn open(url: &Secret) -> Result<Self, Failure> {
+    /// [`Failure::Internal`] when the system gives no event loop.
+    pub fn open(url: &StoreUrl) -> Result<Self, Failure> {
         let runtime = runtime()?;
         let remote = Remote { url: url.clone(), timeout: DEADLINE };
         let clock = Arc::new(SystemClock::default());
-        let opened = store::open(Some(&remote), clock, Arc::new(|_, _, _| {}))
-            .map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
+        let opened = store::open(Some(&remote), clock, Arc::new(|_, _, _| {}));
         runtime.block_on(async { opened.membership.start() });
-        Ok(Self { runtime, store: opened.records, address: shown_url(url) })
+        Ok(Self { runtime, store: opened.records, address: url.shown() })
     }
 
     /// Writes one record.
@@ -104,7 +104,7 @@ impl Connection {
     }
 }
 
-/// What a subcommand works with. See the file's comment.
+/// The session. See the file's comment.
 pub struct Session {
     /// The configuration, unless a store was named without one.
     pub config: Option<Config>,
@@ -145,7 +145,7 @@ impl Session {
         self.runtime.block_on(work)
     }
 
-    /// What an error of the store means to a command.
+    /// The failure of a command whose store did not answer.
     pub fn store_failure(&self, error: &StoreError) -> Failure {
         match error {
             StoreError::PageMark(error) => Failure::Usage(format!("--start {error}")),
@@ -153,7 +153,7 @@ impl Session {
         }
     }
 
-    /// What it means to a command that a token was not found, or cannot be changed.
+    /// The failure of a command whose token was not found, or cannot be changed.
     pub fn find_failure(&self, error: &FindError) -> Failure {
         match error {
             FindError::Unknown { id } => unknown(id),
@@ -167,7 +167,7 @@ impl Session {
     }
 }
 
-/// What it means to a command that nothing can sign.
+/// The failure of a command that has no key to sign with.
 pub fn signer_failure(error: &SignerError) -> Failure {
     match error {
         SignerError::NoKey => Failure::Usage(format!(
@@ -187,7 +187,7 @@ fn runtime() -> Result<Runtime, Failure> {
         .map_err(|error| Failure::Internal(format!("no runtime: {error}")))
 }
 
-/// What signs: `--secret`, else the configuration, else the environment.
+/// The signer: `--secret`, else the configuration, else the environment.
 fn signer(secret: Option<&Secret>, config: Option<&Config>) -> Result<Signer, SignerError> {
     let configured = config.and_then(|config| Signer::configured(&config.live.auth.jwt.issuers));
     let secret = match (secret, configured) {

@@ -18,7 +18,7 @@ use crate::base::files::read_text;
 use crate::base::secret::Secret;
 use crate::quota::Algorithm;
 
-/// Invalid credentials of one client address that are answered with 401, where the file does not say.
+/// The default of `auth.max_failures`: invalid credentials of a client address that are answered with 401.
 const MAX_FAILURES: FailureRate = FailureRate { failures: 100, window: Duration::from_secs(60) };
 
 /// Largest secret file, in bytes.

@@ -34,6 +34,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     let has_credentials = auth.may_know_a_token() || file.redis.is_some();
     let context = routing::Context { upstreams: &upstreams, has_credentials, algorithm };
     let routes = routing::routes(file.routes, &context, report);
+    let limits = limits::compile(written_limits, report);
     let log = file.log.unwrap_or_default();
     let startup = StartupConfig {
         server: server(file.server.unwrap_or_default()),
@@ -54,7 +55,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
         trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
         auth,
         plans: plans.into_iter().filter_map(|(name, limits)| Some((name, limits?))).collect(),
-        limits: limits::compile(written_limits, report),
+        limits: limits?,
         upstreams: upstreams.into_iter().filter_map(|(name, rules)| Some((name, rules?))).collect(),
         routes,
     };
@@ -131,10 +132,7 @@ fn client_timeouts(written: file::ClientTimeouts) -> ClientTimeouts {
 
 fn redis(written: file::Redis, report: &mut Report) -> Option<Redis> {
     let url = need(written.url, &KeyPath::top("redis").key("url"), report)?;
-    Some(Redis {
-        url: url.0,
-        timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0),
-    })
+    Some(Redis { url, timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0) })
 }
 
 /// The values of a mapping by their names. A name stays when its value has a fault, so that references to it

@@ -145,7 +145,7 @@ fn route(
     }
     let at_limits = at.key("limits");
     let limits = limits::list(written.limits, algorithm, true, &at_limits, report)?;
-    if !auth_required && limits.iter().any(|rule| rule.by().needs_token()) {
+    if !auth_required && limits.rules().iter().any(|rule| rule.by().needs_token()) {
         report.fault(
             &at_limits,
             "count by token or organization, and this route needs no token; write by: ip or by: route",

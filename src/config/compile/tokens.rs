@@ -1,4 +1,4 @@
-//! The records of tokens that stand in the file. What a field may be is known to the record alone.
+//! The records of tokens that stand in the file. The room `record` alone knows the values that a field may have.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::unknown;
 use crate::quota::Algorithm;
-use crate::quota::rule::LimitRule;
+use crate::quota::rule::LimitSet;
 use crate::record::field::{API_KEY, FIELDS, Field, LIMITS, PLAN};
 use crate::record::identity::{Identity, known, known_names};
 use crate::record::{Draft, Grant, RateRule, RecordError};
 
 /// Plans by name; a plan with a fault has no limits.
-pub(super) type Plans = [(String, Option<Arc<[LimitRule]>>)];
+pub(super) type Plans = [(String, Option<LimitSet>)];
 
 /// The records, each id once.
 pub(super) fn compile(
@@ -77,13 +77,14 @@ fn record(
     Some((StaticToken { id: id.into(), record: Arc::new(record), fields }, named_by))
 }
 
-/// The value of a field, as it is written. The `api_key` is read as what names the token.
+/// The value of a field, as it is written. The `api_key` is read as the token's identity.
 fn value(written: &file::Token, field: &Field) -> Option<Value> {
     let value = written.get(field.name).filter(|_| field.name != API_KEY)?;
     Some(field.of_yaml(json(value)))
 }
 
-/// What takes more to check than the record: its plan has to exist, and its limits have to be countable.
+/// The checks that need the rest of the configuration: the plan exists, and the configured algorithm can count the
+/// limits.
 fn check(grant: &Grant, plans: &Plans, algorithm: Algorithm, at: &KeyPath, report: &mut Report) {
     if let Some(plan) = grant.plan.as_ref().map(|plan| plan.as_str())
         && !plans.iter().any(|(name, _)| name == plan)
@@ -117,7 +118,7 @@ fn json(value: &serde_yaml::Value) -> Value {
         Yaml::Number(number) => {
             let float = || number.as_f64().and_then(Number::from_f64);
             let number = number.as_u64().map(Number::from).or(number.as_i64().map(Number::from));
-            // Infinity is no number in JSON. Like the largest, it is none that a field may have.
+            // JSON has no infinity. The largest number stands for it here: no field accepts either of them.
             number.or_else(float).or(Number::from_f64(f64::MAX)).map_or(Value::Null, Value::Number)
         }
         Yaml::String(text) => text.as_str().into(),

@@ -19,6 +19,8 @@ struct Gated {
     gate: Semaphore,
     asked: Mutex<Vec<u64>>,
     down: Mutex<bool>,
+    /// The store counts reports, and every question fails.
+    grants_nothing: Mutex<bool>,
     /// So many adjustments are made and not answered.
     deaf: Mutex<u32>,
     /// The fewest units that each question had a use for.
@@ -39,7 +41,7 @@ impl QuotaStore for Gated {
         self.asked.lock().push(wanted);
         self.least.lock().push(least);
         self.gate.acquire().await.unwrap().forget();
-        if *self.down.lock() {
+        if *self.down.lock() || *self.grants_nothing.lock() {
             return Err(StoreError::Open);
         }
         self.inner.take_at_least(subject, limits, least, wanted).await
@@ -87,6 +89,7 @@ fn world(limits: &[&str], permits: usize) -> World {
         gate: Semaphore::new(permits),
         asked: Mutex::default(),
         down: Mutex::default(),
+        grants_nothing: Mutex::default(),
         deaf: Mutex::default(),
         least: Mutex::default(),
         told: Mutex::default(),
@@ -332,6 +335,48 @@ async fn what_was_admitted_alone_is_told_under_one_id_until_it_is_known() {
     assert!(told.len() >= 5 && told[..5].iter().all(|(id, _)| *id == told[0].0), "{told:?}");
     let grant = world.store.inner.take("s", &world.limits, 0).await.unwrap();
     assert_eq!(grant.standings[0].left, 100 - 8);
+}
+
+#[tokio::test]
+async fn a_store_that_takes_reports_and_grants_nothing_refills_nothing() {
+    let world = world(&["6/minute", "100/hour"], 10_000);
+    let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
+    let ask = || world.ledger.admit("s", &world.limits, ONE, terms);
+    assert!(world.admitted().await);
+    *world.store.grants_nothing.lock() = true;
+    for _ in 0..2 {
+        let mut alone = 0;
+        for _ in 0..50 {
+            alone += u64::from(ask().await.unwrap().admitted);
+            world.ledger.sweep();
+        }
+        // Five of the first window, six of the second.
+        assert_eq!(alone, if world.clock.now() == START { 5 } else { 6 });
+        world.clock.advance(Duration::from_secs(60));
+    }
+    *world.store.grants_nothing.lock() = false;
+    assert!(ask().await.unwrap().admitted);
+    assert_eq!(world.left().await, [5, 100 - 1 - 5 - 6 - 1], "each was reported once");
+}
+
+#[tokio::test]
+async fn a_reported_debt_refuses_until_a_grant_shows_it() {
+    let world = world(&["20/minute"], 1_000);
+    let mut decision = world.decided(1).await;
+    *world.store.grants_nothing.lock() = true;
+    world.ledger.settle("s", &mut decision, 18);
+    world.settle().await;
+    assert_eq!(world.left().await, [2], "the debt was reported");
+    let terms = Terms { on_failure: FailurePolicy::Local, ..EXACT };
+    let mut alone = 0;
+    for _ in 0..30 {
+        alone +=
+            u64::from(world.ledger.admit("s", &world.limits, ONE, terms).await.unwrap().admitted);
+        world.ledger.sweep();
+    }
+    assert_eq!(alone, 2, "nineteen were left, and seventeen are owed");
+    world.clock.advance(Duration::from_secs(60));
+    assert!(world.ledger.admit("s", &world.limits, ONE, terms).await.unwrap().admitted);
 }
 
 #[tokio::test]

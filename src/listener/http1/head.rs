@@ -15,10 +15,10 @@ use crate::listener::rules::{HeadError, MAX_FIELDS, RequestHead, malformed};
 use crate::route::fields::list_names;
 
 /// Largest head, request line and all fields, in bytes.
-pub const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD: usize = 64 * 1024;
 
 /// Longest request line, in bytes.
-pub const MAX_REQUEST_LINE: usize = 16 * 1024;
+const MAX_REQUEST_LINE: usize = 16 * 1024;
 
 /// The length of a complete head, and the body that it announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,7 @@ impl HeadReader {
                 return Err(HeadError::TooLarge);
             }
             match &self.request_line {
+                None if line.len() > MAX_REQUEST_LINE => return Err(HeadError::TooLarge),
                 None => self.request_line = Some(RequestLine::read(line)?),
                 Some(request_line) if line.is_empty() => {
                     request_line.asked(self.host.as_ref(), bytes).check()?;
@@ -315,6 +316,13 @@ mod tests {
         let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(MAX_HEAD));
         assert_eq!(read(&long), Err(HeadError::TooLarge));
         assert_eq!(read(&"x".repeat(MAX_HEAD + 1)), Err(HeadError::TooLarge));
+        let with_line_of = |length: usize| {
+            let around = "GET / HTTP/1.1".len();
+            let path = "x".repeat(length - around);
+            read(&format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"))
+        };
+        assert!(with_line_of(MAX_REQUEST_LINE).unwrap().is_some());
+        assert_eq!(with_line_of(MAX_REQUEST_LINE + 1), Err(HeadError::TooLarge));
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
         assert_eq!(read(&many), Err(HeadError::TooLarge));
     }

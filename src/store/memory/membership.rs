@@ -1,4 +1,4 @@
-//! The membership of a store within the process: it always answers, to one gateway.
+//! The membership of the embedded store: the store always answers, and has a single gateway.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! The embedded store: records, counters and one gateway, all in this process.
 //!
-//! It keeps the promises of the store's traits for as long as the process lives, and its memory is bounded.
+//! The store keeps the promises of the traits for as long as the process lives, and its memory is bounded.
 
 mod membership;
 mod quota;

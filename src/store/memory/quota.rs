@@ -1,8 +1,8 @@
 //! Counters in this process.
 //!
-//! It counts like the Redis scripts do, for as long as the process lives. Memory is bounded: counters
-//! are dropped when they say no more than new ones, and beyond a fixed number of subjects a new one is
-//! refused, because forgetting a live counter would hand out its quota twice.
+//! It counts like the Redis scripts do, for as long as the process lives. Memory is bounded: a counter is dropped
+//! when it says no more than a new counter would. Beyond a fixed number of subjects a new subject is refused, because
+//! forgetting a live counter would hand out its quota twice.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -19,7 +19,7 @@ use crate::quota::counter::Counter;
 use crate::quota::rate::MAX_QUOTA;
 use crate::store::{Adjustment, Grant, QuotaStore, StoreError};
 
-/// How many ended subjects one call drops at most, so that no call pays for all of them.
+/// How many ended subjects a call drops at most, so that no call pays for all of them.
 const DROPPED_PER_CALL: usize = 2;
 
 /// Quota counted in this process.
@@ -31,14 +31,13 @@ pub struct MemoryQuota<C> {
 
 #[derive(Default)]
 struct Counters {
-    /// What every subject was granted lately.
+    /// The counters of each subject.
     subjects: HashMap<Arc<str>, SmallVec<[LimitCounter; 2]>>,
     /// Each subject once, by a time not later than when its last counter is gone.
     ends: BinaryHeap<Reverse<(UnixTime, Arc<str>)>>,
 }
 
-/// A limit's counter. Limits of one name, window and algorithm share it, whatever their quota:
-/// a changed quota keeps the count.
+/// A limit's counter. Limits of the same name, window and algorithm share it: a changed quota keeps the count.
 struct LimitCounter {
     name: Arc<str>,
     window: Duration,
@@ -53,7 +52,7 @@ impl LimitCounter {
 }
 
 impl<C: Clock> MemoryQuota<C> {
-    /// Counts by `clock`, for at most `max_subjects` subjects with a counter that says something.
+    /// Counts by `clock`, for at most `max_subjects` subjects at a time.
     pub fn new(clock: C, max_subjects: usize) -> Self {
         Self { clock, max_subjects, counters: Mutex::default() }
     }
@@ -69,9 +68,13 @@ impl<C: Clock> MemoryQuota<C> {
         let mut counters = self.counters.lock();
         counters.drop_ended(now, DROPPED_PER_CALL);
 
-        let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
-        let room = |limit: &Limit| match kept.iter().find(|known| known.belongs_to(limit)) {
-            Some(known) => known.counter.room(limit, now),
+        let kept = counters.subjects.get_mut(subject).map(SmallVec::as_mut_slice);
+        let kept = kept.unwrap_or_default();
+        for known in kept.iter_mut() {
+            known.counter.heed(now);
+        }
+        let room = |limit: &Limit| match kept.iter().find(|kept| kept.belongs_to(limit)) {
+            Some(kept) => kept.counter.room(limit, now),
             None => limit.capacity(),
         };
         let room = limits.iter().map(room).fold(wanted.min(MAX_QUOTA), u64::min);
@@ -82,14 +85,14 @@ impl<C: Clock> MemoryQuota<C> {
             })?;
         }
         let kept = counters.subjects.get(subject).map(SmallVec::as_slice).unwrap_or_default();
-        let standing = |limit: &Limit| match kept.iter().find(|known| known.belongs_to(limit)) {
-            Some(known) => known.counter.standing(limit, now),
+        let standing = |limit: &Limit| match kept.iter().find(|kept| kept.belongs_to(limit)) {
+            Some(kept) => kept.counter.standing(limit, now),
             None => Counter::new(limit).standing(limit, now),
         };
         Ok(Grant { granted, now, standings: limits.iter().map(standing).collect() })
     }
 
-    /// Lets `change` at the counter of each limit, made where there is none.
+    /// Calls `change` with the counter of each limit; a missing counter is made.
     fn change(
         &self,
         counters: &mut Counters,
@@ -106,9 +109,9 @@ impl<C: Clock> MemoryQuota<C> {
         }
         let Some(kept) = counters.subjects.get_mut(subject) else { return Ok(()) };
         for (at, limit) in limits.iter().enumerate() {
-            let place = kept.iter().position(|known| known.belongs_to(limit));
+            let place = kept.iter().position(|kept| kept.belongs_to(limit));
             let place = place.unwrap_or_else(|| {
-                kept.retain(|known| known.gone_at > now);
+                kept.retain(|kept| kept.gone_at > now);
                 kept.push(LimitCounter {
                     name: Arc::clone(&limit.name),
                     window: limit.window,
@@ -149,7 +152,7 @@ impl Counters {
             }
             let Some(Reverse((_, subject))) = self.ends.pop() else { return };
             let kept = self.subjects.get(&subject);
-            let last = kept.and_then(|kept| kept.iter().map(|known| known.gone_at).max());
+            let last = kept.and_then(|kept| kept.iter().map(|kept| kept.gone_at).max());
             match last {
                 Some(last) if last > now => self.ends.push(Reverse((last, subject))),
                 _ => {
@@ -172,7 +175,7 @@ impl<C: Clock> QuotaStore for MemoryQuota<C> {
         self.take_now(subject, limits, least, wanted)
     }
 
-    /// A call within the process is made once: `id` has nothing to guard.
+    /// A call within the process is never repeated, so `id` is not needed.
     async fn adjust(
         &self,
         subject: &str,
@@ -198,6 +201,7 @@ impl<C: Clock> QuotaStore for MemoryQuota<C> {
 mod tests {
     use super::*;
     use crate::base::clock::ManualClock;
+    use crate::quota::Algorithm;
 
     fn quota(max_subjects: usize) -> MemoryQuota<ManualClock> {
         MemoryQuota::new(ManualClock::new(UnixTime::from_secs(1_000_000_020)), max_subjects)
@@ -269,11 +273,25 @@ mod tests {
     }
 
     #[test]
-    fn what_grants_nothing_is_not_kept() {
+    fn a_take_that_grants_nothing_is_not_kept() {
         let quota = quota(10);
         let limits = [Limit::parse("1/minute").unwrap()];
         assert_eq!(quota.take_now("a", &limits, 0, 0).unwrap().granted, 0);
         assert_eq!(quota.take_now("b", &[], 0, 7).unwrap().granted, 7);
         assert_eq!(subjects(&quota), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_refuses_for_no_longer_than_a_window() {
+        for algorithm in [Algorithm::SlidingLog, Algorithm::TokenBucket { burst: 3 }] {
+            let quota = quota(10);
+            let limits = [Limit::parse("3/minute").unwrap().counted_by(algorithm).unwrap()];
+            let take = || quota.take_now("a", &limits, 0, 9).unwrap().granted;
+            assert_eq!((take(), take()), (3, 0));
+            quota.clock.set(UnixTime::from_secs(1_000_000_020 - 7_200));
+            assert_eq!(take(), 0);
+            quota.clock.advance(Duration::from_secs(60));
+            assert_eq!(take(), 3, "{algorithm:?}");
+        }
     }
 }

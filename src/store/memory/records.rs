@@ -1,7 +1,7 @@
 //! Records and revocations kept in this process.
 //!
-//! An expired record is dropped when room is needed; until then it is passed over. Beyond a fixed number of
-//! records and revocations new ones are refused.
+//! An expired record is passed over, and dropped when room is needed. Beyond a fixed number of entries a new record
+//! or revocation is refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::OnceLock;
@@ -20,7 +20,7 @@ use crate::store::{
 /// The field of a record that says when it expires.
 const EXPIRES_AT: &str = "expires_at";
 
-/// Records and revocations kept in this process. See the file's comment.
+/// Records and revocations kept in this process.
 pub struct MemoryRecords<C> {
     clock: C,
     max_entries: usize,
@@ -116,7 +116,7 @@ impl Table {
         Some(kept)
     }
 
-    /// Drops what has expired when the table is full, and refuses a new entry when the table still is.
+    /// Drops expired entries when the table is full, and refuses a new entry when the table is still full.
     fn make_room(&mut self, most: usize, now: UnixTime) -> Result<(), StoreError> {
         let is_full = |table: &Self| table.records.len() + table.revoked.len() >= most;
         if !is_full(self) {

@@ -13,14 +13,12 @@ use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
 use tokio::time::timeout_at;
 
-use super::RedisUrlError;
 use super::cluster::{Cluster, slot_of};
 use super::errors::Cause;
 use super::node::{Node, Session, Signals, reason, timed_out};
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
 use super::takes::{self, Question};
-use super::url::{Topology, topology};
-use crate::base::secret::Secret;
+use super::url::{RedisUrl, Topology};
 use crate::store::{Grant, OnOperation, OnRecordChange, RecordChange, StoreError};
 
 /// How long an attempt to connect may take at least: DNS, TCP and TLS, then again for the first
@@ -30,7 +28,7 @@ const MIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often one call may be sent to another node of a cluster.
 const REDIRECTIONS: usize = 4;
 
-/// Calls Redis. See the file's comment.
+/// Calls Redis with deadlines.
 pub(super) struct RedisClient {
     timeout: Duration,
     on_operation: OnOperation,
@@ -40,14 +38,14 @@ pub(super) struct RedisClient {
     servers: Servers,
 }
 
-/// The servers that answer.
+/// The servers that calls go to.
 #[derive(Clone)]
 enum Servers {
     One(Arc<Node>),
     Cluster(Arc<Cluster>),
 }
 
-/// What an operation calls Redis through: it leads to the node that holds a key.
+/// Leads the calls of an operation to the node that holds a key.
 pub(super) struct Connection {
     servers: Servers,
     probing: bool,
@@ -56,7 +54,7 @@ pub(super) struct Connection {
     asked: Mutex<Asked>,
 }
 
-/// How far an operation has come.
+/// The progress of an operation.
 #[derive(Default)]
 struct Asked {
     /// The node that was asked last: the outcome of the operation counts for its breaker.
@@ -67,13 +65,9 @@ struct Asked {
 
 impl RedisClient {
     /// A client of the servers `url` names. Nothing is connected before [`RedisClient::start`].
-    pub(super) fn new(
-        url: &Secret,
-        timeout: Duration,
-        on_operation: OnOperation,
-    ) -> Result<Self, RedisUrlError> {
+    pub(super) fn new(url: &RedisUrl, timeout: Duration, on_operation: OnOperation) -> Self {
         let signals = Arc::new(Signals::default());
-        let servers = match topology(url)? {
+        let servers = match url.topology() {
             Topology::One(config) => {
                 Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
             }
@@ -81,14 +75,14 @@ impl RedisClient {
                 Servers::Cluster(Arc::new(Cluster::new(seeds, node, Arc::clone(&signals))))
             }
         };
-        Ok(Self {
+        Self {
             timeout,
             on_operation,
             signals,
             answered: AtomicBool::new(false),
             refusal_logged: Mutex::default(),
             servers,
-        })
+        }
     }
 
     /// Spawns the tasks that keep connections, on the present runtime; they end with the client.
@@ -207,8 +201,8 @@ impl RedisClient {
         let Some((node, session)) = up else {
             return self.call(operation, async |redis| redis.take(&question).await).await;
         };
-        // Nearly always there is a connection. Then the call that carries the question keeps its deadline, and the
-        // question needs no timer of its own.
+        // Nearly always there is a connection. Then the call that carries the question has a timer, and the question
+        // needs no timer of its own.
         let started = Instant::now();
         let asked = Asked { node: Some(Arc::clone(node)), refused: node.is_open() };
         let answer = match asked.refused {
@@ -216,13 +210,13 @@ impl RedisClient {
             false => {
                 let deadline = (started + self.timeout).into();
                 let ask = |session| takes::take(session, deadline, &question);
-                said_plainly(Node::ask_through(session, ask).await)
+                explain_moved(Node::ask_through(session, ask).await)
             }
         };
         self.settle(operation, false, &asked, answer, started)
     }
 
-    /// Counts the outcome of an operation, and turns its error into one of the store.
+    /// Counts the outcome of an operation, and turns its error into a [`StoreError`].
     fn settle<T>(
         &self,
         operation: &'static str,
@@ -239,7 +233,7 @@ impl RedisClient {
             Ok(value) => (Ok(value), true),
             Err(error) => {
                 let cause = Cause::of(&error);
-                // What Redis answers about the data of one key is no reason to stop asking about other keys.
+                // An error about the data of one key is no reason to stop asking about other keys.
                 let serves = cause.concerns_key();
                 if serves {
                     self.log_refusal(operation, &error);
@@ -272,7 +266,7 @@ impl RedisClient {
         }
     }
 
-    /// Logs a key that an operator must repair: once a second at most, however many requests ask for it.
+    /// Logs a key that an operator must repair, once a second at most, because many requests may ask for it.
     fn log_refusal(&self, operation: &str, error: &Error) {
         let now = Instant::now();
         let mut logged = self.refusal_logged.lock();
@@ -324,13 +318,13 @@ impl Connection {
         F: Future<Output = Result<T, Error>>,
     {
         let run = async |session: Arc<Session>| {
-            // Boxed, because the future of a call is large. Takes are many and use `to`, which does not box.
+            // Boxed, because the future of a call is large. Takes are frequent and use `to`, which does not box.
             session.while_open(Box::pin(run(Arc::clone(&session)))).await?
         };
         self.to(slot, run).await
     }
 
-    /// As [`at`](Self::at), for a `run` that notices itself when the connection ends.
+    /// As [`at`](Self::at), for a `run` that itself notices the end of the connection.
     async fn to<T, F>(
         &self,
         slot: impl FnOnce() -> u16,
@@ -340,8 +334,8 @@ impl Connection {
         F: Future<Output = Result<T, Error>>,
     {
         match &self.servers {
-            Servers::One(node) => said_plainly(self.ask(Arc::clone(node), &run).await),
-            // Boxed, so that the state which only a cluster needs makes no other call larger.
+            Servers::One(node) => explain_moved(self.ask(Arc::clone(node), &run).await),
+            // Boxed, so that the state which only a cluster needs does not make the other calls larger.
             Servers::Cluster(cluster) => Box::pin(self.in_cluster(cluster, slot(), run)).await,
         }
     }
@@ -396,8 +390,8 @@ fn breaker_open() -> Error {
     Error::new(ErrorKind::Canceled, "the breaker is open")
 }
 
-/// Says what is wrong with the URL when a single server sends calls to another server.
-fn said_plainly<T>(result: Result<T, Error>) -> Result<T, Error> {
+/// Explains the mistake in the URL when a single server sends calls to another server.
+fn explain_moved<T>(result: Result<T, Error>) -> Result<T, Error> {
     result.map_err(|error| match Cause::of(&error) == Cause::Moved {
         true => Error::new(
             ErrorKind::Cluster,

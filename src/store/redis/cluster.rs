@@ -1,8 +1,8 @@
-//! Which node of a cluster holds which slot: learned from any node, and learned again when nodes fail,
-//! send calls elsewhere or change their parts.
+//! The slots of a cluster and the nodes that hold them. Any node can tell, and is asked again when nodes fail, move
+//! slots or send calls to another node.
 //!
-//! Every primary is a [`Node`] with a connection and a breaker of its own, so that a primary that is away
-//! stops calls about its own slots only. This file knows slots, not what is stored in them.
+//! Every primary is a [`Node`] with a connection and a breaker of its own, so that a primary that is away stops only
+//! the calls about its own slots. This file knows slots, not the values in them.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const MOST_PAUSE: Duration = Duration::from_secs(10);
 /// How many names are tried to find a key for each node; enough for a node of a single slot.
 const NAMES: u32 = 1 << 18;
 
-/// A cluster. See the file's comment.
+/// A cluster of Redis.
 pub(super) struct Cluster {
     slots: watch::Receiver<Slots>,
     /// Asks for a look at the slots.
@@ -40,14 +40,14 @@ pub(super) struct Cluster {
     keeper: Mutex<Option<Keeper>>,
 }
 
-/// What is known of the slots.
+/// The knowledge of the slots.
 #[derive(Clone)]
 enum Slots {
     /// The first attempt to learn them is under way.
     Pending,
     /// No attempt to learn them has succeeded; why the last one failed.
     Unknown(Arc<str>),
-    /// As some node saw them last.
+    /// The answer of a node.
     Known(Arc<SlotMap>),
 }
 
@@ -70,12 +70,12 @@ struct Range {
 struct Member {
     server: Server,
     first_slot: u16,
-    /// What to append to a key's name to bring it to this node.
+    /// A hash tag of this node: a key with the tag appended to its name belongs to this node.
     tag: Option<String>,
     node: Arc<Node>,
 }
 
-/// What the task needs that keeps the slots.
+/// The state of the task that keeps the slots.
 struct Keeper {
     seeds: Vec<Server>,
     config: Config,
@@ -100,13 +100,17 @@ impl Cluster {
     }
 
     /// Spawns the task that keeps the slots, on the present runtime; it ends with the cluster.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the keeper survives every error and ends with the cluster"
+    )]
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some(keeper) = self.keeper.lock().take() {
             tokio::spawn(keeper.run(connect_timeout));
         }
     }
 
-    /// Asks for a look at the slots: a call found them wrong.
+    /// Asks for a look at the slots, because a call found them wrong.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
     }
@@ -231,7 +235,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
-                    self.confess(failures, &reason(&error));
+                    self.fail_waiting(failures, &reason(&error));
                     backoff(failures).max(LEAST_PAUSE)
                 }
             };
@@ -249,7 +253,7 @@ impl Keeper {
         }
     }
 
-    /// Asks the nodes that serve, in any order; when none answers, those that the URL names.
+    /// Asks the nodes that serve, in any order, and when none answers, the nodes of the URL.
     async fn find(&self, patience: Duration) -> Result<Vec<Range>, Error> {
         let known = self.slots.borrow().known();
         let mut members: Vec<&Member> = known.iter().flat_map(|map| &map.members).collect();
@@ -295,7 +299,7 @@ impl Keeper {
         self.slots.send_replace(Slots::Known(Arc::new(map)));
     }
 
-    /// Nodes that stay keep their connections; new ones start to connect.
+    /// Nodes that stay keep their connections; new nodes start to connect.
     fn map(
         &self,
         ranges: Vec<Range>,
@@ -327,8 +331,8 @@ impl Keeper {
         Arc::new(node)
     }
 
-    /// Tells calls that wait for the slots that they cannot be learned, and the log once.
-    fn confess(&self, failures: u32, reason: &str) {
+    /// Ends the wait of calls with an error, and logs the first failure.
+    fn fail_waiting(&self, failures: u32, reason: &str) {
         if failures == 1 {
             log::warn!("no node of the redis cluster says who holds its slots: {reason}");
         }
@@ -364,7 +368,7 @@ impl SlotMap {
     }
 }
 
-/// What a node says about the slots.
+/// The slots, as a node sees them.
 async fn ask(client: &Client, asked: &Server, patience: Duration) -> Result<Vec<Range>, Error> {
     let command = CustomCommand::new_static("CLUSTER", ClusterHash::FirstKey, false);
     let answer = client.custom::<Value, _>(command, vec!["SLOTS"]);
@@ -387,7 +391,7 @@ fn ranges(answer: Value, asked: &Server) -> Option<Vec<Range>> {
         let [first, last, primary, ..] = range.as_slice() else { return None };
         let Value::Array(primary) = primary else { return None };
         let [host, port, ..] = primary.as_slice() else { return None };
-        // A node that does not know its own name has the name that it was reached by.
+        // A node that does not know its own name is reached by the name that the question went to.
         let host = host.as_str().filter(|host| !host.is_empty() && host != "?");
         let host = host.map_or_else(|| asked.host.to_string(), |host| bracketed(&host));
         let slot = |value: &Value| value.as_u64().and_then(|slot| u16::try_from(slot).ok());
@@ -449,7 +453,7 @@ mod tests {
         ] {
             assert!(Arc::ptr_eq(&map.node_of(slot).unwrap(), &at(address)), "{slot}");
         }
-        assert!(map.node_of(99).is_none(), "nobody holds it");
+        assert!(map.node_of(99).is_none(), "no node holds it");
         assert!(map.node_at("a:7001").is_none() && map.node_at("a").is_none());
         for member in &map.members {
             let key: Key = format!("name:{}", member.tag.as_ref().unwrap()).into();

@@ -1,17 +1,17 @@
-//! What an error of Redis, or of the client library, means: the only place that looks at codes.
+//! The meanings of errors of Redis and of the client library. No other file looks at codes.
 
 use fred::error::{Error, ErrorKind};
 
-/// What an error means to the store.
+/// The meaning of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// There was no answer within the deadline.
     TimedOut,
     /// The key holds another type than the command is for.
     WrongType,
-    /// The key holds no counter that a script of this store has written.
+    /// The key holds a value that no script of this store wrote.
     BadCounter,
-    /// What the key holds cannot be read as what it should be.
+    /// The value of the key cannot be read as the record that it should be.
     Unreadable,
     /// Another node of a cluster holds the key.
     Moved,
@@ -21,9 +21,9 @@ pub(super) enum Cause {
     CrossSlot,
     /// The server has forgotten the script.
     NoScript,
-    /// The server is a replica, so that the primary must be looked for.
+    /// The server is a replica: the primary must be found again.
     Replica,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
@@ -41,11 +41,11 @@ const CODES: [(&str, Cause); 9] = [
 ];
 
 impl Cause {
-    /// What `error` means.
+    /// The meaning of `error`.
     pub(super) fn of(error: &Error) -> Self {
         match error.kind() {
             ErrorKind::Timeout => return Self::TimedOut,
-            // The kind comes first: an unreadable record may be one of a wrong type, and says so.
+            // The kind comes before the code, which an unreadable record keeps when it has a wrong type.
             ErrorKind::Parse => return Self::Unreadable,
             _ => {}
         }
@@ -68,7 +68,7 @@ pub(super) fn moved_to(error: &Error) -> Option<&str> {
 pub(super) fn no_record(error: Error) -> Error {
     match Cause::of(&error) {
         Cause::WrongType => Error::new(ErrorKind::Parse, error.details().to_owned()),
-        // The client library says it in its own words.
+        // The client library words it in its own way.
         Cause::Unreadable => Error::new(ErrorKind::Parse, "NOTTEXT the record is not UTF-8"),
         _ => error,
     }

@@ -1,11 +1,11 @@
-//! What the keys of tokens are called; those of counters are the business of `quota`.
+//! The names of the keys of tokens. The file `quota` names the keys of counters.
 
 use fred::types::Key;
 
-/// What the keys of records start with.
+/// The start of the keys of records.
 pub(super) const RECORD_PREFIX: &str = "token:";
 
-/// What the keys of revocations start with.
+/// The start of the keys of revocations.
 pub(super) const REVOKED_PREFIX: &str = "revoked:";
 
 /// The key of the record of `id`.

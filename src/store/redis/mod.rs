@@ -1,8 +1,8 @@
 //! The Redis store: one server, the primary behind Sentinels, or a cluster. Only this room names the
 //! Redis client.
 //!
-//! It keeps working through everything that happens to a Redis: away at the start, restarted, silent,
-//! read-only, failed over, its scripts forgotten. It knows keys and commands, not what a record means.
+//! The store keeps working whatever happens to Redis: away at the start, restarted, silent, read-only, failed over,
+//! or its scripts forgotten. It knows keys and commands, not the meaning of a record.
 
 mod client;
 mod cluster;
@@ -26,9 +26,8 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use self::client::{HEARTBEAT, RedisClient};
-pub use self::url::RedisUrlError;
-pub(super) use self::url::{FORMS as URL_FORMS, check as check_url};
-use crate::base::secret::Secret;
+pub(super) use self::url::FORMS as URL_FORMS;
+pub use self::url::{RedisUrl, RedisUrlError};
 use crate::store::{GatewayCount, Membership, OnOperation, StoreError};
 
 /// The sorted set of gateways by when they were last seen; in a cluster each node has one.
@@ -41,7 +40,7 @@ const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 /// [`RedisStore::new`].
 pub struct RedisStore {
     client: RedisClient,
-    /// What this gateway is called in the set of gateways.
+    /// The name of this gateway in the set of gateways.
     gateway: String,
     gateways: Arc<GatewayCount>,
 }
@@ -50,19 +49,12 @@ impl RedisStore {
     /// A store in the servers `url` names. Nothing is connected before [`Membership::start`].
     ///
     /// `timeout` bounds every call, and `on_operation` hears of each.
-    ///
-    /// # Errors
-    /// [`RedisUrlError`] says what a URL must look like.
-    pub fn new(
-        url: &Secret,
-        timeout: Duration,
-        on_operation: OnOperation,
-    ) -> Result<Self, RedisUrlError> {
-        Ok(Self {
-            client: RedisClient::new(url, timeout, on_operation)?,
+    pub fn new(url: &RedisUrl, timeout: Duration, on_operation: OnOperation) -> Self {
+        Self {
+            client: RedisClient::new(url, timeout, on_operation),
             gateway: Uuid::now_v7().simple().to_string(),
             gateways: Arc::default(),
-        })
+        }
     }
 
     async fn heartbeat(&self, key: &Key) -> Result<u32, StoreError> {
@@ -73,7 +65,7 @@ impl RedisStore {
         let beat = async |redis: Arc<client::Connection>| redis.eval(HEARTBEAT, input).await;
         let (gateways, added): (u32, u32) = self.client.probe("heartbeat", beat).await?;
         if added > 0 {
-            // A FLUSHALL deletes this entry too, and the client library does not pass on what Redis tells of it.
+            // A FLUSHALL deletes this entry too, and the client library does not pass on what Redis tells of a FLUSHALL.
             self.client.doubt_records();
         }
         Ok(gateways)

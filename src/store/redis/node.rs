@@ -1,9 +1,8 @@
-//! One multiplexed connection to a server that takes writes: replaced when it breaks, falls silent or
-//! leads to a replica, with a breaker before it.
+//! A multiplexed connection to a primary, with a breaker in front. The connection is replaced when it breaks, falls
+//! silent or leads to a replica.
 //!
-//! The client library is used for the protocol, and for finding the primary that Sentinels name.
-//! Reconnecting and the breaker are decided here, so that no call queues behind a dead server. This
-//! file knows no keys and no other servers.
+//! The client library speaks the protocol and finds the primary that Sentinels name. This file decides about
+//! reconnecting and the breaker, so that no call queues behind a dead server. It knows no other servers.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -34,7 +33,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Probes in a row that must fail before the connection is given up for a new one.
 const FAILURES_TO_RECONNECT: u32 = 3;
 
-/// A server, or the server that Sentinels name. See the file's comment.
+/// A server, or the server that Sentinels name.
 pub(super) struct Node {
     /// The name of the server in log lines.
     name: String,
@@ -44,16 +43,16 @@ pub(super) struct Node {
     failed_probes: AtomicU32,
     signals: Arc<Signals>,
     link: watch::Receiver<Link>,
-    /// Taken by the task that keeps the connection.
+    /// The task that keeps the connection takes this.
     link_keeper: Mutex<Option<(Config, watch::Sender<Link>)>>,
 }
 
-/// What nodes tell the client. The nodes of a cluster share it.
+/// Signals of nodes to the client. The nodes of a cluster share them.
 #[derive(Default)]
 pub(super) struct Signals {
-    /// Told when a breaker opens.
+    /// Notified when a breaker opens.
     pub(super) opened: Notify,
-    /// Told when token records change; without it, the connection does not ask for changes.
+    /// Called when token records change. Without it, the connection does not ask for changes.
     pub(super) on_record: OnceLock<OnRecordChange>,
 }
 
@@ -62,7 +61,7 @@ pub(super) struct Signals {
 enum Link {
     /// The first attempt since the start, or since a connection was lost, is under way.
     Pending,
-    /// The last attempt failed, and why; the next one follows.
+    /// The last attempt failed for this reason; the next attempt follows.
     Down(Arc<str>),
     /// Connected.
     Up(Arc<Session>),
@@ -74,7 +73,7 @@ pub(super) struct Session {
     hashes: [Str; SCRIPTS.len()],
     pub(super) takes: Takes,
     retired: Notify,
-    /// Nothing is sent through it; it closes with the connection.
+    /// Never carries a value; the channel closes with the connection.
     open: watch::Receiver<()>,
 }
 
@@ -95,6 +94,10 @@ impl Node {
     }
 
     /// Spawns the task that keeps the connection, on the present runtime; it ends with the node.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the keeper survives every error and ends with the node"
+    )]
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some((config, keeper)) = self.link_keeper.lock().take() {
             tokio::spawn(keep_connected(
@@ -153,7 +156,7 @@ impl Node {
         result
     }
 
-    /// Counts what became of a call: whether the server can serve, and if not, why.
+    /// Counts the outcome of a call: whether the server can serve, and the reason if not.
     pub(super) fn count(&self, serves: bool, reason: impl FnOnce() -> String) {
         let now = Instant::now();
         let mut breaker = self.breaker.lock();
@@ -209,8 +212,8 @@ async fn connected(mut link: watch::Receiver<Link>) -> Result<Arc<Session>, Erro
 }
 
 impl Session {
-    /// Waits for an answer as long as the connection lasts: a call that is sent in the moment the connection ends is
-    /// never answered.
+    /// Waits for an answer as long as the connection lasts, because a call that is sent at the moment the connection
+    /// ends is never answered.
     pub(super) async fn while_open<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
         let mut open = self.open.clone();
         tokio::select! {
@@ -258,7 +261,7 @@ pub(super) fn connection_lost() -> Error {
     Error::new(ErrorKind::IO, "the connection was lost")
 }
 
-/// What went wrong, for people: the library hands errors of the system on as their `Debug` text.
+/// The text of an error for people. The library passes errors of the system on as their `Debug` text.
 pub(super) fn reason(error: &Error) -> String {
     let details = error.details();
     let inner = ["message: ", "error: "].iter().find_map(|name| details.split_once(name));
@@ -318,7 +321,7 @@ async fn keep_connected(
     }
 }
 
-/// Passes changes of records on for as long as the connection lasts.
+/// Passes on changes of records for as long as the connection lasts.
 async fn hear(changes: &mut broadcast::Receiver<Invalidation>, on_record: Option<&OnRecordChange>) {
     let Some(on_record) = on_record else { return std::future::pending().await };
     loop {
@@ -372,7 +375,7 @@ pub(super) async fn connect(
         unresponsive: UnresponsiveConfig { max_timeout: None, ..UnresponsiveConfig::default() },
         ..ConnectionConfig::default()
     };
-    // No reconnect policy: a connection that ends is replaced above, and nothing is sent twice.
+    // No reconnect policy: a connection that ends is replaced above, and no call is sent twice.
     let mut config = config.clone();
     if let ServerConfig::Sentinel { hosts, .. } = &mut config.server {
         // The library asks them in order. A Sentinel that accepts and stays silent must not always be the first.

@@ -1,4 +1,4 @@
-//! Questions for quota that wait to be asked together. How they are asked is the business of `takes`.
+//! Questions for quota that wait to be sent together. The file `takes` sends them.
 
 use std::sync::atomic::AtomicBool;
 
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use crate::store::Grant;
 
-/// What one subject asks for, as `scripts/take.lua` reads it.
+/// A question for the quota of a subject, as `scripts/take.lua` reads it.
 pub(super) struct Question {
-    /// The counters of its limits.
+    /// The counters of the subject's limits.
     pub(super) keys: Vec<Key>,
-    /// What its limits are, in MessagePack.
+    /// The limits, in MessagePack.
     pub(super) limits: Vec<u8>,
-    /// The fewest units it has a use for.
+    /// The fewest units that are of use.
     pub(super) least: u64,
-    /// How many units it asks for.
+    /// The units that are asked for.
     pub(super) wanted: u64,
 }
 
@@ -26,17 +26,17 @@ pub(super) struct Question {
 #[derive(Default)]
 pub(super) struct Takes {
     pub(super) waiting: Mutex<Vec<Take>>,
-    /// Whether several subjects cannot be asked about in one call, because the server, or one of those
-    /// it stands for, does not hold the keys of all of them.
+    /// Whether each call may ask for one subject only, because the server (or a server behind it) does not hold the
+    /// keys of all subjects.
     pub(super) apart: AtomicBool,
 }
 
-/// A question, until when it is waited for, and where its answer goes.
+/// A question with its deadline and the receiver of its answer.
 pub(super) struct Take {
     pub(super) question: Question,
     pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
-/// `None` where only a call of its own can tell more.
+/// `None` where the question must be sent again in a call of its own.
 pub(super) type Answer = Result<Option<Grant>, Error>;

@@ -13,11 +13,11 @@ use crate::quota::rate::MAX_QUOTA;
 use crate::quota::{Algorithm, Limit};
 use crate::store::{Adjustment, Grant, QuotaStore, StoreError};
 
-/// How long what was given back is remembered, so that it is not given back twice, in milliseconds.
+/// How long a return of units is remembered, so that the same units are not given back twice, in milliseconds.
 const RETURNED_FOR_MS: u64 = 60_000;
 
-/// How long what was admitted elsewhere is remembered, in milliseconds: it is told again until Redis has
-/// said that it knows.
+/// How long a report of units that were admitted without Redis is remembered, in milliseconds: a gateway repeats the
+/// report until Redis has answered.
 const TOLD_FOR_MS: u64 = 3_600_000;
 
 #[async_trait]
@@ -109,12 +109,12 @@ fn kind(algorithm: Algorithm) -> &'static str {
     }
 }
 
-/// The braces keep all counters of a subject in one slot of a cluster. Each kind has keys of its own:
-/// what another kind has counted cannot be read.
+/// The braces keep all counters of a subject in one slot of a cluster. Each kind has keys of its own, because no kind
+/// can read the counter of another kind.
 fn counter_key(subject: &str, limit: &Limit) -> String {
     let mut digits = itoa::Buffer::new();
     let window = digits.format(limit.window.as_secs());
-    // Not the formatter: this is done for each call.
+    // Concatenation is cheaper than the formatter, and every call comes through here.
     let start = ["quota:{", subject, "}:", &limit.name, ":", window];
     match limit.algorithm {
         Algorithm::FixedWindow => start.concat(),

@@ -60,7 +60,7 @@ impl RecordWriter for RedisStore {
         self.client.call("put", async |redis| redis.eval::<()>(PUT, input).await).await
     }
 
-    /// Many are written in one call where their keys need not share a slot.
+    /// A call writes many records where their keys need not share a slot.
     async fn import(
         &self,
         records: &[NewRecord],
@@ -203,12 +203,12 @@ impl RedisStore {
     }
 }
 
-/// Where a scan goes on. As a page mark: `<slot>.<cursor>`.
+/// Where a scan goes on. Its page mark is `<slot>.<cursor>`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct ScanStart {
     /// A slot of the cluster's node that is scanned.
     slot: u16,
-    /// What that node said where to go on.
+    /// The cursor that this node returned.
     cursor: u64,
 }
 
@@ -235,7 +235,7 @@ async fn read(redis: &Client, key: &Key) -> Result<Option<StoredRecord>, Error> 
     }
 }
 
-/// What became of a record, as the script says it.
+/// The outcome for a record, from the word of the script.
 fn imported(word: &str) -> Option<Imported> {
     Some(match word {
         "written" => Imported::Written,

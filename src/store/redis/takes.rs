@@ -1,9 +1,8 @@
-//! Takes that are asked for in the same turn of the event loop travel together, or in a few parts: one script
-//! call for many subjects.
+//! Sends the takes of one turn of the event loop together, or in a few parts: a script call for many subjects.
 //!
-//! What a call costs this process and Redis (a write, a wake-up, a look at the script) is several times
-//! what a subject in it costs. Nobody waits for company, and no call waits for the answer to another. This
-//! file knows how the script is asked and answers, not what a limit is.
+//! A call costs this process and Redis (a write, a wake-up, a look at the script) several times as much as a subject
+//! in it. No take waits for further takes, and no call waits for the answer to another call. This file knows the
+//! arguments and the answer of the script, not what a limit is.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,19 +25,20 @@ pub(super) use super::questions::Question;
 use super::questions::Take;
 use super::scripts::TAKE;
 use crate::base::clock::UnixTime;
+use crate::base::task::detach;
 use crate::quota::Standing;
 use crate::store::Grant;
 
 /// Most subjects of one call: Redis does nothing else meanwhile.
 const MOST_TOGETHER: usize = 64;
 
-/// Of those who wait, so many leave in one turn of the event loop, or a quarter where that is more. Redis
-/// then works on the first ones while the others leave, and this process on its answers to the first ones
-/// while it works on the others; if all left at once, each would wait for the other.
-const LEAVE_AT_ONCE: usize = 16;
+/// How many waiting takes are sent in a turn of the event loop, or a quarter of them where that is more. So Redis works
+/// on the first part while the rest is sent, and this process works on the answers to the first part while Redis works
+/// on the rest. If all were sent at once, this process and Redis would wait for each other.
+const SENT_AT_ONCE: usize = 16;
 
-/// Asks `question` together with whatever else is asked for now, and has an answer by `deadline`: which is kept by
-/// the call, on the runtime of who asks first.
+/// Sends `question` together with the other questions of this moment, and returns by `deadline`. The call keeps the
+/// deadline, on the runtime of the first question.
 pub(super) async fn take(
     session: Arc<Session>,
     deadline: Instant,
@@ -52,7 +52,7 @@ pub(super) async fn take(
         waiting.len() == 1
     };
     if is_first {
-        tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
+        detach(depart(Boarding(Some(Arc::clone(&session)))));
     }
     match answered.await.unwrap_or_else(|_| Err(connection_lost()))? {
         Some(grant) => Ok(grant),
@@ -65,8 +65,8 @@ pub(super) async fn take(
     }
 }
 
-/// The next call while questions come in. If it does not depart, nobody is left waiting for it, and the
-/// next question is a first one again.
+/// The next call while questions come in. If it is dropped unsent, its questions end with an error, and the next
+/// question starts a new call.
 struct Boarding(Option<Arc<Session>>);
 
 impl Drop for Boarding {
@@ -77,21 +77,21 @@ impl Drop for Boarding {
     }
 }
 
-/// Sends what is waiting once everyone who is ready has asked, a part in each turn of the event loop.
+/// Sends the waiting questions once every task that is ready has asked, a part in each turn of the event loop.
 ///
-/// This task asks for its part itself, and leaves the rest to another: a part that had to be spawned first would keep
-/// Redis waiting. The future is boxed because it spawns one of its own kind.
+/// This task sends its part itself and spawns a task for the rest: spawning a task for this part first would keep
+/// Redis waiting. The future is boxed because it spawns a future of its own type.
 fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
         yield_now().await;
         let Some(session) = boarding.0.take() else { return };
         let (part, is_last) = {
             let mut waiting = session.takes.waiting.lock();
-            let leave = waiting.len().min(LEAVE_AT_ONCE.max(waiting.len() / 4));
-            (waiting.drain(..leave).collect::<Vec<_>>(), waiting.is_empty())
+            let sent = waiting.len().min(SENT_AT_ONCE.max(waiting.len() / 4));
+            (waiting.drain(..sent).collect::<Vec<_>>(), waiting.is_empty())
         };
         if !is_last {
-            tokio::spawn(depart(Boarding(Some(Arc::clone(&session)))));
+            detach(depart(Boarding(Some(Arc::clone(&session)))));
         }
         let most = if session.takes.apart.load(Ordering::Relaxed) { 1 } else { MOST_TOGETHER };
         let mut part = part.into_iter();
@@ -99,7 +99,7 @@ fn depart(mut boarding: Boarding) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         while part.len() > 0 {
             calls.push(ask(&session, part.by_ref().take(most).collect()));
         }
-        // Who waits hears of it when nobody can answer any more.
+        // When the connection ends, the senders are dropped here, and the waiting takes end with an error.
         let _ = session.while_open(join_all(calls)).await;
     })
 }
@@ -109,13 +109,13 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     let mut deadline = None;
     let (mut questions, mut answers) =
         (Vec::with_capacity(takes.len()), Vec::with_capacity(takes.len()));
-    // Who has left by now asks for nothing any more.
+    // A request that has gone away needs no answer.
     for take in takes.into_iter().filter(|take| !take.answer.is_closed()) {
         if take.deadline <= now {
             let _ = take.answer.send(Err(timed_out()));
             continue;
         }
-        // The list is in the order in which they asked, so the first deadline is the earliest.
+        // The takes are in the order in which they were asked, so the first deadline is the earliest.
         deadline.get_or_insert(take.deadline);
         questions.push(take.question);
         answers.push(take.answer);
@@ -126,14 +126,14 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     let call = timeout_at(deadline, session.eval_loaded::<Bytes>(TAKE, keys, arguments));
     let result = match call.await.unwrap_or_else(|_| Err(timed_out())) {
         Ok(numbers) => grants(&numbers, limits),
-        Err(error) if is_about_company(&error) => {
+        Err(error) if must_ask_alone(&error) => {
             let apart = Cause::of(&error) == Cause::CrossSlot;
             session.takes.apart.fetch_or(apart, Ordering::Relaxed);
             Ok(limits.iter().map(|_| None).collect())
         }
         Err(error) => Err(error),
     };
-    // Who leaves meanwhile leaves it: what was counted stays counted until the window ends.
+    // The units of a request that went away meanwhile stay counted until the window ends.
     match result {
         Ok(grants) => answers.into_iter().zip(grants).for_each(|(answer, grant)| {
             let _ = answer.send(Ok(grant));
@@ -144,8 +144,8 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     }
 }
 
-/// Whether each should ask alone: which also tells the server its script again.
-fn is_about_company(error: &Error) -> bool {
+/// Whether each question must be sent in a call of its own, which also gives the server its script again.
+fn must_ask_alone(error: &Error) -> bool {
     matches!(Cause::of(error), Cause::NoScript | Cause::CrossSlot)
 }
 
@@ -158,7 +158,7 @@ async fn ask_alone(session: &Session, question: impl Fn() -> Question) -> Result
 /// The keys and arguments of `scripts/take.lua`.
 fn together(questions: Vec<Question>) -> (Vec<Key>, Vec<Value>) {
     let mut arguments = Vec::with_capacity(1);
-    for run in questions.chunk_by(|one, next| one.limits == next.limits) {
+    for run in questions.chunk_by(|question, next| question.limits == next.limits) {
         let mut packed = run[0].limits.clone();
         for question in run {
             // Writing to a Vec never fails.
@@ -183,7 +183,7 @@ fn grants(
     let whole = |number: i64| u64::try_from(number).map_err(|_| unexpected());
     let now = UnixTime::from_micros(whole(next()?)?);
     let mut grant = |limits: usize| {
-        // Negative where it must be asked for alone.
+        // Negative where the subject must be asked for in a call of its own.
         let granted = u64::try_from(next()?).ok();
         let standings = (0..limits).map(|_| {
             let (left, reset_us) = (whole(next()?)?, whole(next()?)?);

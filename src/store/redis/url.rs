@@ -1,7 +1,9 @@
-//! URLs of Redis: one server, the primary that Sentinels name, or a cluster. They are written as the
-//! client library writes them, and read more strictly: nothing in them is ignored.
+//! URLs of Redis: a server, the primary that Sentinels name, or a cluster. The forms are those of the client library,
+//! and are read more strictly: no part of a URL is ignored.
 //!
 //! No message shows any part of a URL, for it may hold a password.
+
+use std::fmt;
 
 use fred::error::ErrorKind;
 use fred::types::config::{Config, Server, ServerConfig};
@@ -9,7 +11,7 @@ use url::Url;
 
 use crate::base::secret::Secret;
 
-/// What may be written, for messages about a whole URL.
+/// The forms of a URL, for messages about a whole URL.
 pub(crate) const FORMS: &str = "redis://[user:password@]host[:port][/database], \
      redis-sentinel://…?sentinelServiceName=NAME or redis-cluster://…; rediss… for TLS";
 
@@ -45,13 +47,13 @@ pub enum RedisUrlError {
     /// A fragment.
     #[error("has a fragment; leave out the # (in a password write %23)")]
     Fragment,
-    /// A parameter of another kind of URL, or of none.
+    /// A parameter that the scheme does not have.
     #[error("has an unknown parameter; known are {known}")]
     Parameter {
-        /// What the scheme knows.
+        /// The parameters of the scheme.
         known: &'static str,
     },
-    /// A parameter that may stand once stands twice.
+    /// A parameter is repeated that may be given once.
     #[error("gives {0} twice; write it once")]
     Twice(&'static str),
     /// A node that is not a host and a port.
@@ -73,15 +75,65 @@ pub enum RedisUrlError {
     Tls(String),
 }
 
-/// What a URL names.
+/// A URL of Redis that was read and found right. `Debug` shows no part of it.
+#[derive(Clone)]
+pub struct RedisUrl {
+    text: Secret,
+    topology: Topology,
+}
+
+impl RedisUrl {
+    /// Reads `text`. Touches no network. With `rediss` it reads the system's certificates.
+    ///
+    /// # Errors
+    /// [`RedisUrlError`] says what to write.
+    pub fn parse(text: &Secret) -> Result<Self, RedisUrlError> {
+        Ok(Self { text: text.clone(), topology: topology(text)? })
+    }
+
+    /// The URL without user, password and parameters.
+    pub fn shown(&self) -> String {
+        // A text that was read as a URL is a URL.
+        let Ok(url) = Url::parse(self.text.expose()) else { return self.text.to_string() };
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        format!(
+            "{}://{}{port}{}",
+            url.scheme(),
+            url.host_str().unwrap_or_default(),
+            url.path().trim_end_matches('/')
+        )
+    }
+
+    /// The servers that the URL names.
+    pub(super) fn topology(&self) -> Topology {
+        self.topology.clone()
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for RedisUrl {}
+
+/// The servers that a URL names.
+#[derive(Clone)]
 pub(super) enum Topology {
     /// One server, or the primary that Sentinels name.
     One(Config),
-    /// A cluster, by some of its nodes; the rest of the configuration holds for each node.
+    /// A cluster, by some of its nodes. The rest of the configuration holds for each node.
     Cluster { seeds: Vec<Server>, node: Config },
 }
 
-/// What a scheme stands for.
+/// The kind of topology that a scheme names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     One,
@@ -89,19 +141,11 @@ enum Scheme {
     Cluster,
 }
 
-/// Whether `url` is written as it should be. Touches neither the network nor certificates.
-///
-/// # Errors
-/// [`RedisUrlError`] says what to write.
-pub(crate) fn check(url: &str) -> Result<(), RedisUrlError> {
-    checked(url).map(drop)
-}
-
 /// The configuration of the client library for `url`.
-pub(super) fn topology(url: &Secret) -> Result<Topology, RedisUrlError> {
+fn topology(url: &Secret) -> Result<Topology, RedisUrlError> {
     let (parsed, scheme) = checked(url.expose())?;
     if parsed.scheme().starts_with("rediss") {
-        // The TLS library wants one provider for the process; a provider that is installed already will do.
+        // The TLS library needs a provider for the process. The call fails when one is installed already, which will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
     let config = match scheme {
@@ -288,12 +332,29 @@ mod tests {
                 "redis-sentinel://h?sentinelServiceName=a&sentinelUsername=hunter2",
                 "sentinelPassword too",
             ),
+            ("redis://:hunter2%ff@host", "badly encoded credentials"),
+            ("redis-cluster://:hunter2%ff@host", "badly encoded credentials"),
             ("redis-cluster://hunter2@host", "user:password@"),
             ("redis://hunter2@host", "user:password@"),
         ] {
-            let error = check(url).unwrap_err().to_string();
+            let error = RedisUrl::parse(&Secret::new(url)).unwrap_err().to_string();
             assert!(error.contains(expected), "{url}: {error}");
             assert!(!error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_shown_url_has_no_password() {
+        for (text, shown) in [
+            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
+            ("redis://127.0.0.1:6379/3", "redis://127.0.0.1:6379/3"),
+            ("redis://:hunter2@[::1]:6379", "redis://[::1]:6379"),
+            ("redis://user:hunter2@host:7000/2", "redis://host:7000/2"),
+            ("redis-cluster://:hunter2@a?node=b:1", "redis-cluster://a"),
+        ] {
+            let url = RedisUrl::parse(&Secret::new(text)).unwrap();
+            assert_eq!(url.shown(), shown);
+            assert!(!format!("{url:?}").contains("hunter2"));
         }
     }
 }

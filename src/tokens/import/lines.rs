@@ -21,10 +21,10 @@ impl<R: BufRead> Lines<R> {
         Self { input, line: Vec::new(), number: 0, bytes: 0 }
     }
 
-    /// The next line that is not empty, without its end; or why it cannot be used. `None` at the end.
+    /// The next line that is not empty, without its end; or why the line cannot be used. `None` at the end.
     ///
     /// # Errors
-    /// What the system says when it cannot be read on.
+    /// The error of the system when the input cannot be read.
     pub fn next(&mut self) -> io::Result<Option<Result<&str, &'static str>>> {
         loop {
             self.line.clear();
@@ -39,7 +39,7 @@ impl<R: BufRead> Lines<R> {
                 self.skip()?;
                 return Ok(Some(Err("is longer than 64 KiB")));
             }
-            // Programs that mark UTF-8 do so once, at the beginning.
+            // A byte order mark stands at the beginning of the file only.
             if self.number == 1 && self.line.starts_with(b"\xef\xbb\xbf") {
                 self.line.drain(..3);
             }

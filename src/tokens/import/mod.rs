@@ -1,7 +1,7 @@
 //! Importing many records from a file, into one server or a cluster.
 //!
-//! Whatever ends an import, doing it again goes on where it stopped: a record is written whole or not at all, and a
-//! record that is there already is left alone. Nothing is printed here: the caller hears of each chunk of lines.
+//! An import that is run again goes on where it stopped: a record is written whole or not at all, and a record that is
+//! there already is left alone. This room prints nothing: the caller is told of each chunk of lines.
 
 mod lines;
 mod source;
@@ -29,7 +29,7 @@ pub enum ImportError {
     /// The first line does not name the columns.
     #[error("the header: {0}")]
     Header(String),
-    /// The system says so.
+    /// The system could not read the file.
     #[error("the file cannot be read: {0}")]
     File(#[from] io::Error),
     /// There is no store to import into.
@@ -46,10 +46,10 @@ pub enum ImportError {
     Reader,
 }
 
-/// What is wrong with a line.
+/// A fault of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LineProblem {
-    /// It says no record that a gateway would understand. Never repeats a value of the line.
+    /// The line holds no record that a gateway could read. The text repeats no value of the line.
     Bad(String),
     /// The store holds another record of this id, which was not to be replaced.
     Differs {
@@ -58,7 +58,7 @@ pub enum LineProblem {
     },
 }
 
-/// How many lines became what.
+/// The number of lines by their outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Records that were not there before; of a check, good lines.
@@ -71,9 +71,9 @@ pub struct Tally {
     pub expired: u64,
     /// Records that are there, differ and were not replaced.
     pub differing: u64,
-    /// Lines that say no record.
+    /// Lines without a readable record.
     pub bad: u64,
-    /// Lines of which the store did not say what became of them.
+    /// Lines whose outcome is unknown, because the store did not answer.
     pub unknown: u64,
     /// How far the file was read, in bytes.
     pub bytes: u64,
@@ -86,11 +86,11 @@ impl Tally {
     }
 }
 
-/// Hears of each chunk of lines: what is wrong with which line, by its number, and how far the import has come.
+/// Is told of each chunk of lines: the faults by the numbers of their lines, and the progress of the import.
 pub type OnChunk<'a> = &'a mut dyn FnMut(Vec<(u64, LineProblem)>, &Tally);
 
 impl Tokens {
-    /// The lines of `input`, of which each is checked as it is read.
+    /// The lines of `input`. Each line is checked as it is read.
     ///
     /// # Errors
     /// [`ImportError::Header`] and [`ImportError::File`] when not even the first line can be used.
@@ -103,8 +103,8 @@ impl Tokens {
         Source::open(input, format, rules)
     }
 
-    /// Writes the records of `source`, until the end of the file or of `interrupt`. What became of the lines is in
-    /// `tally`, however it ends.
+    /// Writes the records of `source`, until the end of the file or of `interrupt`. The outcomes of the lines are in
+    /// `tally`, however the import ends.
     ///
     /// # Errors
     /// [`ImportError`] says why it ended before the end of the file.

@@ -11,7 +11,7 @@ use crate::store::NewRecord;
 /// Lines that are handed over together.
 const CHUNK: usize = 256;
 
-/// The number of a line, and its record or what is wrong with it.
+/// The number of a line, and its record or its fault.
 type Line = (u64, Result<NewRecord, String>);
 
 /// Some lines in a row, no two of which name the same token.

@@ -1,4 +1,4 @@
-//! Writing the chunks of a file, some at a time. A thread reads lines and checks them, some hundreds ahead of those
+//! Writing the chunks of a file, some at a time. A thread reads and checks lines, some hundreds ahead of the lines
 //! that are being written.
 
 use std::collections::HashSet;
@@ -15,8 +15,9 @@ use crate::store::{Imported, RecordStore, StoreError};
 /// Chunks that are being written, and chunks that wait for it, at most.
 const CHUNKS: usize = 4;
 
-/// Writes what `source` says. Chunks that were sent are waited for, whatever happens. A chunk with a line about a token
-/// that is being written waits, so that the lines about one token are written in the order of the file.
+/// Writes the records of `source`. Chunks that were sent are always waited for. A chunk with a line about a token that
+/// is being written waits, so that the lines about one token are written in the order of the file.
+#[expect(clippy::disallowed_methods, reason = "one thread reads the file and ends with it")]
 pub(super) async fn write(
     store: &dyn RecordStore,
     mut source: Source,
@@ -74,9 +75,9 @@ pub(super) async fn write(
 
 /// A chunk that was written.
 struct Written {
-    /// Lines that say no record.
+    /// Lines without a readable record.
     bad: Vec<(u64, String)>,
-    /// What became of each record, with its line and id.
+    /// The outcome of each record, with its line and id.
     outcomes: Vec<(u64, String, Result<Imported, StoreError>)>,
     bytes: u64,
 }
@@ -100,7 +101,7 @@ async fn write_chunk(store: &dyn RecordStore, chunk: Chunk, replace: bool) -> Wr
 }
 
 impl Tally {
-    /// Counts a chunk; what is wrong with its lines, and the first error of the store, if there was one.
+    /// Counts a chunk. Returns the faults of its lines, and the first error of the store.
     fn count(&mut self, written: Written) -> (Vec<(u64, LineProblem)>, Option<StoreError>) {
         let mut failed = None;
         self.bad += written.bad.len() as u64;

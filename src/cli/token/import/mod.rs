@@ -1,6 +1,6 @@
 //! `tollgate token import`: many records from a file, into one server or a cluster.
 //!
-//! How lines are read and written is the business of `tokens::import`; here is what is said of them.
+//! `tokens::import` reads and writes the lines; this file prints messages about them.
 
 mod progress;
 
@@ -20,7 +20,7 @@ use crate::tokens::storage_key;
 /// Bytes of the file that are read together.
 const READ: usize = 256 << 10;
 
-/// What to do about an import that ended early.
+/// The advice after an import that ended early.
 const AGAIN: &str = "the same command goes on where this one stopped";
 
 /// How a file is written.
@@ -54,9 +54,9 @@ pub struct ImportArguments {
 /// Imports a file.
 ///
 /// # Errors
-/// [`Failure::Data`] when lines are bad, or records differ; all others are imported nevertheless.
-/// [`Failure::Unavailable`] when the store does not answer, [`Failure::Interrupted`] by Ctrl-C: doing it
-/// again goes on from there.
+/// [`Failure::Data`] when lines are bad, or records differ; all other lines are imported nevertheless.
+/// [`Failure::Unavailable`] when the store does not answer, [`Failure::Interrupted`] by Ctrl-C: doing it again goes on
+/// from there.
 pub fn run(arguments: &ImportArguments) -> Result<String, Failure> {
     let format = format(arguments)?;
     let session = open(arguments)?;
@@ -77,7 +77,7 @@ pub fn run(arguments: &ImportArguments) -> Result<String, Failure> {
     } else {
         session.wait(async {
             let interrupt = async {
-                // A process that cannot hear of Ctrl-C is ended by it.
+                // Without this handler, Ctrl-C ends the process.
                 if tokio::signal::ctrl_c().await.is_err() {
                     std::future::pending().await
                 }
@@ -135,7 +135,7 @@ fn input(file: &Path) -> Result<(Box<dyn BufRead + Send>, Option<u64>), Failure>
     Ok((Box::new(BufReader::with_capacity(READ, input)), total))
 }
 
-/// What it means to the command that the import ended early.
+/// The failure of an import that ended early.
 fn failure(session: &Session, error: &ImportError) -> Failure {
     match error {
         ImportError::Header(_) | ImportError::File(_) => Failure::Data(error.to_string()),
@@ -171,7 +171,7 @@ fn summary(tally: &Tally, dry_run: bool, seconds: f64) -> String {
     )
 }
 
-/// Whether everything in the file is in the store now, as far as it has not expired.
+/// Fails unless every record of the file that has not expired is in the store.
 fn verdict(tally: &Tally) -> Result<String, Failure> {
     match (tally.bad, tally.differing) {
         (0, 0) => Ok(String::new()),

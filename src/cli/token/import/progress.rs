@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::tell;
 
-/// How often the line is written, at most.
+/// The shortest time between two writes of the line.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Goes to the line's beginning and clears it (ECMA-48).
@@ -32,7 +32,7 @@ impl Progress {
         }
     }
 
-    /// Since the start.
+    /// The time since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
@@ -48,7 +48,7 @@ impl Progress {
         tell(&format!("{CLEAR}{line}"));
     }
 
-    /// Prints a text that stays.
+    /// Prints a text that is not overwritten.
     pub fn say(&mut self, text: &str) {
         self.clear();
         tell(text);

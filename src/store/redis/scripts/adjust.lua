@@ -1,12 +1,12 @@
 
--- Changes what is counted of one subject, each limit only where it is still counted.
+-- Changes the counts of a subject, limit by limit, where the counter still counts.
 --
 -- KEYS[1]       marks this adjustment as made: quota:{<subject>}:adjusted:<id>
 -- KEYS[i+1]     the counter of limit i
 -- ARGV[1]       how long the mark stays, in milliseconds
 -- ARGV[6i-4]    kind of limit i, and its quota, window in milliseconds and burst, as for take.lua
--- ARGV[6i]      what the change belongs to, in microseconds since the epoch: the mark of the grant that is
---               given back, or the end of the window in which units were spent elsewhere; 0 for the present window
+-- ARGV[6i]      the time that the change belongs to, in microseconds since the epoch: the mark of the grant that is
+--               given back, or the end of the window in which units were spent without Redis; 0 for the present window
 -- ARGV[6i+1]    by how much to change the count; negative gives back
 --
 -- Returns 1, or 0 when the same adjustment was made before: giving back twice would admit too many.

@@ -1,4 +1,4 @@
--- Writes token records as hashes, each with its expiry; leaves alone what says something else.
+-- Writes token records as hashes, each with its expiry, and leaves records alone that differ.
 --
 -- KEYS[i]   token:<id>; in a cluster one key a call, for no two need share a slot
 -- ARGV[1]   1 to replace records that differ, else 0
@@ -8,14 +8,14 @@
 --   field, value, field, value, ...
 --
 -- Returns a word for each key:
---   written     there was none
---   replaced    there was another, and it was to be replaced
---   unchanged   it is there already
---   differs     there is another; nothing was written
---   expired     this one has expired, and there is none or it was to be replaced; nothing was written
+--   written     there was no record
+--   replaced    there was another record, which is replaced
+--   unchanged   the same record is there already
+--   differs     there is another record, and nothing was written
+--   expired     the record to write has expired, and nothing was written
 --
--- A full Redis refuses the first write of a script only, which must therefore be one that needs memory:
--- what needs none comes last.
+-- A full Redis refuses only the first write of a script. So a write that needs memory comes first, and writes that
+-- need none come last.
 
 local clock = redis.call('TIME')
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)

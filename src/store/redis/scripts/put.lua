@@ -1,4 +1,4 @@
--- Writes a token record as a hash, replacing whatever the key held.
+-- Writes a token record as a hash, and replaces the key's former value.
 --
 -- KEYS[1]      token:<id>
 -- ARGV[1]      when the record expires, in milliseconds since the epoch; empty for never

@@ -1,12 +1,12 @@
--- Lets a token record expire earlier: both what it says and its key, never later than they did.
+-- Lets a token record expire earlier: its field expires_at and its key, and the key never later than before.
 --
 -- KEYS[1]   token:<id>
 -- ARGV[1]   when it shall expire, in milliseconds since the epoch
--- ARGV[2]   what the record was read as: the field expires_at of a hash, empty where there is none, or
---           the whole of a string
--- ARGV[3]   what to write there instead
+-- ARGV[2]   the record as it was read: the field expires_at of a hash, empty where there is none, or the whole of a
+--           string
+-- ARGV[3]   the text to write in its place
 --
--- Returns 1; 0 when the record is not what was read, and then nothing was written.
+-- Returns 1, or 0 when the record has changed since it was read; then nothing was written.
 
 local kind = redis.call('TYPE', KEYS[1]).ok
 local left_ms = redis.call('PTTL', KEYS[1])

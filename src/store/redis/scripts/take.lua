@@ -1,11 +1,11 @@
 
--- Takes units for one subject or several: each is decided by itself, at one moment. Of a subject, up to `wanted` units
--- are taken from every limit at once, or none where a limit has less than `least` left.
+-- Takes units for one or several subjects, each decided by itself. For a subject, up to `wanted` units are taken from
+-- every limit at once, or no unit where a limit has less than `least` left.
 --
 -- KEYS          the counters of each subject's limits, one subject after another:
 --               quota:{<subject>}:<limit name>:<window seconds>[:<kind>]
--- ARGV          one for each run of subjects that have the same limits, in MessagePack: how many limits these are, then
---               for each of them
+-- ARGV          an argument for each run of subjects that have the same limits, in MessagePack: how many limits these
+--               are, then for each of them
 --   kind        fixed, sliding, log or bucket
 --   quota       units a window admits
 --   window      in milliseconds
@@ -16,13 +16,13 @@
 --
 -- Returns an array of whole numbers in MessagePack: the store's clock in microseconds, then for each subject the
 -- units granted, and for each of its limits, after the grant, the units left and the microseconds until that
--- changes. Packed, because each element of an array of Redis' own costs both sides more.
+-- changes. The array is packed, because each element of a Redis array costs both sides more.
 --
 -- A subject with a counter that cannot be read is granted -1 beside others, and must ask alone to hear why.
 
 local answer = { now_us }
 
--- Takes for the subject whose counters come after so many keys. Returns what is wrong with them.
+-- Takes for the subject whose counters come after `keys_before` keys. Returns the error of a counter, if there is one.
 local function take(limits, wanted, least, keys_before)
   local granted = wanted
   local counters = {}

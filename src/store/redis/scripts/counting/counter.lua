@@ -1,19 +1,20 @@
 -- The start of every script that counts: the clock, whole numbers, and how a counter is read. The algorithms follow,
 -- then the script itself: scripts.rs puts them together.
 --
--- An algorithm is a function, for making many costs a call more than what they do, of a step, a counter and its limit:
+-- An algorithm is a function of a step, a counter and its limit. It is a single function, because making several would
+-- cost a call more than their work. The steps:
 --   read      fills in what the counter holds at present; returns an error where its value is no counter
 --   write     keeps the counter after `units` were taken
---   reset     returns the microseconds until what is left changes, when `units` are left (see quota/standing.rs)
---   adjust    changes by `units` what is counted under `mark_us` (see quota/counter.rs); negative gives back
--- What it is given:
---   counter   key; once it is read, `used`, what is counted at present, and `room`, the units that may be taken
+--   reset     returns the microseconds until the units left change, when `units` are left (see quota/standing.rs)
+--   adjust    changes by `units` the count at `mark_us` (see quota/counter.rs); negative gives back
+-- Its arguments:
+--   counter   key; once it is read, `used`, the units counted at present, and `room`, the units that may be taken
 --   limit     quota, the units a window admits; window, in milliseconds; burst, the units a bucket holds; window_end,
 --             when the present window ends, in milliseconds; see limit.lua
 --
 -- quota/counter.rs computes the same. The time that a value belongs to is part of the value, so a counter that outlives
--- it (an expiry that was lost or is late, a clock that was set back) counts as nothing, whatever its expiry says. Windows
--- are multiples of their length since the epoch; every whole number stays below 2^53, where Lua's doubles are exact.
+-- it (an expiry that was lost or is late, a clock that was set back) counts as nothing, whatever its expiry says; the
+-- marks of logs and buckets that are later than now count from now. Windows are multiples of their length since the epoch; every whole number stays below 2^53, where Lua's doubles are exact.
 
 local floor, ceil, max, min, fmod = math.floor, math.ceil, math.max, math.min, math.fmod
 

@@ -5,7 +5,7 @@ local function new_limit(kind, quota, window, burst)
   local count = kind == 'fixed' and fixed or kind == 'sliding' and sliding or kind == 'bucket' and bucket or log
   return {
     count = count, quota = quota, window = window, burst = burst, window_end = window_end,
-    -- Written out once and not for each subject, which is dear.
+    -- Formatted once, because formatting for each subject would be expensive.
     start = whole(window_end) .. ':', rest = whole(window_end - now_ms),
   }
 end

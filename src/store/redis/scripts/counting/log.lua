@@ -8,6 +8,22 @@ local function log(step, counter, limit, units, mark_us)
       return dropped
     end
     counter.used = call('ZCARD', key)
+    local last = call('ZRANGE', key, -1, -1, 'WITHSCORES')
+    if last[2] and tonumber(last[2]) > now_us then
+      -- The clock was set back: units of later moments count from now. Their new names are like no other.
+      local at = whole(now_us)
+      local late = call('ZRANGEBYSCORE', key, '(' .. at, '+inf')
+      call('ZREMRANGEBYSCORE', key, '(' .. at, '+inf')
+      for from = 1, #late, 500 do
+        local members = {}
+        for n = from, min(from + 499, #late) do
+          members[#members + 1] = at
+          members[#members + 1] = at .. '<' .. late[n]
+        end
+        call('ZADD', key, unpack(members))
+      end
+      call('PEXPIRE', key, whole(limit.window + 1))
+    end
     counter.room = limit.quota - counter.used
     return nil
   elseif step == 'reset' then
@@ -27,8 +43,8 @@ local function log(step, counter, limit, units, mark_us)
     elseif mark_us + window_us <= now_us then
       return
     end
-    -- A log never holds more than its quota: what is beyond it refuses no longer. A grant of the same moment that was
-    -- given back may have left gaps between its members: these have names of their own.
+    -- A log never holds more than its quota, because further units would not refuse longer. A grant of the same moment
+    -- that was given back may have left gaps between its members, so these members have names of their own.
     at, origin, units = whole(min(mark_us, now_us)), '+', min(units, max(counter.room, 0))
   end
   -- Several grants may fall into one microsecond: members go on from those that are there.

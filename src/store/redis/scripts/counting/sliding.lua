@@ -1,5 +1,5 @@
 
--- Sliding window: `<window end in ms>:<units>:<units of the window before>`, the last of them in `counter.before`.
+-- Sliding window: `<window end in ms>:<units>:<units of the window before>`. The last number is `counter.before`.
 local function sliding(step, counter, limit, units, mark_us)
   local quota, window, window_end = limit.quota, limit.window, limit.window_end
   if step == 'read' then
@@ -20,8 +20,9 @@ local function sliding(step, counter, limit, units, mark_us)
   elseif step == 'reset' then
     local used, before = counter.used, counter.before
     if units == 0 then
-      -- The count that must weigh less until one more unit fits: in this window that of the one before, in the next
-      -- window that of this one. So much of it may weigh then, when this much of its window is left.
+      -- A unit fits again once an earlier count weighs little enough: in this window the count of the window before, in
+      -- the next window the count of this window. That count may weigh `spare` units, as it does when `fits` of its
+      -- window is left.
       local is_now = used < quota
       local spare = is_now and quota - 1 - used or quota - 1
       local count = is_now and before or used

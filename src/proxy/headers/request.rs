@@ -1,0 +1,190 @@
+//! The fields of a request as the upstream gets them: the upstream may rely on every field that the gateway sets.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use pingora_core::Result;
+use pingora_http::RequestHeader;
+
+use super::client::{X_FORWARDED_FOR, forwarded_for};
+use super::ids::set_traceparent;
+use super::seen::Seen;
+use super::{OWN_FIELDS, X_REQUEST_ID, apply, value};
+use crate::auth::Principal;
+use crate::auth::credential::X_API_KEY;
+use crate::route::fields;
+use crate::route::headers::HeaderRules;
+
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static(fields::FORWARDED_PROTO);
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static(fields::FORWARDED_HOST);
+static X_TOKEN_ID: HeaderName = HeaderName::from_static(fields::TOKEN_ID);
+static X_ORGANIZATION_ID: HeaderName = HeaderName::from_static(fields::ORGANIZATION_ID);
+static X_PLAN_TIER: HeaderName = HeaderName::from_static(fields::PLAN_TIER);
+
+/// The sender of a request, and the connection that the request came over.
+pub struct Origin<'a> {
+    /// The fields that the request has.
+    pub seen: Seen,
+    /// The address at the other end of the connection.
+    pub peer: Option<IpAddr>,
+    /// Whether the peer is a trusted proxy, whose forwarding fields are believed.
+    pub trusted: bool,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The request's id.
+    pub request_id: &'a HeaderValue,
+    /// The principal of its token; `None` on a route that needs no token.
+    pub principal: Option<&'a Principal>,
+}
+
+/// Drops the spelling of field names, which are not case-sensitive (RFC 9110 section 5.1). Pingora keeps the spelling
+/// in a second map, and copies and searches both maps.
+///
+/// The scheme and authority of an absolute target are dropped too: `Host` says the same.
+pub fn forget_spelling(request: &mut RequestHeader) {
+    *request = take_parts(request).into();
+}
+
+/// The plain parts of a request's header, which is left empty.
+fn take_parts(request: &mut RequestHeader) -> http::request::Parts {
+    let nothing = http::Request::new(()).into_parts().0.into();
+    std::mem::replace(request, nothing).into()
+}
+
+/// Removes the fields that the client may not send and sets the gateway's own. The route's `rules` come last.
+///
+/// # Errors
+/// When a field cannot be set, which no value used here causes.
+pub fn rewrite_request(
+    request: &mut RequestHeader,
+    origin: &Origin<'_>,
+    forward_credential: bool,
+    rules: &HeaderRules,
+) -> Result<()> {
+    // Pingora's methods take names as text, which is four times the work.
+    let mut parts = take_parts(request);
+    let result = set_request_fields(&mut parts.headers, origin, forward_credential, rules);
+    *request = parts.into();
+    result
+}
+
+fn set_request_fields(
+    headers: &mut HeaderMap,
+    origin: &Origin<'_>,
+    forward_credential: bool,
+    rules: &HeaderRules,
+) -> Result<()> {
+    if origin.seen.suspicious {
+        remove_claims(headers, origin.trusted);
+    }
+    if !forward_credential {
+        headers.remove(header::AUTHORIZATION);
+        if origin.seen.api_key {
+            headers.remove(&X_API_KEY);
+        }
+    }
+    headers.reserve(OWN_FIELDS + rules.set.len());
+    headers.insert(&X_REQUEST_ID, origin.request_id.clone());
+    // Forwarding fields of a peer that is not trusted were removed above.
+    let trusted = origin.trusted;
+    if let Some(peer) = origin.peer {
+        let earlier = trusted.then(|| headers.get_all(&X_FORWARDED_FOR));
+        let hops = forwarded_for(earlier.into_iter().flatten(), peer);
+        headers.insert(&X_FORWARDED_FOR, value(&hops)?);
+    }
+    if !(trusted && headers.contains_key(&X_FORWARDED_PROTO)) {
+        headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static(origin.scheme));
+    }
+    if !(trusted && headers.contains_key(&X_FORWARDED_HOST))
+        && let Some(host) = headers.get(header::HOST).cloned()
+    {
+        headers.insert(&X_FORWARDED_HOST, host);
+    }
+    if let Some(principal) = origin.principal {
+        headers.insert(&X_TOKEN_ID, value(principal.record().id())?);
+        if let Some(organization) = principal.organization_id() {
+            headers.insert(&X_ORGANIZATION_ID, organization.field().clone());
+        }
+        if let Some(plan) = principal.plan() {
+            headers.insert(&X_PLAN_TIER, plan.field().clone());
+        }
+    }
+    set_traceparent(headers, origin.seen)?;
+    apply(rules, headers);
+    Ok(())
+}
+
+/// Removes every field that may not go on to the upstream.
+fn remove_claims(headers: &mut HeaderMap, trusted: bool) {
+    let spoofed = |name: &&HeaderName| !fields::may_pass(name.as_str(), trusted);
+    let names: Vec<HeaderName> = headers.keys().filter(spoofed).cloned().collect();
+    for name in &names {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::rewritten;
+    use super::*;
+
+    #[test]
+    fn identity_is_never_the_clients_word() {
+        let request = rewritten(
+            &[
+                ("Host", "h"),
+                ("X-Token-ID", "root"),
+                ("x_token_id", "root"),
+                ("X.Organization.Id", "root"),
+                ("X-Plan_Tier", "gold"),
+                ("x_request_id", "spoofed"),
+                ("X-Forwarded-For", "6.6.6.6"),
+                ("X_Forwarded-For", "6.6.6.6"),
+                ("Forwarded", "for=6.6.6.6"),
+                ("X-Real-IP", "6.6.6.6"),
+                ("X-Forwarded-User", "root"),
+                ("X_Forwarded_Email", "root@example.com"),
+                ("Transfer_Encoding", "chunked"),
+                ("content.length", "9"),
+                ("X-Custom", "stays"),
+            ],
+            false,
+        );
+        let mut names: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "host",
+                "traceparent",
+                "x-custom",
+                "x-forwarded-for",
+                "x-forwarded-host",
+                "x-forwarded-proto",
+                "x-request-id",
+            ]
+        );
+        assert_eq!(request.headers["x-forwarded-for"], "10.0.0.1");
+        assert_eq!(request.headers["x-request-id"], "id");
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_about_the_way() {
+        let fields = [
+            ("Host", "h"),
+            ("X-Forwarded-For", "1.1.1.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "public"),
+            ("X-Forwarded-User", "alice"),
+            ("X-Token-ID", "root"),
+            ("X_Forwarded_For", "6.6.6.6"),
+        ];
+        let request = rewritten(&fields, true);
+        assert_eq!(request.headers["x-forwarded-for"], "1.1.1.1, 10.0.0.1");
+        assert_eq!(request.headers["x-forwarded-proto"], "https");
+        assert_eq!(request.headers["x-forwarded-host"], "public");
+        assert_eq!(request.headers["x-forwarded-user"], "alice");
+        assert!(!request.headers.contains_key("x-token-id"));
+        assert!(!request.headers.contains_key("x_forwarded_for"));
+    }
+}
