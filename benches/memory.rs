@@ -1,9 +1,12 @@
 //! The memory that a gateway needs: `cargo bench --bench memory`. A million subjects of the ledger, each of which has made a
-//! single request, as at the worst moment of a flood of tokens (the ledger forgets idle subjects within seconds); and a
-//! hundred thousand verified JWTs of some 300 bytes, each with its record.
+//! single request, as at the worst moment of a flood of tokens (the ledger forgets idle subjects within seconds); a hundred
+//! thousand verified JWTs of some 300 bytes, each with its record; and ten thousand idle connections of a running gateway.
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, header};
 use jsonwebtoken::{EncodingKey, Header, encode};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
@@ -27,6 +31,18 @@ static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const SECRET: &[u8] = b"signs the tokens of the memory bench and nothing else, 64 bytes.";
 const TOKENS: usize = 100_000;
 const SUBJECTS: usize = 1_000_000;
+const CONNECTIONS: usize = 10_000;
+const CONFIG: &str = r#"
+server: { threads: 1 }
+listeners: [ { address: "127.0.0.1:0" } ]
+metrics: { address: none }
+log: { access: false }
+max_connections: 20000
+max_connections_per_client: none
+timeouts: { idle: 10m }
+upstreams: { up: { endpoints: [ "http://127.0.0.1:1" ] } }
+routes: [ { prefix: /, upstream: up, auth: none } ]
+"#;
 /// Subjects beyond the bound, which must need no memory.
 const BEYOND: usize = 500_000;
 
@@ -53,8 +69,76 @@ impl QuotaStore for Generous {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    connections()?;
     tokens()?;
     subjects()
+}
+
+/// Idle connections of a gateway with one thread: what each costs, and what is left a minute after they have closed.
+fn connections() -> Result<(), Box<dyn Error>> {
+    let limit =
+        Rlimit { current: getrlimit(Resource::Nofile).maximum, ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, limit)?;
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("tollgate.yaml");
+    std::fs::write(&config, CONFIG)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    let mut gateway =
+        Ended(command.arg("run").arg("-c").arg(&config).stdout(Stdio::piped()).spawn()?);
+    let mut log = BufReader::new(gateway.0.stdout.take().ok_or("no log")?);
+    let mut line = String::new();
+    let address = loop {
+        line.clear();
+        if log.read_line(&mut line)? == 0 {
+            return Err("the gateway has ended".into());
+        }
+        if let Some((_, address)) = line.split_once("listening on ") {
+            break address.split('"').next().unwrap_or_default().to_owned();
+        }
+    };
+    let statm = format!("/proc/{}/statm", gateway.0.id());
+    let ask = |connection: &mut TcpStream| -> Result<(), Box<dyn Error>> {
+        connection.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        let mut answer = [0; 1024];
+        let mut read = 0;
+        while !answer[..read].ends_with(b"}\n") {
+            read += connection.read(&mut answer[read..])?;
+        }
+        Ok(())
+    };
+    // What the first connections need is no connection's own.
+    let mut first = TcpStream::connect(&*address)?;
+    for _ in 0..100 {
+        ask(&mut first)?;
+    }
+    let before = resident_bytes_of(&statm)?;
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = TcpStream::connect(&*address)?;
+        ask(&mut connection)?;
+        idle.push(connection);
+    }
+    let full = resident_bytes_of(&statm)?;
+    drop(idle);
+    std::thread::sleep(Duration::from_secs(60));
+    let after = resident_bytes_of(&statm)?;
+    let each = full.saturating_sub(before) as f64 / CONNECTIONS as f64 / 1024.0;
+    println!("{CONNECTIONS} idle connections: {each:.1} KiB each");
+    println!(
+        "a minute after they have closed: {:.0} % of before",
+        after as f64 / before as f64 * 100.0
+    );
+    Ok(())
+}
+
+/// A process that ends with this value.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Verified tokens and their records.
@@ -156,8 +240,13 @@ fn subjects() -> Result<(), Box<dyn Error>> {
 
 /// Memory of this process that is in RAM (proc(5), statm).
 fn resident_bytes() -> Result<usize, Box<dyn Error>> {
+    resident_bytes_of("/proc/self/statm")
+}
+
+/// The same of the process with this statm.
+fn resident_bytes_of(statm: &str) -> Result<usize, Box<dyn Error>> {
     const PAGE_BYTES: usize = 4096;
-    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let statm = std::fs::read_to_string(statm)?;
     let pages: usize = statm.split(' ').nth(1).ok_or("no second field in statm")?.parse()?;
     Ok(pages * PAGE_BYTES)
 }

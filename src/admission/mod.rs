@@ -18,10 +18,12 @@ use crate::route::table::Found;
 mod counting;
 mod reject;
 mod slots;
+mod token_watch;
 
 pub use counting::{Decided, Decisions};
 pub use reject::{BadRequest, Rejection, Scope};
 use slots::{Bound, InFlight, Slots};
+pub use token_watch::{TokenEnd, TokenWatch};
 
 /// The parts of a request that admission decides by.
 pub struct Request<'a> {
@@ -73,7 +75,7 @@ impl Permit {
 
 /// Decides about requests.
 pub struct Admission {
-    authenticator: Authenticator,
+    authenticator: Arc<Authenticator>,
     ledger: Arc<Ledger>,
     clock: Arc<dyn Clock>,
     gateways: Box<dyn Fn() -> u32 + Send + Sync>,
@@ -83,7 +85,7 @@ pub struct Admission {
 impl Admission {
     /// An admission that asks `authenticator` and `ledger`; `gateways` tells how many processes share the limits.
     pub fn new(
-        authenticator: Authenticator,
+        authenticator: Arc<Authenticator>,
         ledger: Arc<Ledger>,
         clock: Arc<dyn Clock>,
         gateways: impl Fn() -> u32 + Send + Sync + 'static,

@@ -152,6 +152,11 @@ impl JwtVerifier {
         known.then(|| self.check_time(&verified, now).map(|()| verified))
     }
 
+    /// How much later than its `exp` a token ends.
+    pub fn leeway(&self) -> Duration {
+        self.rules.leeway
+    }
+
     fn check_time(&self, claims: &VerifiedClaims, now: UnixTime) -> Result<(), JwtError> {
         if claims.exp + self.rules.leeway <= now {
             return Err(JwtError::Expired);

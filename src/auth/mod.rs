@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join;
 use http::HeaderMap;
@@ -110,6 +111,23 @@ impl Principal {
         match &self.record.grant {
             Grant { rate: None, plan: Some(_), .. } => None,
             _ => self.granted(|grant| grant.rate.as_ref()),
+        }
+    }
+
+    /// When the token ends by itself; a JWT's `exp` with this `leeway`. `None` for never.
+    pub fn ends_at(&self, leeway: Duration) -> Option<UnixTime> {
+        let exp = self.claims.as_ref().map(|claims| claims.exp + leeway);
+        exp.into_iter().chain(self.expires_at()).min()
+    }
+
+    /// The ids under which changes of the token are told: of its record, and of its revocations.
+    pub fn ids(&self) -> Vec<Arc<str>> {
+        match &self.claims {
+            None => vec![self.record.key().into()],
+            Some(claims) => {
+                let jti = claims.stateless.as_ref().and_then(|stateless| stateless.jti.clone());
+                [Arc::clone(&claims.api_key)].into_iter().chain(jti).collect()
+            }
         }
     }
 
@@ -220,6 +238,41 @@ impl Authenticator {
         match principal.expires_at() {
             Some(at) if at <= now => Err(AuthError::Expired),
             _ => Ok(principal),
+        }
+    }
+
+    /// Whether a token that was authenticated still holds: its record, its revocation and its time.
+    ///
+    /// # Errors
+    /// [`AuthError`] when it does not, or when the store does not say.
+    pub async fn still_holds(
+        &self,
+        rules: &AuthRules,
+        principal: &Principal,
+        clock: &dyn Clock,
+    ) -> Result<(), AuthError> {
+        let claims = principal.claims.as_ref();
+        let id: Arc<str> = match claims {
+            Some(claims) => Arc::clone(&claims.api_key),
+            None => principal.record.key().into(),
+        };
+        let stateless = claims.and_then(|claims| claims.stateless.as_deref());
+        if let Some(stateless) = stateless {
+            self.must_not_be_revoked(&id, stateless).await?;
+        }
+        let record = match (rules.records.get(&id), stateless, &self.store) {
+            (Some(record), ..) => Arc::clone(record),
+            (None, Some(stateless), _) => Arc::clone(&stateless.record),
+            (None, None, None) => return Err(AuthError::NoRecord),
+            (None, None, Some(store)) => store.records.get(&id).await??,
+        };
+        if record.disabled {
+            return Err(AuthError::Disabled);
+        }
+        let present = Principal { record, claims: principal.claims.clone() };
+        match present.ends_at(rules.jwt.leeway()) {
+            Some(end) if end <= clock.now() => Err(AuthError::Expired),
+            _ => Ok(()),
         }
     }
 

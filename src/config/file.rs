@@ -120,6 +120,7 @@ pub struct ClientTimeouts {
     pub read: Maybe<Deadline>,
     pub write: Maybe<Deadline>,
     pub idle: Maybe<Deadline>,
+    pub tunnel: Maybe<Deadline>,
 }
 
 #[derive(Deserialize)]

@@ -173,6 +173,8 @@ pub struct ClientTimeouts {
     pub write: Duration,
     /// Between two requests on a connection.
     pub idle: Duration,
+    /// Between two bytes in a tunnel, such as a WebSocket.
+    pub tunnel: Duration,
 }
 
 /// The shared store.

@@ -1,8 +1,8 @@
 //! Assembles the gateway (state, services, signals) and runs it until it has drained.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -10,18 +10,21 @@ use log::info;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{RunArgs, Server};
-use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::time::{sleep, timeout};
 
-use crate::admission::Admission;
-use crate::auth::cache::{CacheOutcome, Records, Revocations, StoreCache};
+use crate::admission::{Admission, TokenWatch};
+use crate::auth::cache::{
+    CacheOutcome, RecordCache, Records, RevocationCache, Revocations, StoreCache,
+};
 use crate::auth::{Authenticator, Stored};
 use crate::base::clock::{Clock, SystemClock};
+use crate::base::task::detach;
 use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
 use crate::listener::accept::Connections;
-use crate::listener::sockets::{BindError, Bound, BoundSocket, Listening};
+use crate::listener::listening::Listening;
+use crate::listener::sockets::{BindError, Bound, BoundSocket};
 use crate::policy::Policy;
 use crate::proxy::in_flight::RequestsInFlight;
 use crate::proxy::{Proxy, Readiness, problem};
@@ -34,6 +37,7 @@ mod descriptors;
 pub mod echo;
 pub mod handover;
 pub mod learn;
+mod memory;
 pub mod reload;
 pub mod shutdown;
 
@@ -128,12 +132,18 @@ impl Gateway {
         let Stores { records, quota, membership, is_shared } = open_store(&config, &clock);
         let ledger = Arc::new(Ledger::new(quota, Arc::clone(&clock), MAX_SUBJECTS));
         // A store inside this process holds no other records than those of the configuration.
-        let stored = is_shared.then(|| stored(&config, records, &clock));
+        let stored = is_shared.then(|| stored(&config, Arc::clone(&records), &clock));
+        let caches = stored
+            .as_ref()
+            .map(|stored| (Arc::downgrade(&stored.records), Arc::downgrade(&stored.revocations)));
+        let authenticator = Arc::new(Authenticator::new(stored));
+        let tokens = Arc::new(TokenWatch::new(Arc::clone(&authenticator), Arc::clone(&clock)));
+        if let Some((cached, revoked)) = caches {
+            tell_of_changes(&*records, cached, revoked, Arc::downgrade(&tokens));
+        }
         let gateways = Arc::clone(membership.gateways());
         let admission =
-            Admission::new(Authenticator::new(stored), Arc::clone(&ledger), clock, move || {
-                gateways.get()
-            });
+            Admission::new(authenticator, Arc::clone(&ledger), clock, move || gateways.get());
         let readiness = Arc::new(Readiness {
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
@@ -153,31 +163,32 @@ impl Gateway {
             http_proxy(&server.configuration, proxy),
             Arc::clone(&policy),
             problem::closing_response,
+            tokens,
         );
         let refusals = connections.refusals();
-        let mut service = Service::new("gateway".into(), connections);
-        service.threads = Some(config.server.threads);
+        let threads = config.server.threads;
         let mut listening =
-            Listening::new(service, bound.listeners, "listening", drain.listeners()).on_start({
-                let membership = Arc::clone(&membership);
-                move || membership.start()
-            });
+            Listening::new(connections, "listening", threads, bound.listeners, drain.listeners())
+                .on_start({
+                    let membership = Arc::clone(&membership);
+                    move || {
+                        membership.start();
+                        detach(memory::give_back());
+                    }
+                });
         if let Some(predecessor) = predecessor {
             let (policy, readiness) = (Arc::clone(&policy), Arc::clone(&readiness));
             listening = listening.before_accept(take_over(predecessor, policy, readiness));
         }
         server.add_service(listening);
         if !bound.metrics.is_empty() {
-            let mut service = pingora_prometheus::prometheus_http_service();
-            service.threads = Some(1);
+            let metrics = pingora_prometheus::new_prometheus_server();
             let close = drain.never();
-            server.add_service(Listening::new(service, bound.metrics, "metrics", close));
+            server.add_service(Listening::new(metrics, "metrics", 1, bound.metrics, close));
         }
         if let Some(echo) = echo {
-            let mut service = Service::new("echo".into(), HttpServer::new_app(Echo));
-            service.threads = Some(1);
-            let close = drain.never();
-            server.add_service(Listening::new(service, vec![echo], "echo", close));
+            let app = HttpServer::new_app(Echo);
+            server.add_service(Listening::new(app, "echo", 1, vec![echo], drain.never()));
         }
         let reload = Arc::new(Reload::new(load, pending, config, Arc::clone(&policy)));
         let store = membership;
@@ -247,7 +258,7 @@ fn open_store(config: &StartupConfig, clock: &Arc<dyn Clock>) -> Stores {
     store::open(remote.as_ref(), Arc::clone(clock), on_operation)
 }
 
-/// The caches of token records and revocations, which the store tells of changes.
+/// The caches of token records and revocations.
 fn stored(config: &StartupConfig, store: Arc<dyn RecordStore>, clock: &Arc<dyn Clock>) -> Stored {
     let rules = config.token_cache;
     let on_lookup = |outcome| {
@@ -263,22 +274,38 @@ fn stored(config: &StartupConfig, store: Arc<dyn RecordStore>, clock: &Arc<dyn C
     let records = Records(Arc::clone(&reader));
     let records = StoreCache::new(records, Arc::clone(clock), rules, on_lookup);
     let revocations = StoreCache::new(Revocations(reader), Arc::clone(clock), rules, on_lookup);
-    // Weak, because the caches hold the store, and the store would hold the caches.
-    let told = (Arc::downgrade(&records), Arc::downgrade(&revocations));
+    Stored { records, revocations }
+}
+
+/// Lets the store tell the caches of changes, and then the watches of long requests, which look into the caches.
+/// Weak, because the caches hold the store, and the store would hold the caches.
+fn tell_of_changes(
+    store: &dyn RecordStore,
+    records: Weak<RecordCache>,
+    revocations: Weak<RevocationCache>,
+    tokens: Weak<TokenWatch>,
+) {
     store.on_record_change(Arc::new(move |change| {
-        let (Some(records), Some(revocations)) = (told.0.upgrade(), told.1.upgrade()) else {
+        let told = (records.upgrade(), revocations.upgrade(), tokens.upgrade());
+        let (Some(records), Some(revocations), Some(tokens)) = told else {
             return;
         };
         match change {
-            RecordChange::Of(id) => records.forget(id),
-            RecordChange::Revocation(id) => revocations.forget(id),
+            RecordChange::Of(id) => {
+                records.forget(id);
+                tokens.changed(id);
+            }
+            RecordChange::Revocation(id) => {
+                revocations.forget(id);
+                tokens.changed(id);
+            }
             RecordChange::Unknown => {
                 records.doubt();
                 revocations.doubt();
+                tokens.doubt();
             }
         }
     }));
-    Stored { records, revocations }
 }
 
 /// The gateway is ready when the store answers, or when the store has answered once and the failure policy

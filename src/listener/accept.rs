@@ -10,7 +10,8 @@ use pingora_core::server::ShutdownWatch;
 
 use super::bounds::{Bounds, OpenConnections, Refusals};
 use super::connection::{Connection, peer_ip};
-use super::http1::{self, RefusalBytes};
+use super::http1::{self, RefusalBytes, TokenEnds};
+use crate::admission::TokenWatch;
 use crate::base::net::{self, Network};
 use crate::policy::Policy;
 
@@ -19,17 +20,25 @@ pub struct Connections<A> {
     requests: Arc<A>,
     policy: Arc<ArcSwap<Policy>>,
     refusal_bytes: RefusalBytes,
+    tokens: Arc<TokenWatch>,
     open: OpenConnections,
 }
 
 impl<A> Connections<A> {
     /// Gives each request to `requests`. Bounds and deadlines are those of the current `policy`.
-    /// `refusal_bytes` makes the answer to bytes that are not a request.
-    pub fn new(requests: A, policy: Arc<ArcSwap<Policy>>, refusal_bytes: RefusalBytes) -> Self {
+    /// `refusal_bytes` makes the answer to bytes that are not a request. `tokens` tells when a token ends
+    /// before its request.
+    pub fn new(
+        requests: A,
+        policy: Arc<ArcSwap<Policy>>,
+        refusal_bytes: RefusalBytes,
+        tokens: Arc<TokenWatch>,
+    ) -> Self {
         Self {
             requests: Arc::new(requests),
             policy,
             refusal_bytes,
+            tokens,
             open: OpenConnections::default(),
         }
     }
@@ -63,7 +72,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let connection = Connection::new(stream);
         // Every connection speaks HTTP/1.
         let timeouts = || self.policy.load().timeouts;
-        http1::serve(&self.requests, connection, timeouts, self.refusal_bytes, shutdown).await;
+        let token_end = |principal| -> TokenEnds {
+            let (tokens, policy) = (Arc::clone(&self.tokens), Arc::clone(&self.policy));
+            Box::pin(async move { tokens.end_of(&policy, principal).await })
+        };
+        let (requests, refusal_bytes) = (&self.requests, self.refusal_bytes);
+        http1::serve(requests, connection, timeouts, refusal_bytes, &token_end, shutdown).await;
         None
     }
 

@@ -1,7 +1,8 @@
 //! Client connections, from the listening socket to one request at a time.
 //!
 //! ```text
-//! sockets     bound before the gateway starts, closed when the shutdown says so
+//! sockets     bound before the gateway starts
+//! listening   accepts connections, until the shutdown says so
 //! accept      counts connections, and gives each to the reader of its protocol
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
@@ -15,6 +16,7 @@ pub mod accept;
 pub mod bounds;
 pub mod connection;
 pub mod http1;
+pub mod listening;
 pub mod rules;
 pub mod sockets;
 mod timer;

@@ -1,24 +1,8 @@
 //! Listening sockets: taken over from a predecessor or bound before the gateway starts, so that a port in use
-//! is one clear error. Pingora gets every socket, and binds none.
+//! is one clear error.
 
-use std::error::Error;
-use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
-
-use async_trait::async_trait;
-use log::{error, info};
-use parking_lot::Mutex;
-use pingora_core::apps::ServerApp;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
-use pingora_core::server::{Fds, ListenFds, ShutdownWatch};
-use pingora_core::services::Service as ServiceTrait;
-use pingora_core::services::listening::Service;
-use tokio::sync::watch;
 
 use crate::config::StartupConfig;
 
@@ -26,8 +10,8 @@ use crate::config::StartupConfig;
 const LISTENER: &str = "listening";
 const METRICS: &str = "metrics";
 
-/// How long the process waits, before it exits, for the last log line to be written.
-const LOG_FLUSH: Duration = Duration::from_millis(20);
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 65_535;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -76,20 +60,25 @@ impl BoundSocket {
     /// # Errors
     /// [`BindError`] when the address is in use or is not an address of this machine.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let bind = || {
-            let socket = TcpListener::bind(address)?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
-        match bind() {
+        match TcpListener::bind(address) {
             Ok(socket) => Ok(Self { configured: address, socket, is_taken_over: false }),
             Err(error) => Err(BindError { address, error }),
         }
     }
 
-    /// The address in the configuration.
-    pub fn configured(&self) -> SocketAddr {
-        self.configured
+    /// Whether a predecessor has handed the socket over.
+    pub fn is_taken_over(&self) -> bool {
+        self.is_taken_over
+    }
+
+    /// The socket, ready to accept connections on the present runtime.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn into_listener(self) -> io::Result<tokio::net::TcpListener> {
+        self.socket.set_nonblocking(true)?;
+        rustix::net::listen(&self.socket, BACKLOG)?;
+        tokio::net::TcpListener::from_std(self.socket)
     }
 
     /// The address of the socket, with the port that the kernel has chosen.
@@ -141,128 +130,5 @@ impl Bound {
     /// The address of the first listener's socket.
     pub fn first(&self) -> Option<SocketAddr> {
         self.listeners.first().map(BoundSocket::address)
-    }
-}
-
-/// A listening service that gets bound sockets, and that closes them at a signal of its own.
-pub struct Listening<A> {
-    inner: Service<A>,
-    /// The sockets, by the names under which Pingora looks for them.
-    sockets: Vec<(String, BoundSocket)>,
-    label: &'static str,
-    close: watch::Receiver<bool>,
-    on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
-    before_accept: Option<BeforeAccept>,
-}
-
-/// Runs before the first connection is accepted. An error ends the process.
-type BeforeAccept =
-    Pin<Box<dyn Future<Output = Result<(), Box<dyn Error + Send + Sync>>> + Send + Sync>>;
-
-impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
-    /// Serves `inner` on `sockets`, and closes them when `close` becomes true or when Pingora shuts down. The
-    /// log calls the service `label`.
-    pub fn new(
-        mut inner: Service<A>,
-        sockets: Vec<BoundSocket>,
-        label: &'static str,
-        close: watch::Receiver<bool>,
-    ) -> Self {
-        // Pingora finds a socket for every name, and binds none itself. So a name need not be an address,
-        // and two services may both ask for any free port.
-        let named = sockets.into_iter().enumerate();
-        let sockets: Vec<_> = named.map(|(nth, bound)| (format!("{label} {nth}"), bound)).collect();
-        for (name, _) in &sockets {
-            // Without Pingora's read buffer of 64 KiB for each connection: each protocol has its own.
-            let buffers = L4BufferSettings::default().read(0);
-            inner.add_listener(ListenerConfig::tcp(name).l4_buffer(buffers));
-        }
-        Self { inner, sockets, label, close, on_start: None, before_accept: None }
-    }
-
-    /// Waits for `ready` after the start, before the first connection is accepted. Connections wait in the
-    /// sockets' queues meanwhile. An error of `ready` ends the process.
-    pub fn before_accept<E: Error + Send + Sync + 'static>(
-        mut self,
-        ready: impl Future<Output = Result<(), E>> + Send + Sync + 'static,
-    ) -> Self {
-        self.before_accept = Some(Box::pin(async move { Ok(ready.await?) }));
-        self
-    }
-
-    /// Calls `start` on the runtime of this service, before the first connection is accepted. Tasks that
-    /// `start` spawns share the runtime with the requests.
-    pub fn on_start(mut self, start: impl FnOnce() + Send + Sync + 'static) -> Self {
-        self.on_start = Some(Box::new(start));
-        self
-    }
-
-    /// Puts the sockets into the table in which Pingora looks for them.
-    fn offer(&mut self, fds: &ListenFds) {
-        let mut fds = fds.lock();
-        for (name, bound) in self.sockets.drain(..) {
-            let taken_over = if bound.is_taken_over { ", taken over" } else { "" };
-            info!("{} on {}{taken_over}", self.label, bound.address());
-            fds.add(name, bound.socket.into_raw_fd());
-        }
-    }
-}
-
-/// Ends the process: a gateway that cannot listen must not take its predecessor's place.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the process ends here, once its last line is written"
-)]
-fn fail(failure: &dyn Error) {
-    error!("{failure}");
-    std::thread::sleep(LOG_FLUSH);
-    std::process::exit(69);
-}
-
-#[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
-    #[expect(clippy::disallowed_methods, reason = "the task ends with the service")]
-    async fn start_service(
-        &mut self,
-        fds: Option<ListenFds>,
-        mut shutdown: ShutdownWatch,
-        listeners_per_fd: usize,
-    ) {
-        let fds = fds.unwrap_or_else(|| Arc::new(Mutex::new(Fds::new())));
-        self.offer(&fds);
-        if let Some(start) = self.on_start.take() {
-            start();
-        }
-        if let Some(ready) = self.before_accept.take()
-            && let Err(failure) = ready.await
-        {
-            fail(&*failure);
-        }
-        let (closing, closed) = watch::channel(false);
-        let mut close = self.close.clone();
-        tokio::spawn(async move {
-            // The `else` arm: both senders are gone, so that no signal can come any more.
-            tokio::select! {
-                Ok(_) = close.wait_for(|close| *close) => {}
-                Ok(_) = shutdown.wait_for(|shutdown| *shutdown) => {}
-                else => {}
-            }
-            let _ = closing.send(true);
-            // The accepting tasks would take a dropped sender for the signal to close.
-            closing.closed().await;
-        });
-        self.inner.start_service(Some(fds), closed, listeners_per_fd).await;
-    }
-
-    fn name(&self) -> &str {
-        ServiceTrait::name(&self.inner)
-    }
-
-    fn threads(&self) -> Option<usize> {
-        self.inner.threads
-    }
-
-    fn listen_addresses(&self) -> Option<Vec<String>> {
-        ServiceTrait::listen_addresses(&self.inner)
     }
 }

@@ -12,6 +12,7 @@ use super::headers::seen::Seen;
 use super::in_flight::RequestInFlight;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
+use crate::listener::http1::end::RequestEnd;
 use crate::policy::Policy;
 
 /// The context of one request.
@@ -53,6 +54,8 @@ pub enum End {
     BrokenOff(Rejection),
     /// The client left before the answer's end.
     ClientGone,
+    /// The gateway ended the answer or the tunnel early.
+    Cut(RequestEnd),
 }
 
 impl RequestContext {

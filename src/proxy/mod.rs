@@ -18,6 +18,7 @@ use crate::admission::{Admission, Permit, Rejection, Request};
 use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
+use crate::listener::http1::end::RequestEnd;
 use crate::policy::{Policy, Route};
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
@@ -37,6 +38,9 @@ use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
 use outcome::{RequestOutcome, answer_of, rejection_of};
+
+/// A larger answer may take long, in bytes.
+const LARGE_ANSWER: u64 = 256 * 1024;
 
 /// Whether a load balancer should send requests to this process, and which are still being served.
 pub struct Readiness {
@@ -204,7 +208,7 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
@@ -213,6 +217,13 @@ impl ProxyHttp for Proxy {
                     // Pingora would look for each hop-by-hop field, and the request has none.
                     peer.options.http_upstream_request_policy =
                         HttpUpstreamRequestPolicy::preserve();
+                }
+                if ctx.seen.upgrade
+                    && session.is_upgrade_req()
+                    && let Some(limit) = peer.options.read_timeout.take()
+                {
+                    let client = &session.downstream_session;
+                    http1::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
                 Ok(peer)
             }
@@ -287,6 +298,11 @@ impl ProxyHttp for Proxy {
         if switching && !session.is_upgrade_req() {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "unasked-for 101").into_up());
         }
+        if switching {
+            let limit = ctx.policy.timeouts.tunnel;
+            session.set_read_timeout(None);
+            http1::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+        }
         if !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began();
         }
@@ -302,6 +318,11 @@ impl ProxyHttp for Proxy {
         let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
         let version = session.req_header().version;
         self.close_when_draining(session);
+        if let Some(principal) = permit.principal()
+            && may_take_long(response)
+        {
+            http1::ends_with(&session.downstream_session, principal);
+        }
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
@@ -323,7 +344,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        end_attempt(ctx, &e);
+        end_attempt(ctx, AttemptEnd::of(&e));
         // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
         e.set_retry(forwarding.is_some_and(Forwarding::may_connect_elsewhere));
@@ -338,7 +359,11 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<Error> {
-        end_attempt(ctx, &e);
+        let end = match http1::end_of(&session.downstream_session) {
+            Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
+            _ => AttemptEnd::of(&e),
+        };
+        end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
         // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
         let repeatable = session.req_header().method.is_idempotent()
@@ -365,7 +390,14 @@ impl ProxyHttp for Proxy {
         e: &Error,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let rejection = ctx.rejection.take().or_else(|| rejection_of(e));
+        let rejection = match http1::end_of(&session.downstream_session) {
+            Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
+            Some(end) => {
+                ctx.end = End::Cut(end);
+                return FailToProxy { error_code: 0, can_reuse_downstream: false };
+            }
+            None => ctx.rejection.take().or_else(|| rejection_of(e)),
+        };
         let (error_code, answered) = match rejection {
             Some(rejection) if answer_of(session).is_none() => {
                 let status = rejection.status_and_code().0.as_u16();
@@ -419,10 +451,16 @@ impl ProxyHttp for Proxy {
     }
 }
 
-/// Ends the present attempt with the error `e`.
-fn end_attempt(ctx: &mut RequestContext, e: &Error) {
+/// Whether an answer with this header may last longer than its token: a tunnel, an answer of unknown length, or
+/// a large one.
+fn may_take_long(response: &ResponseHeader) -> bool {
+    content_length(&response.headers).is_none_or(|length| length > LARGE_ANSWER)
+}
+
+/// Ends the present attempt.
+fn end_attempt(ctx: &mut RequestContext, end: AttemptEnd) {
     if let Some(forwarding) = &mut ctx.forwarding {
-        forwarding.end_attempt(AttemptEnd::of(e), Instant::now());
+        forwarding.end_attempt(end, Instant::now());
     }
 }
 

@@ -14,8 +14,9 @@ use pingora_proxy::Session;
 
 use super::context::{End, RequestContext};
 use super::forwarding::Forwarding;
-use crate::admission::{BadRequest, Findings, Rejection};
+use crate::admission::{BadRequest, Findings, Rejection, TokenEnd};
 use crate::auth::Principal;
+use crate::listener::http1::end::RequestEnd;
 use crate::record::HeaderText;
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};
@@ -145,13 +146,14 @@ impl<'a> RequestOutcome<'a> {
     fn code(&self) -> Option<&'static str> {
         match self.end {
             End::Refused(rejection) => Some(rejection.status_and_code().1),
-            End::Answered | End::BrokenOff(_) | End::ClientGone => None,
+            End::Answered | End::BrokenOff(_) | End::ClientGone | End::Cut(_) => None,
         }
     }
 
     fn reason(&self) -> Option<&'static str> {
         match self.end {
             End::ClientGone => Some(CLIENT_GONE),
+            End::Cut(end) => Some(end_reason(*end)),
             End::Answered | End::Refused(_) | End::BrokenOff(_) => {
                 self.rejection().and_then(Rejection::reason)
             }
@@ -161,8 +163,18 @@ impl<'a> RequestOutcome<'a> {
     fn rejection(&self) -> Option<&'a Rejection> {
         match self.end {
             End::Refused(rejection) | End::BrokenOff(rejection) => Some(rejection),
-            End::Answered | End::ClientGone => None,
+            End::Answered | End::ClientGone | End::Cut(_) => None,
         }
+    }
+}
+
+/// The reason of a request that the gateway ended early, as a word of the access log.
+fn end_reason(end: RequestEnd) -> &'static str {
+    match end {
+        RequestEnd::Token(TokenEnd::Expired) => "token_expired",
+        RequestEnd::Token(TokenEnd::Revoked) => "token_revoked",
+        RequestEnd::TunnelIdle => "tunnel_idle",
+        RequestEnd::UpstreamSilent => "read_timeout",
     }
 }
 

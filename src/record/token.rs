@@ -63,6 +63,11 @@ impl TokenRecord {
         Draft::default().named(api_key)
     }
 
+    /// The key of the record: a JWT's `api_key`, or the hash of an opaque key.
+    pub fn key(&self) -> &str {
+        self.subject.strip_prefix(SUBJECT).unwrap_or_default()
+    }
+
     /// The token's public id: printable ASCII.
     pub fn id(&self) -> &str {
         public_id(self.own_id.as_deref().unwrap_or_else(|| self.counts_as()))

@@ -126,6 +126,7 @@ fn client_timeouts(written: file::ClientTimeouts) -> ClientTimeouts {
         read: deadline(written.read, 30),
         write: deadline(written.write, 30),
         idle: deadline(written.idle, 60),
+        tunnel: deadline(written.tunnel, 600),
     }
 }
 

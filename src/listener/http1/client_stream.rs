@@ -1,7 +1,7 @@
 //! A client's byte stream and its buffer: the bytes that have arrived, and where the present request ends.
 //! This file must not know Pingora's sessions.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::pin::Pin;
@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::Stream;
-use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt, ReadBuf};
-use tokio::time::timeout;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::body::Body;
+use super::end::{RequestEnd, TunnelDeadline};
 use super::head::{Head, HeadReader};
+use crate::auth::Principal;
 use crate::listener::rules::HeadError;
 
 /// How many bytes of later requests are buffered; more bytes stay in the kernel.
@@ -23,8 +25,11 @@ const MAX_AHEAD: usize = 64 * 1024;
 /// How many bytes are read at a time.
 const READ_SIZE: usize = 16 * 1024;
 
-/// The largest buffer that a connection keeps while it waits for a request.
-const IDLE_BUFFER: usize = 1024;
+/// How many bytes of answers are gathered: about a packet.
+const WRITE_BUFFER: usize = 1460;
+
+/// How long the answer to a complete request may take after the client has closed its side.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
 
 /// How long a refused client may take to read the answer, before its connection ends.
 const LINGER: Duration = Duration::from_secs(1);
@@ -41,7 +46,8 @@ pub enum ReadHeadError {
 /// A client's byte stream, which shows Pingora one request at a time.
 #[derive(Debug)]
 pub struct ClientStream {
-    bytes: Stream,
+    /// Writes are gathered, so that the header of an answer and a small body leave together.
+    bytes: BufWriter<Stream>,
     /// Bytes that have arrived and that Pingora has not read.
     ahead: BytesMut,
     /// The part of the present request that Pingora has not read.
@@ -50,6 +56,18 @@ pub struct ClientStream {
     unsent: bool,
     /// Whether the present request has failed and its answer was written whole.
     answered_whole: bool,
+    /// Whether bytes of an answer to the present request were written.
+    has_answer: bool,
+    /// Set when the client has closed its side after a complete request: the time left for the answer.
+    half_closed: Option<Pin<Box<Sleep>>>,
+    /// The principal of the present request, until the connection's task takes it.
+    principal: Option<Principal>,
+    /// The deadline of a request that asks for a tunnel.
+    tunnel: Option<TunnelDeadline>,
+    /// Why the present request must end.
+    end: Option<RequestEnd>,
+    /// Whether its answer must end, too.
+    is_cut: bool,
 }
 
 /// Between requests.
@@ -57,11 +75,17 @@ impl ClientStream {
     /// A stream before its first request.
     pub fn new(bytes: Stream) -> Self {
         Self {
-            bytes,
+            bytes: BufWriter::with_capacity(WRITE_BUFFER, bytes),
             ahead: BytesMut::new(),
             body: Body::OVER,
             unsent: false,
             answered_whole: false,
+            has_answer: false,
+            half_closed: None,
+            principal: None,
+            tunnel: None,
+            end: None,
+            is_cut: false,
         }
     }
 
@@ -75,7 +99,8 @@ impl ClientStream {
             if !self.ahead.is_empty() && &self.ahead[..] != b"\r" {
                 return Ok(true);
             }
-            if self.ahead.capacity() > IDLE_BUFFER {
+            if self.ahead.is_empty() {
+                // Gives back the memory of what the last request sent.
                 self.ahead = BytesMut::new();
             }
             if self.read_more().await? == 0 {
@@ -117,6 +142,10 @@ impl ClientStream {
     pub fn begin_request(&mut self, head: Head) -> BytesMut {
         self.body = head.body;
         self.answered_whole = false;
+        self.has_answer = false;
+        self.half_closed = None;
+        self.principal = None;
+        self.tunnel = None;
         if self.ahead.len() == head.length {
             return mem::take(&mut self.ahead);
         }
@@ -125,9 +154,22 @@ impl ClientStream {
         bytes
     }
 
+    /// Sends what was written, as far as the client takes it at once: the beginning of an answer that broke off.
+    pub async fn flush_now(&mut self) {
+        // An error means that the client has left.
+        poll_fn(|cx| {
+            let _ = self.poll_flush(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Whether another request may follow. Pingora hands the stream back after a request that succeeded, and
     /// drops it after every request that failed, even when the answer was written whole.
     pub fn may_go_on(&self, handed_back: bool) -> bool {
+        if self.end.is_some() {
+            return false;
+        }
         match self.body {
             // The upgrade was refused. Pingora hands the stream back only if it has read no byte after the head.
             Body::Everything => handed_back,
@@ -180,12 +222,78 @@ impl ClientStream {
         self.answered_whole = true;
     }
 
+    /// Lets the present request end when the token of `principal` does not hold any more.
+    pub fn ends_with(&mut self, principal: Principal) {
+        self.principal = Some(principal);
+    }
+
+    /// Whether [`take_principal`](Self::take_principal) has one to give.
+    pub fn has_principal(&self) -> bool {
+        self.principal.is_some()
+    }
+
+    /// The principal of [`ends_with`](Self::ends_with), once.
+    pub fn take_principal(&mut self) -> Option<Principal> {
+        self.principal.take()
+    }
+
+    /// Sets the deadline of a request that asks for a tunnel.
+    pub fn set_tunnel(&mut self, limit: Duration, reason: RequestEnd) {
+        self.tunnel = Some(TunnelDeadline { last_byte: Instant::now(), limit, reason });
+    }
+
+    /// The deadline of a request that asks for a tunnel.
+    pub fn tunnel(&self) -> Option<TunnelDeadline> {
+        self.tunnel
+    }
+
+    /// Ends the present request: Pingora's next read fails, and its next write, too, unless the answer has not
+    /// begun.
+    pub fn set_end(&mut self, end: RequestEnd) {
+        if self.end.is_none() {
+            (self.end, self.is_cut) = (Some(end), self.has_answer);
+        }
+    }
+
+    /// Why the present request must end.
+    pub fn end(&self) -> Option<RequestEnd> {
+        self.end
+    }
+
+    fn check_write(&mut self) -> io::Result<()> {
+        if self.is_cut
+            && let Some(end) = self.end
+        {
+            return Err(io::Error::other(end));
+        }
+        self.unsent = true;
+        self.has_answer = true;
+        self.byte_passes();
+        Ok(())
+    }
+
+    fn byte_passes(&mut self) {
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.last_byte = Instant::now();
+        }
+    }
+
+    /// The client has closed its side. It may still wait for the answer to a complete request (RFC 9112 section
+    /// 9.6), but most such clients have left. So the answer has a moment's time, before Pingora learns of it.
+    fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let timer = self.half_closed.get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED)));
+        timer.as_mut().poll(cx).map(Ok)
+    }
+
     /// Reads what belongs to the present request.
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = self.end {
+            return Poll::Ready(Err(io::Error::other(end)));
+        }
         // Pingora writes the header of an answer, and reads here while it waits for the body. The header must
         // not wait for the body.
         if self.unsent && Pin::new(&mut self.bytes).poll_flush(cx)?.is_ready() {
@@ -193,16 +301,21 @@ impl ClientStream {
         }
         if self.body.is_over() {
             // Pingora reads to notice that the client closes. Bytes of later requests are kept, up to a bound.
-            while self.ahead.len() < MAX_AHEAD {
+            while self.half_closed.is_none() && self.ahead.len() < MAX_AHEAD {
                 if ready!(self.poll_read_more(cx))? == 0 {
-                    return Poll::Ready(Ok(()));
+                    break;
                 }
+            }
+            if self.half_closed.is_some() || self.ahead.len() < MAX_AHEAD {
+                return self.poll_half_closed(cx);
             }
             return Poll::Pending;
         }
         if self.ahead.is_empty() {
             if self.body == Body::Everything {
-                return Pin::new(&mut self.bytes).poll_read(cx, buf);
+                ready!(Pin::new(&mut self.bytes).poll_read(cx, buf))?;
+                self.byte_passes();
+                return Poll::Ready(Ok(()));
             }
             if ready!(self.poll_read_more(cx))? == 0 {
                 return Poll::Ready(Ok(()));
@@ -220,7 +333,7 @@ impl ClientStream {
 
     /// Writes bytes of the answer.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.unsent = true;
+        self.check_write()?;
         Pin::new(&mut self.bytes).poll_write(cx, buf)
     }
 
@@ -230,7 +343,7 @@ impl ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.unsent = true;
+        self.check_write()?;
         Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs)
     }
 

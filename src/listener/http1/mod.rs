@@ -19,27 +19,34 @@ use super::connection::Connection;
 use super::rules::HeadError;
 use super::timer::Alarm;
 use crate::admission::Rejection;
+use crate::auth::Principal;
 use crate::config::ClientTimeouts;
 
 pub mod body;
 pub mod chunks;
 mod client_stream;
+pub mod end;
 pub mod head;
 mod request_stream;
 
 use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
-pub use request_stream::answered_whole;
+pub use request_stream::{TokenEnds, answered_whole, end_of, ends_with, set_tunnel};
 
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;
 
-/// Serves the requests of `connection` with `requests`, until the client or the gateway ends it.
+/// A request that takes longer is watched: its token may end before it does.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Serves the requests of `connection` with `requests`, until the client or the gateway ends it. `token_end`
+/// waits for the end of a token.
 pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     requests: &Arc<A>,
     connection: Connection,
     timeouts: impl Fn() -> ClientTimeouts,
     refusal_bytes: RefusalBytes,
+    token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
     shutdown: &ShutdownWatch,
 ) {
     let mut stream = SharedStream::new(connection);
@@ -67,10 +74,18 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
                 return;
             }
         };
-        let processing = process(requests, stream.for_request(), head, timeouts.idle, shutdown);
-        let handed_back = processing.await.is_some();
+        let request = stream.for_request();
+        let mut processing = process(requests, request, head, timeouts.idle, shutdown);
+        // What Pingora hands back holds the stream, and is dropped here.
+        let handed_back = match alarm.within(LONG, &mut processing).await {
+            Some(reused) => reused.is_some(),
+            // Boxed, because few requests take long, and each connection's task would be larger.
+            None => Box::pin(stream.watch(processing, token_end)).await.is_some(),
+        };
         // Pingora has dropped its stream, so that this task owns the connection alone again.
-        if !stream.client().is_some_and(|client| client.may_go_on(handed_back)) {
+        let Some(client) = stream.client() else { return };
+        if !client.may_go_on(handed_back) {
+            client.flush_now().await;
             return;
         }
     }
@@ -177,11 +192,17 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let (_down, shutdown) = watch::channel(false);
         let serving = tokio::spawn(async move {
-            let timeouts =
-                || ClientTimeouts { header: MINUTE, read: MINUTE, write: MINUTE, idle: MINUTE };
+            let timeouts = || ClientTimeouts {
+                header: MINUTE,
+                read: MINUTE,
+                write: MINUTE,
+                idle: MINUTE,
+                tunnel: MINUTE,
+            };
             let refusal = |rejection: &Rejection| format!("{ANSWER}{rejection}\r\n").into_bytes();
             let connection = Connection::new(Box::new(server));
-            serve(&Arc::new(Paths), connection, timeouts, refusal, &shutdown).await;
+            let token_end = |_| -> TokenEnds { Box::pin(std::future::pending()) };
+            serve(&Arc::new(Paths), connection, timeouts, refusal, &token_end, &shutdown).await;
         });
         let mut broken = false;
         for piece in sent.as_bytes().chunks(piece) {

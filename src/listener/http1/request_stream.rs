@@ -5,10 +5,12 @@
 //! and [`SharedStream::client`] returns it. The lock is never waited for: the task does not touch the stream
 //! while Pingora serves the request, and needs no lock when it owns the stream alone.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -20,8 +22,12 @@ use pingora_core::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::client_stream::ClientStream;
+use super::end::{RequestEnd, TunnelDeadline};
+use crate::admission::TokenEnd;
+use crate::auth::Principal;
 use crate::listener::connection::{Connection, Facts};
 
 /// A client's stream, as the connection's task holds it.
@@ -46,19 +52,102 @@ impl SharedStream {
         Arc::get_mut(&mut self.0).map(|shared| shared.client.get_mut())
     }
 
+    /// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any
+    /// more, or when its tunnel is idle for too long. `token_end` waits for the end of a token.
+    pub async fn watch<T>(
+        &self,
+        mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+        token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
+    ) -> T {
+        let mut token: Option<TokenEnds> = None;
+        let mut timer: Option<Pin<Box<Sleep>>> = None;
+        poll_fn(|cx| {
+            loop {
+                let tunnel = {
+                    let mut client = self.0.client.lock();
+                    if let Some(principal) = client.take_principal() {
+                        token = Some(token_end(principal));
+                    }
+                    if let Some(waiting) = &mut token
+                        && let Poll::Ready(end) = waiting.as_mut().poll(cx)
+                    {
+                        token = None;
+                        client.set_end(RequestEnd::Token(end));
+                    }
+                    if let Some(tunnel) = client.tunnel()
+                        && poll_deadline(&mut timer, tunnel.due(), cx)
+                    {
+                        client.set_end(tunnel.reason);
+                    }
+                    client.tunnel()
+                };
+                if let Poll::Ready(output) = processing.as_mut().poll(cx) {
+                    return Poll::Ready(output);
+                }
+                // Pingora may just have said whose token it is, or that there is a tunnel.
+                let client = self.0.client.lock();
+                let is_earlier = |new: TunnelDeadline| {
+                    tunnel.is_none_or(|old: TunnelDeadline| new.due() < old.due())
+                };
+                let has_news = client.has_principal() || client.tunnel().is_some_and(is_earlier);
+                if !has_news {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+
     /// The stream from which Pingora reads one request, and to which it writes the answer.
     pub fn for_request(&self) -> Stream {
         Box::new(RequestStream(Arc::clone(&self.0)))
     }
 }
 
+/// Waits for the end of a token.
+pub type TokenEnds = Pin<Box<dyn Future<Output = TokenEnd> + Send>>;
+
+/// Whether `due` has passed. The timer is moved only when it would be late, or has been early.
+fn poll_deadline(timer: &mut Option<Pin<Box<Sleep>>>, due: Instant, cx: &mut Context<'_>) -> bool {
+    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+    if timer.deadline() > due {
+        timer.as_mut().reset(due);
+    }
+    while timer.as_mut().poll(cx).is_ready() {
+        if timer.deadline() >= due {
+            return true;
+        }
+        timer.as_mut().reset(due);
+    }
+    false
+}
+
+/// Does something with the client's stream of `session`.
+fn with_client<T>(session: &ServerSession, act: impl FnOnce(&mut ClientStream) -> T) -> Option<T> {
+    let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
+    Some(act(&mut shared.client.lock()))
+}
+
+/// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
+/// long.
+pub fn ends_with(session: &ServerSession, principal: &Principal) {
+    with_client(session, |client| client.ends_with(principal.clone()));
+}
+
+/// Ends the request of `session`, which asks for a tunnel, when no byte has passed for `limit`.
+pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
+    with_client(session, |client| client.set_tunnel(limit, reason));
+}
+
+/// Why the connection's task has ended the request of `session`.
+pub fn end_of(session: &ServerSession) -> Option<RequestEnd> {
+    with_client(session, |client| client.end()).flatten()
+}
+
 /// Tells the connection of `session` that the request has failed and its answer was written whole, so that
 /// the connection may be kept. Pingora closes it after every failed request.
 pub fn answered_whole(session: &ServerSession) {
-    let Some(stream) = session.stream() else { return };
-    if let Some(RequestStream(shared)) = stream.as_any().downcast_ref::<RequestStream>() {
-        shared.client.lock().set_answered_whole();
-    }
+    with_client(session, ClientStream::set_answered_whole);
 }
 
 /// A client's stream, as Pingora holds it.

@@ -1,0 +1,209 @@
+//! WebSockets and long answers: how long they may be quiet, and that they end with their token. And clients that close
+//! their side early. It must not know how a request is ended.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::token::{claims, now};
+use support::*;
+
+const UPGRADE: [(&str, &str); 2] = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+
+/// An origin with a tunnel that echoes at /ws, a quiet stream of unknown length at /events, a slow large file at /file,
+/// and an upgrade that never comes at /mute.
+fn origin() -> Origin {
+    let origin = Origin::start();
+    origin.on("/ws", |_, stream| {
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")?;
+        let mut bytes = [0; 1024];
+        loop {
+            match stream.read(&mut bytes)? {
+                0 => return Ok(false),
+                read => stream.write_all(&bytes[..read])?,
+            }
+        }
+    });
+    origin.on("/events", |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")?;
+        // Silent until the gateway leaves.
+        stream.read(&mut [0]).map(|_| false)
+    });
+    origin.on("/file", |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")?;
+        for _ in 0..1_000 {
+            stream.write_all(&[b'x'; 1_000])?;
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(false)
+    });
+    origin.on("/mute", |_, stream| stream.read(&mut [0]).map(|_| false));
+    origin.on("/refuse", |_, stream| {
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf")?;
+        stream.read(&mut [0]).map(|_| false)
+    });
+    origin.on("/slow", |_, stream| {
+        thread::sleep(Duration::from_millis(500));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").map(|()| true)
+    });
+    origin
+}
+
+fn config(origin: &Origin, read: &str, more: &str) -> String {
+    format!(
+        "upstreams: {{ up: {{ endpoints: [ \"{}\" ], timeouts: {{ read: {read} }} }} }}
+routes: [ {{ prefix: /open, upstream: up, auth: none, strip_prefix: true }}, {{ prefix: /, upstream: up }} ]
+{more}",
+        origin.url()
+    )
+}
+
+/// A request that has begun to be answered.
+struct Long(Client);
+
+impl Long {
+    fn open(gateway: &Gateway, target: &str, id: &str, authorization: &str) -> Self {
+        let mut client = gateway.connect();
+        let fields =
+            [&UPGRADE[..], &[("X-Request-ID", id), ("Authorization", authorization)]].concat();
+        let fields = if target.ends_with("/ws") { &fields[..] } else { &fields[2..] };
+        client.send(request("GET", target, fields, b""));
+        let head = client.head().unwrap().unwrap();
+        let expected = if target.ends_with("/ws") { 101 } else { 200 };
+        assert_eq!(head.status(), expected, "{target}");
+        Self(client)
+    }
+
+    /// Whether bytes come back.
+    fn echoes(&mut self) -> bool {
+        self.0.send(b"echo");
+        let mut bytes = [0; 4];
+        self.0.stream().read_exact(&mut bytes).is_ok() && bytes == *b"echo"
+    }
+
+    /// How long the connection lasts from now on.
+    fn lasts(&mut self) -> Duration {
+        let since = Instant::now();
+        let mut bytes = [0; 16 * 1024];
+        while matches!(self.0.stream().read(&mut bytes), Ok(1..)) {}
+        since.elapsed()
+    }
+}
+
+fn reason(gateway: &Gateway, id: &str) -> String {
+    let line = gateway.wait_log(id, |line| line["request_id"] == id && line["status"].is_u64());
+    line["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_long_answer_ends_when_its_token_expires() {
+    let (redis, origin) = (Redis::start(), origin());
+    let gateway =
+        Gateway::start(&config(&origin, "30s", &format!("redis: {{ url: \"{}\" }}", redis.url())));
+    redis.record("alice", &[("name", "x")]);
+    for target in ["/ws", "/events", "/file"] {
+        let brief = claims(json!({ "api_key": "alice", "exp": now() + 3 }));
+        let mut long = Long::open(&gateway, target, target, &format!("Bearer {brief}"));
+        let lasted = long.lasts();
+        assert!((1..5).contains(&lasted.as_secs()), "{target}: {lasted:?}");
+        assert_eq!(reason(&gateway, target), "token_expired", "{target}");
+    }
+}
+
+#[test]
+fn a_long_answer_ends_when_its_token_is_revoked() {
+    let (redis, origin) = (Redis::start(), origin());
+    let gateway =
+        Gateway::start(&config(&origin, "30s", &format!("redis: {{ url: \"{}\" }}", redis.url())));
+    let ways: [(&str, &[&str]); 3] = [
+        ("deleted", &["DEL", "token:deleted"]),
+        ("disabled", &["HSET", "token:disabled", "disabled", "true"]),
+        ("unreadable", &["HSET", "token:unreadable", "disabled", "perhaps"]),
+    ];
+    for target in ["/ws", "/events", "/file"] {
+        redis.record("other", &[("name", "x")]);
+        let mut other = Long::open(&gateway, "/ws", &format!("other{target}"), &bearer("other"));
+        for (api_key, way) in ways {
+            redis.record(api_key, &[("name", "x"), ("disabled", "false")]);
+            wait_for("the record", || (gateway.get_as(api_key, "/").status() == 200).then_some(()));
+            let id = format!("{api_key}{target}");
+            let mut long = Long::open(&gateway, target, &id, &bearer(api_key));
+            // Long enough to be watched.
+            thread::sleep(Duration::from_millis(1_300));
+            if target == "/ws" {
+                assert!(long.echoes(), "{id}");
+            }
+            redis.command(way);
+            let lasted = long.lasts();
+            // 100 ms and what a busy machine adds to that.
+            assert!(lasted < Duration::from_millis(700), "{id}: {lasted:?}");
+            assert_eq!(reason(&gateway, &id), "token_revoked", "{id}");
+        }
+        assert!(other.echoes(), "another token's tunnel stays");
+    }
+}
+
+#[test]
+fn a_tunnel_has_a_timeout_of_its_own() {
+    let origin = origin();
+    let gateway = Gateway::start(&config(&origin, "1s", "timeouts: { read: 1s, tunnel: 3s }"));
+    let mut tunnel = Long::open(&gateway, "/open/ws", "idle", "none");
+    for _ in 0..2 {
+        thread::sleep(Duration::from_millis(2_200));
+        assert!(tunnel.echoes(), "quiet for less than its timeout");
+    }
+    let lasted = tunnel.lasts();
+    assert!((2..5).contains(&lasted.as_secs()), "{lasted:?}");
+    assert_eq!(reason(&gateway, "idle"), "tunnel_idle");
+
+    // An upgrade that does not come is an upstream that does not answer, and so is the rest of a refusal.
+    let upgrade = [&UPGRADE[..], &[("X-Request-ID", "mute")]].concat();
+    let since = Instant::now();
+    let answer = gateway.call("GET", "/open/mute", &upgrade, b"");
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
+    assert!(since.elapsed() < Duration::from_secs(6), "{:?}", since.elapsed());
+    assert_eq!(reason(&gateway, "mute"), "read_timeout");
+    let upgrade = [&UPGRADE[..], &[("X-Request-ID", "refuse")]].concat();
+    let mut client = gateway.connect();
+    client.send(request("GET", "/open/refuse", &upgrade, b""));
+    assert!(client.try_read(false).is_err(), "an answer that stalls");
+    assert_eq!(reason(&gateway, "refuse"), "read_timeout");
+}
+
+#[test]
+fn a_client_that_closes_its_side_after_its_request_is_answered() {
+    let origin = origin();
+    let gateway = Gateway::start(&config(&origin, "30s", ""));
+    for (target, body, answer) in [
+        ("/open/slow", "", "slow"),
+        ("/open/", "", "GET / HTTP/1.1"),
+        ("/open/echo", "body", "body"),
+    ] {
+        let mut client = gateway.connect();
+        client.send(request("POST", target, &[], body.as_bytes()));
+        client.stream().get_mut().shutdown(Shutdown::Write).unwrap();
+        let answer_text =
+            if body.is_empty() { answer.replace("GET", "POST") } else { answer.into() };
+        assert_eq!(client.read().text(), answer_text, "{target}");
+        assert!(client.is_closed(), "{target}");
+    }
+    // Half a body is no request.
+    let mut client = gateway.connect();
+    client.send(
+        b"POST /open/ HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nX-Request-ID: half\r\n\r\nhalf",
+    );
+    client.stream().get_mut().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(reason(&gateway, "half"), "client_gone");
+    // A client that has left is noticed, although its upstream is silent.
+    let mut client = gateway.connect();
+    client.send(request("GET", "/open/slow", &[("X-Request-ID", "left")], b""));
+    drop(client);
+    let line =
+        gateway.wait_log("left", |line| line["request_id"] == "left" && line["status"].is_u64());
+    assert!(line["duration_ms"].as_f64().unwrap() < 5_000.0, "{line}");
+}
