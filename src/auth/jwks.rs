@@ -326,7 +326,8 @@ pub fn read(text: &str, source: &Source) -> Result<Vec<VerificationKey>, FetchEr
         }
         match jwk.key(None) {
             Err(error) => skipped(&error),
-            Ok(key) if keys.iter().any(|known| same_name(known, &key)) => {
+            // No token can name the later key. Keys without a kid are all tried.
+            Ok(key) if key.kid().is_some() && keys.iter().any(|known| same_name(known, &key)) => {
                 skipped(&"has the kid of an earlier one");
             }
             Ok(key) => keys.push(key),

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use fred::error::{Error, ErrorKind};
 use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
-use tokio::time::timeout_at;
 
 use super::RedisUrlError;
 use super::cluster::{Cluster, slot_of};
 use super::errors::Cause;
-use super::node::{Node, Session, Signals, reason, timed_out};
-pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
+use super::node::{Node, Session, Signals, Verdict, reason};
+use super::patience::answer_by;
+pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, READ, SHORTEN, Script};
 use super::takes::{self, Question};
 use super::url::{Topology, topology};
 use crate::base::secret::Secret;
@@ -47,10 +47,19 @@ enum Servers {
     Cluster(Arc<Cluster>),
 }
 
+/// What an operation needs of a server. A server that refuses writes is still read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+    /// A write that is sent whatever the breakers say.
+    Probe,
+}
+
 /// Leads the calls of an operation to the node that holds a key.
 pub(super) struct Connection {
     servers: Servers,
-    probing: bool,
+    access: Access,
     /// The deadline of the operation.
     deadline: tokio::time::Instant,
     asked: Mutex<Asked>,
@@ -108,10 +117,10 @@ impl RedisClient {
         }
     }
 
-    /// How many breakers are open: of a cluster there is one for each node.
+    /// How many servers have failed repeatedly, or refused writes repeatedly.
     pub(super) fn open_breakers(&self) -> usize {
         match &self.servers {
-            Servers::One(node) => usize::from(node.is_open()),
+            Servers::One(node) => usize::from(node.is_open() || node.refuses_writes()),
             Servers::Cluster(cluster) => cluster.open_breakers(),
         }
     }
@@ -151,8 +160,8 @@ impl RedisClient {
         }
     }
 
-    /// Runs one operation, unless the breaker of the node it concerns is open.
-    pub(super) async fn call<T, F>(
+    /// Runs an operation that writes nothing, unless the node that it concerns has failed repeatedly.
+    pub(super) async fn read<T, F>(
         &self,
         operation: &'static str,
         run: impl FnOnce(Arc<Connection>) -> F,
@@ -160,10 +169,22 @@ impl RedisClient {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.run(operation, false, run).await
+        self.run(operation, Access::Read, run).await
     }
 
-    /// Runs one operation whatever the breaker says. Probes that keep failing replace the connection.
+    /// Runs an operation that writes, unless the node that it concerns has failed or refused writes repeatedly.
+    pub(super) async fn write<T, F>(
+        &self,
+        operation: &'static str,
+        run: impl FnOnce(Arc<Connection>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.run(operation, Access::Write, run).await
+    }
+
+    /// Runs an operation that writes, whatever the breakers say. Probes that keep failing replace the connection.
     pub(super) async fn probe<T, F>(
         &self,
         operation: &'static str,
@@ -172,13 +193,13 @@ impl RedisClient {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.run(operation, true, run).await
+        self.run(operation, Access::Probe, run).await
     }
 
     async fn run<T, F>(
         &self,
         operation: &'static str,
-        probing: bool,
+        access: Access,
         run: impl FnOnce(Arc<Connection>) -> F,
     ) -> Result<T, StoreError>
     where
@@ -187,14 +208,13 @@ impl RedisClient {
         let started = Instant::now();
         let connection = Arc::new(Connection {
             servers: self.servers.clone(),
-            probing,
+            access,
             deadline: (started + self.timeout).into(),
             asked: Mutex::default(),
         });
-        let answer = timeout_at(connection.deadline, run(Arc::clone(&connection))).await;
+        let answer = answer_by(connection.deadline, run(Arc::clone(&connection))).await;
         let asked = std::mem::take(&mut *connection.asked.lock());
-        let answer = answer.unwrap_or_else(|_| Err(timed_out()));
-        self.settle(operation, probing, &asked, answer, started)
+        self.settle(operation, access, &asked, answer, started)
     }
 
     /// Asks for the quota of one subject, unless the breaker of the node it concerns is open.
@@ -205,12 +225,13 @@ impl RedisClient {
             Servers::Cluster(_) => None,
         };
         let Some((node, session)) = up else {
-            return self.call(operation, async |redis| redis.take(&question).await).await;
+            return self.write(operation, async |redis| redis.take(&question).await).await;
         };
         // Nearly always there is a connection. Then the call that carries the question has a timer, and the question
         // needs no timer of its own.
         let started = Instant::now();
-        let asked = Asked { node: Some(Arc::clone(node)), refused: node.is_open() };
+        let refused = node.is_open() || node.refuses_writes();
+        let asked = Asked { node: Some(Arc::clone(node)), refused };
         let answer = match asked.refused {
             true => Err(breaker_open()),
             false => {
@@ -219,14 +240,14 @@ impl RedisClient {
                 explain_moved(Node::ask_through(session, ask).await)
             }
         };
-        self.settle(operation, false, &asked, answer, started)
+        self.settle(operation, Access::Write, &asked, answer, started)
     }
 
     /// Counts the outcome of an operation, and turns its error into a [`StoreError`].
     fn settle<T>(
         &self,
         operation: &'static str,
-        probing: bool,
+        access: Access,
         asked: &Asked,
         answer: Result<T, Error>,
         started: Instant,
@@ -235,40 +256,46 @@ impl RedisClient {
             (self.on_operation)(operation, StoreError::Open.outcome(), Duration::ZERO);
             return Err(StoreError::Open);
         }
-        let (result, serves) = match answer {
-            Ok(value) => (Ok(value), true),
+        let (result, verdict) = match answer {
+            Ok(value) => (Ok(value), Verdict::Serves),
             Err(error) => {
                 let cause = Cause::of(&error);
-                // An error about the data of one key is no reason to stop asking about other keys.
-                let serves = cause.concerns_key();
-                if serves {
+                let verdict = match cause {
+                    // An error about the data of one key is no reason to stop asking about other keys.
+                    cause if cause.concerns_key() => Verdict::Serves,
+                    cause if cause.refuses_writes() => Verdict::RefusesWrites,
+                    Cause::HeldUp => Verdict::Unknown,
+                    _ => Verdict::Fails,
+                };
+                if verdict == Verdict::Serves {
                     self.log_refusal(operation, &error);
                 }
                 let error = match cause {
                     Cause::TimedOut => StoreError::Timeout(self.timeout),
+                    Cause::HeldUp => StoreError::HeldUp(self.timeout),
                     Cause::Unreadable => StoreError::Unreadable(reason(&error)),
                     _ => StoreError::Failed(reason(&error)),
                 };
-                (Err(error), serves)
+                (Err(error), verdict)
             }
         };
-        self.count(asked, serves, probing, result.as_ref().err());
+        self.count(asked, verdict, access, result.as_ref().err());
         let outcome = result.as_ref().map_or_else(StoreError::outcome, |_| "ok");
         (self.on_operation)(operation, outcome, started.elapsed());
         result
     }
 
-    fn count(&self, asked: &Asked, serves: bool, probing: bool, error: Option<&StoreError>) {
-        if serves {
-            self.answered.store(true, Ordering::Release);
-        } else if let Servers::Cluster(cluster) = &self.servers {
-            cluster.doubt();
+    fn count(&self, asked: &Asked, verdict: Verdict, access: Access, error: Option<&StoreError>) {
+        match (verdict, &self.servers) {
+            (Verdict::Serves | Verdict::RefusesWrites, _) => {
+                self.answered.store(true, Ordering::Release);
+            }
+            (Verdict::Fails, Servers::Cluster(cluster)) => cluster.doubt(),
+            (Verdict::Fails | Verdict::Unknown, _) => {}
         }
         if let Some(node) = &asked.node {
-            node.count(serves, || error.map(ToString::to_string).unwrap_or_default());
-            if probing {
-                node.count_probe(serves);
-            }
+            let is_probe = access == Access::Probe;
+            node.count(verdict, is_probe, || error.map(ToString::to_string).unwrap_or_default());
         }
     }
 
@@ -383,7 +410,11 @@ impl Connection {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let refused = !self.probing && node.is_open();
+        let refused = match self.access {
+            Access::Read => node.is_open(),
+            Access::Write => node.is_open() || node.refuses_writes(),
+            Access::Probe => false,
+        };
         *self.asked.lock() = Asked { node: Some(Arc::clone(&node)), refused };
         if refused {
             return Err(breaker_open());

@@ -9,6 +9,7 @@ mod cluster;
 mod errors;
 mod keys;
 mod node;
+mod patience;
 mod questions;
 mod quota;
 mod records;

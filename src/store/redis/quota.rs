@@ -43,7 +43,7 @@ impl QuotaStore for RedisStore {
             let input = || adjust_input(subject, limits, adjustment, id);
             redis.eval::<u64>(ADJUST, input).await.map(drop)
         };
-        self.client.call("adjust", adjust).await
+        self.client.write("adjust", adjust).await
     }
 }
 
