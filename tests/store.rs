@@ -61,7 +61,7 @@ async fn memory_keeps_records_and_says_how_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_keeps_records_and_says_how_it_is() {
     let server = RedisServer::start();
-    let remote = Remote { url: Secret::new(server.url()), timeout: PATIENT };
+    let remote = Remote { url: Secret::new(server.url()), timeout: PATIENT, prefix: String::new() };
     keeps_records_and_says_how_it_is(open(Some(remote))).await;
 }
 

@@ -525,10 +525,7 @@ mod tests {
         ]);
         assert!(two.verify_now(&token(Some("a"), SECRET), NOW).is_ok());
         assert!(two.verify_now(&token(Some("b"), other), NOW).is_ok());
-        for (kid, why) in [
-            (Some("b"), JwtError::Signature),
-            (Some("c"), JwtError::UnknownKid),
-        ] {
+        for (kid, why) in [(Some("b"), JwtError::Signature), (Some("c"), JwtError::UnknownKid)] {
             assert_eq!(two.verify_now(&token(kid, SECRET), NOW).err(), Some(why), "{kid:?}");
         }
         for secret in [SECRET, other] {
@@ -542,8 +539,9 @@ mod tests {
     #[test]
     fn keys_without_names_are_all_tried_up_to_a_bound() {
         let secret = |nth: usize| format!("{nth:064}").into_bytes();
-        let keys =
-            |count: usize| of((0..count).map(|n| key(Algorithm::HS256, None, &secret(n))).collect());
+        let keys = |count: usize| {
+            of((0..count).map(|n| key(Algorithm::HS256, None, &secret(n))).collect())
+        };
         let claims = json!({"api_key": "k", "exp": 1_000_060});
         let by = |nth, kid: Option<&str>| {
             let header = Header { kid: kid.map(Into::into), ..Header::new(Algorithm::HS256) };
@@ -571,19 +569,14 @@ mod tests {
             let claims = json!({"api_key": format!("{nth:0900}"), "exp": 1_000_060});
             sign(&Header::new(Algorithm::HS256), &claims, b"x")
         };
-        for _ in 0..2 {
-            assert_eq!(verifier.verify_now(&forged(0), NOW).err(), Some(JwtError::Malformed));
-        }
-        let forged = |nth: usize| {
-            let claims = json!({"api_key": format!("{nth:0200}"), "exp": 1_000_060});
-            sign(&Header::new(Algorithm::HS256), &claims, b"x")
-        };
-        for nth in 0..10_000 {
-            for _ in 0..2 {
-                let refused = verifier.verify_now(&forged(nth), NOW).err();
-                assert_eq!(refused, Some(JwtError::Signature));
-            }
-            assert!(verifier.forged.get(forged(nth).as_str()).is_some());
+        let refused = |nth| verifier.verify_now(&forged(nth), NOW).err();
+        assert_eq!(
+            (refused(0), refused(0)),
+            (Some(JwtError::Signature), Some(JwtError::Signature))
+        );
+        assert_eq!(verifier.forged.get(forged(0).as_str()), Some((0, 0)));
+        for nth in 1..5_000 {
+            assert_eq!(refused(nth), Some(JwtError::Signature));
         }
         assert!(verifier.forged.weight() <= FORGED_BYTES, "{}", verifier.forged.weight());
     }

@@ -15,7 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
-use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
+use super::address::{EndpointUrl, KeyPrefix, MetricsAddress, RedisUrl};
 use super::matching::{Host, Method, Prefix};
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
@@ -123,6 +123,7 @@ pub struct ClientTimeouts {
 pub struct Redis {
     pub url: Maybe<RedisUrl>,
     pub timeout: Maybe<Span<1, 60_000>>,
+    pub prefix: Maybe<KeyPrefix>,
 }
 
 #[derive(Default, Deserialize)]

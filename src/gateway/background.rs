@@ -131,6 +131,9 @@ impl BackgroundService for Background {
                     let failing = policy.auth.jwt.key_sets().filter(|set| set.is_in_doubt());
                     let failing = i64::try_from(failing.count()).unwrap_or(i64::MAX);
                     METRICS.key_sources_failing.set(failing);
+                    let empty = policy.auth.jwt.key_sets().filter(|set| set.is_empty());
+                    let empty = i64::try_from(empty.count()).unwrap_or(i64::MAX);
+                    METRICS.key_sources_empty.set(empty);
                 }
             }
         });

@@ -207,7 +207,11 @@ pub(crate) fn open_store(
     clock: &Arc<dyn Clock>,
 ) -> Result<Stores, StoreUrlError> {
     let remote = config.redis.as_ref();
-    let remote = remote.map(|store| Remote { url: store.url.clone(), timeout: store.timeout });
+    let remote = remote.map(|store| Remote {
+        url: store.url.clone(),
+        timeout: store.timeout,
+        prefix: store.prefix.clone(),
+    });
     let on_operation = Arc::new(|operation, outcome, elapsed| {
         METRICS.store_operation(operation, outcome, elapsed);
     });

@@ -20,8 +20,8 @@ pub mod redis;
 pub use membership::{GatewayCount, Membership};
 pub use open::{OnOperation, Remote, StoreUrlError, Stores, open};
 pub use records::{
-    IdPage, Imported, KeptRecord, OnRecordChange, PageMark, RecordChange, RecordLister, RecordReader,
-    RecordStore, RecordWatch, RecordWriter,
+    IdPage, Imported, KeptRecord, OnRecordChange, PageMark, RecordChange, RecordLister,
+    RecordReader, RecordStore, RecordWatch, RecordWriter,
 };
 
 pub use crate::record::{NewRecord, StoredRecord};

@@ -29,6 +29,8 @@ pub struct Remote {
     pub url: Secret,
     /// The deadline of one call.
     pub timeout: Duration,
+    /// What the names of all keys start with.
+    pub prefix: String,
 }
 
 /// Called after every operation of a store outside of this process, with its name, its outcome (`ok` or
@@ -74,7 +76,12 @@ pub fn open(
             is_shared: false,
         });
     };
-    let store = Arc::new(RedisStore::new(&remote.url, remote.timeout, on_operation)?);
+    let store = Arc::new(RedisStore::with_prefix(
+        &remote.url,
+        remote.timeout,
+        &remote.prefix,
+        on_operation,
+    )?);
     Ok(Stores {
         records: Arc::clone(&store) as _,
         quota: Arc::clone(&store) as _,
@@ -89,6 +96,13 @@ pub fn open(
 /// [`StoreUrlError`] says what to write.
 pub fn check_url(url: &str) -> Result<(), StoreUrlError> {
     Ok(redis::check_url(url)?)
+}
+
+/// Whether all keys of a store may start with `prefix`: what Redis gives a meaning in a pattern, and the braces around
+/// the part of a key that chooses a cluster's node, may not be in it.
+pub fn is_prefix(prefix: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":_-./".contains(&byte);
+    prefix.len() <= 64 && prefix.bytes().all(allowed)
 }
 
 /// The URL of a store without user, password and parameters.

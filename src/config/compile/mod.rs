@@ -134,6 +134,7 @@ fn redis(written: file::Redis, report: &mut Report) -> Option<Redis> {
     Some(Redis {
         url: url.0,
         timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0),
+        prefix: written.prefix.map(|prefix| prefix.0.0).unwrap_or_default(),
     })
 }
 

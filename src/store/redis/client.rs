@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::RedisUrlError;
 use super::cluster::{Cluster, slot_of};
 use super::errors::Cause;
+use super::keys::Keys;
 use super::node::{Node, Session, Signals, Verdict, reason};
 use super::patience::answer_by;
 pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, READ, SHORTEN, Script};
@@ -32,6 +33,8 @@ const REDIRECTIONS: usize = 4;
 
 /// Calls Redis with deadlines.
 pub(super) struct RedisClient {
+    /// The names of keys.
+    pub(super) keys: Keys,
     timeout: Duration,
     on_operation: OnOperation,
     signals: Arc<Signals>,
@@ -79,9 +82,11 @@ impl RedisClient {
     pub(super) fn new(
         url: &Secret,
         timeout: Duration,
+        prefix: &str,
         on_operation: OnOperation,
     ) -> Result<Self, RedisUrlError> {
-        let signals = Arc::new(Signals::default());
+        let keys = Keys::new(prefix);
+        let signals = Arc::new(Signals { keys: keys.clone(), ..Signals::default() });
         let servers = match topology(url)? {
             Topology::One(config) => {
                 Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
@@ -91,6 +96,7 @@ impl RedisClient {
             }
         };
         Ok(Self {
+            keys,
             timeout,
             on_operation,
             signals,
@@ -152,11 +158,12 @@ impl RedisClient {
         self.signals.opened.notified().await;
     }
 
-    /// A key called `name` in each node that is to be probed. None while no node is known.
-    pub(super) fn keys(&self, name: &'static str) -> Vec<Key> {
+    /// The key of the set of gateways in each node that is to be probed. None while no node is known.
+    pub(super) fn gateways_keys(&self) -> Vec<Key> {
+        let name = self.keys.gateways();
         match &self.servers {
-            Servers::One(_) => vec![Key::from_static_str(name)],
-            Servers::Cluster(cluster) => cluster.keys(name),
+            Servers::One(_) => vec![name.into()],
+            Servers::Cluster(cluster) => cluster.keys(&name),
         }
     }
 

@@ -264,7 +264,7 @@ impl Keeper {
         fastrand::shuffle(&mut seeds);
         let mut failed = Error::new(ErrorKind::Cluster, "no node is known");
         for seed in &seeds {
-            let found = match connect(&config_of(&self.config, seed), patience, false).await {
+            let found = match connect(&config_of(&self.config, seed), patience, None).await {
                 // The connection lives as long as its driver.
                 Ok((session, _driver)) => ask(&session.client, seed, patience).await,
                 Err(error) => Err(error),

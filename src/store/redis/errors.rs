@@ -62,7 +62,8 @@ impl Cause {
         let starts = |text: &str| CODES.iter().find(|(code, _)| text.starts_with(code));
         // Redis before version 7 puts the error of a command into the error of its script, after the line of the script.
         let inner = || {
-            let (_, inner) = details.strip_prefix("ERR Error running script")?.rsplit_once(": -")?;
+            let (_, inner) =
+                details.strip_prefix("ERR Error running script")?.rsplit_once(": -")?;
             starts(inner)
         };
         starts(details).or_else(inner).map_or(Self::Other, |(_, cause)| *cause)
@@ -115,7 +116,10 @@ mod tests {
             ("ASK 3999 127.0.0.1:6381", Cause::Migrating),
             ("TRYAGAIN Multiple keys request", Cause::Migrating),
             ("READONLY You can't write", Cause::ReadOnly),
-            ("OOM command not allowed when used memory > 'maxmemory'. script: x", Cause::WritesRefused),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'. script: x",
+                Cause::WritesRefused,
+            ),
             (
                 "ERR Error running script (call to f_1): @user_script:1: @user_script: 1: -OOM command not allowed",
                 Cause::WritesRefused,

@@ -32,9 +32,6 @@ pub(super) use self::url::{FORMS as URL_FORMS, check as check_url};
 use crate::base::secret::Secret;
 use crate::store::{GatewayCount, Membership, OnOperation, StoreError};
 
-/// The sorted set of gateways by when they were last seen; in a cluster each node has one.
-const GATEWAYS_KEY: &str = "tollgate:gateways";
-
 /// How long a gateway counts after it was last seen.
 const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 
@@ -59,8 +56,21 @@ impl RedisStore {
         timeout: Duration,
         on_operation: OnOperation,
     ) -> Result<Self, RedisUrlError> {
+        Self::with_prefix(url, timeout, "", on_operation)
+    }
+
+    /// The same with keys whose names start with `prefix`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_prefix(
+        url: &Secret,
+        timeout: Duration,
+        prefix: &str,
+        on_operation: OnOperation,
+    ) -> Result<Self, RedisUrlError> {
         Ok(Self {
-            client: RedisClient::new(url, timeout, on_operation)?,
+            client: RedisClient::new(url, timeout, prefix, on_operation)?,
             gateway: Uuid::now_v7().simple().to_string(),
             gateways: Arc::default(),
         })
@@ -90,7 +100,7 @@ impl Membership for RedisStore {
     /// About once a second, and several times a second while Redis fails. In a cluster it asks each node.
     async fn run_probe(&self) {
         loop {
-            let keys = self.client.keys(GATEWAYS_KEY);
+            let keys = self.client.gateways_keys();
             let answers = join_all(keys.iter().map(|key| self.heartbeat(key))).await;
             if let Some(gateways) = answers.iter().flatten().max() {
                 self.gateways.set(*gateways);

@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use super::errors::{Cause, connection_lost, timed_out};
-use super::keys::{RECORD_PREFIX, REVOKED_PREFIX};
+use super::keys::Keys;
 use super::questions::Takes;
 use super::scripts::{SCRIPTS, Script};
 use crate::store::breaker::{Breaker, Transition};
@@ -63,6 +63,8 @@ pub(super) struct Signals {
     pub(super) opened: Notify,
     /// Called when token records change. Without it, the connection does not ask for changes.
     pub(super) on_record: OnceLock<OnRecordChange>,
+    /// The names of the keys that may change.
+    pub(super) keys: Keys,
 }
 
 /// Both judgements of a server.
@@ -344,7 +346,7 @@ async fn keep_connected(
     loop {
         let connected = tokio::select! {
             () = link.closed() => return,
-            connected = connect(&config, connect_timeout, on_record.is_some()) => connected,
+            connected = connect(&config, connect_timeout, on_record.map(|_| &signals.keys)) => connected,
         };
         match connected {
             Ok((session, mut driver)) => {
@@ -373,7 +375,7 @@ async fn keep_connected(
                         log::debug!("the connection to redis leads to a replica");
                         true
                     }
-                    () = hear(&mut changes, on_record) => false,
+                    () = hear(&mut changes, on_record, &signals.keys) => false,
                 };
                 if is_demoted {
                     demoted = Some(driver);
@@ -401,16 +403,20 @@ async fn keep_connected(
 }
 
 /// Passes on changes of records for as long as the connection lasts.
-async fn hear(changes: &mut broadcast::Receiver<Invalidation>, on_record: Option<&OnRecordChange>) {
+async fn hear(
+    changes: &mut broadcast::Receiver<Invalidation>,
+    on_record: Option<&OnRecordChange>,
+    keys: &Keys,
+) {
     let Some(on_record) = on_record else { return std::future::pending().await };
     loop {
         match changes.recv().await {
             Ok(change) if !change.keys.is_empty() => {
                 for key in &change.keys {
                     let key = key.as_str().unwrap_or_default();
-                    let record = key.strip_prefix(RECORD_PREFIX).map(RecordChange::Of);
+                    let record = key.strip_prefix(keys.records()).map(RecordChange::Of);
                     let revocation =
-                        || key.strip_prefix(REVOKED_PREFIX).map(RecordChange::Revocation);
+                        || key.strip_prefix(keys.revocations()).map(RecordChange::Revocation);
                     on_record(record.or_else(revocation).unwrap_or(RecordChange::Unknown));
                 }
             }
@@ -444,7 +450,7 @@ impl Drop for Driver {
 pub(super) async fn connect(
     config: &Config,
     connect_timeout: Duration,
-    hears_changes: bool,
+    tells_changes_of: Option<&Keys>,
 ) -> Result<(Arc<Session>, Driver), Error> {
     let options = ConnectionConfig {
         connection_timeout: connect_timeout,
@@ -473,12 +479,12 @@ pub(super) async fn connect(
         for script in SCRIPTS {
             hashes[script.index] = client.script_load(script.source).await?;
         }
-        if hears_changes {
+        if let Some(keys) = tells_changes_of {
             // Only RESP3 tells of changes on the connection that asks for them.
             if has_credentials {
                 client.hello(RespVersion::RESP3, None, None).await?;
             }
-            let prefixes = vec![RECORD_PREFIX.to_owned(), REVOKED_PREFIX.to_owned()];
+            let prefixes = vec![keys.records().to_owned(), keys.revocations().to_owned()];
             client
                 .client_tracking::<(), _, _>("ON", None, prefixes, true, false, false, false)
                 .await?;

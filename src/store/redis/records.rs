@@ -15,7 +15,6 @@ use futures_util::future::join_all;
 
 use super::RedisStore;
 use super::client::{Connection, IMPORT, PUT, READ, SHORTEN};
-use super::keys::{RECORD_PREFIX, record_key, revocation_key};
 use crate::base::clock::UnixTime;
 use crate::store::records::PageMarkError;
 use crate::store::{
@@ -39,7 +38,8 @@ const BATCH: usize = 64;
 #[async_trait]
 impl RecordReader for RedisStore {
     async fn read(&self, id: &str) -> Result<Option<KeptRecord>, StoreError> {
-        let input = || (vec![record_key(id)], vec![MAX_FIELDS.into(), MAX_BYTES.into()]);
+        let input =
+            || (vec![self.client.keys.record(id)], vec![MAX_FIELDS.into(), MAX_BYTES.into()]);
         let read = async |redis: Arc<Connection>| redis.eval::<Value>(READ, input).await;
         // Read outside of the call: an unreadable record is an answer, and says nothing about the server.
         kept_record(self.client.read("record", read).await?)
@@ -47,7 +47,7 @@ impl RecordReader for RedisStore {
 
     async fn is_revoked(&self, id: &str) -> Result<bool, StoreError> {
         let revoked = async |redis: Arc<Connection>| {
-            let key = revocation_key(id);
+            let key = self.client.keys.revocation(id);
             redis.at_key(&key, async |session| session.client.exists(&key).await).await
         };
         self.client.read("revoked", revoked).await
@@ -60,7 +60,7 @@ impl RecordWriter for RedisStore {
         let input = || {
             let fields = pairs(&record.fields);
             let arguments = std::iter::once(expiry(record.expires_at)).chain(fields).collect();
-            (vec![record_key(&record.id)], arguments)
+            (vec![self.client.keys.record(&record.id)], arguments)
         };
         self.client.write("put", async |redis| redis.eval::<()>(PUT, input).await).await
     }
@@ -99,14 +99,14 @@ impl RecordWriter for RedisStore {
         let input = || {
             let arguments =
                 vec![expiry(Some(expires_at)), before.as_str().into(), after.as_str().into()];
-            (vec![record_key(id)], arguments)
+            (vec![self.client.keys.record(id)], arguments)
         };
         self.client.write("shorten", async |redis| redis.eval(SHORTEN, input).await).await
     }
 
     async fn delete(&self, id: &str) -> Result<bool, StoreError> {
         let delete = async |redis: Arc<Connection>| {
-            let key = record_key(id);
+            let key = self.client.keys.record(id);
             redis.at_key(&key, async |session| session.client.del(&key).await).await
         };
         self.client.write("delete", delete).await
@@ -115,7 +115,7 @@ impl RecordWriter for RedisStore {
     async fn revoke(&self, id: &str, life: Duration) -> Result<(), StoreError> {
         let seconds = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
         let revoke = async |redis: Arc<Connection>| {
-            let key = revocation_key(id);
+            let key = self.client.keys.revocation(id);
             let expires = Some(Expiration::EX(seconds));
             redis
                 .at_key(&key, async |session| {
@@ -141,7 +141,8 @@ impl RecordLister for RedisStore {
         size: usize,
     ) -> Result<IdPage, StoreError> {
         let start = ScanStart::read(start).ok_or(PageMarkError)?;
-        let pattern = format!("{RECORD_PREFIX}{prefix}*");
+        let records = self.client.keys.records();
+        let pattern = format!("{records}{prefix}*");
         let count = u32::try_from(size.clamp(1, PAGE_KEYS)).ok();
         let page = async |redis: Arc<Connection>| {
             let scan = async |client: &Client| -> Result<(u64, Vec<Key>), Error> {
@@ -154,7 +155,7 @@ impl RecordLister for RedisStore {
                 cursor => Some(ScanStart { cursor, ..start }),
             };
             let id = |key: &Key| {
-                key.as_str().and_then(|key| key.strip_prefix(RECORD_PREFIX)).map(str::to_owned)
+                key.as_str().and_then(|key| key.strip_prefix(records)).map(str::to_owned)
             };
             Ok(IdPage {
                 ids: keys.iter().filter_map(id).collect(),
@@ -179,7 +180,7 @@ impl RedisStore {
         replace: bool,
     ) -> Vec<Result<Imported, StoreError>> {
         let input = || {
-            let keys = batch.iter().map(|record| record_key(&record.id)).collect();
+            let keys = batch.iter().map(|record| self.client.keys.record(&record.id)).collect();
             let mut arguments = vec![Value::from(i64::from(replace))];
             for record in batch {
                 arguments.push(expiry(record.expires_at));
@@ -318,7 +319,8 @@ mod tests {
                 other => panic!("{problem}: {other:?}"),
             }
         }
-        for answer in [Value::Null, array(vec![]), array(vec![1.into(), "hash".into(), "x".into()])] {
+        for answer in [Value::Null, array(vec![]), array(vec![1.into(), "hash".into(), "x".into()])]
+        {
             assert!(matches!(kept_record(answer), Err(StoreError::Failed(_))));
         }
     }
