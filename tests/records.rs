@@ -192,12 +192,14 @@ fn a_value_gets_the_same_verdict_in_every_shape() {
     let seeds = first.unwrap_or_else(|| fastrand::u64(..u64::MAX / 2));
     let runs = if first.is_some() { 1 } else { number("TOLLGATE_FUZZ_RUNS").unwrap_or(RUNS) };
     let (mut understood, mut refused) = (HashMap::new(), HashMap::new());
+    // The fields that every shape has.
+    let fields: Vec<_> = FIELDS[1..].iter().filter(|field| !field.is_of_store).collect();
     for seed in seeds..seeds + runs {
         let mut random = Rng::with_seed(seed);
         let mut record = Map::new();
         // A single field as a rule, because the first of several faults would hide the other faults.
         for _ in 0..[1, 1, 1, 2][random.usize(..4)] {
-            let field = &FIELDS[random.usize(1..FIELDS.len())];
+            let field = fields[random.usize(..fields.len())];
             record.insert(field.name.to_owned(), value(&mut random));
         }
         let case = format!("TOLLGATE_FUZZ_SEED={seed}: {}", json!(record));
@@ -247,7 +249,7 @@ fn a_value_gets_the_same_verdict_in_every_shape() {
         }
     }
     if first.is_none() {
-        for field in &FIELDS[1..] {
+        for field in fields {
             for (what, counts) in [("understood", &understood), ("refused", &refused)] {
                 assert!(counts.contains_key(field.name), "{} was never {what}", field.name);
             }
