@@ -21,6 +21,7 @@ use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode}
 use serde_json::json;
 use support::Signer;
 use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
+use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
@@ -97,7 +98,13 @@ fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let principal = authenticator
-                    .authenticate(&rules, black_box(&headers), clock.now(), &clock)
+                    .authenticate(
+                        &rules,
+                        black_box(&headers),
+                        GuardedClient::ANY,
+                        clock.now(),
+                        &clock,
+                    )
                     .now_or_never();
                 assert!(principal.is_some_and(|principal| principal.is_ok()));
             });
@@ -151,13 +158,19 @@ fn first_verification(criterion: &mut Criterion) -> Result<(), Failure> {
                 let (mut left, mut elapsed) =
                     (usize::try_from(count).unwrap_or(usize::MAX), Duration::ZERO);
                 while left > 0 {
+                    let runtime = tokio::runtime::Builder::new_current_thread().build();
                     // A verifier that has verified none of the tokens.
                     let verifier = key().map(verifier);
                     let started = Instant::now();
                     for token in tokens.iter().take(left) {
-                        let claims =
-                            verifier.as_ref().map(|v| v.verify(token, &clock).now_or_never());
-                        assert!(claims.is_ok_and(|claims| claims.is_some_and(|c| c.is_ok())));
+                        let claims = match (&verifier, &runtime) {
+                            (Ok(verifier), Ok(runtime)) => {
+                                let verify = verifier.verify(token, GuardedClient::ANY, &clock);
+                                runtime.block_on(verify).ok()
+                            }
+                            _ => None,
+                        };
+                        assert!(claims.is_some());
                     }
                     elapsed += started.elapsed();
                     left = left.saturating_sub(TOKENS);

@@ -17,13 +17,16 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
+use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::{Limit, Standing};
-use tollgate::store::{Adjustment, Grant, QuotaStore, RecordReader, StoreError, StoredRecord};
+use tollgate::store::{
+    Adjustment, Grant, KeptRecord, QuotaStore, RecordReader, StoreError, StoredRecord,
+};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -170,15 +173,16 @@ fn tokens() -> Result<(), Box<dyn Error>> {
     };
     let before = resident_bytes()?;
     for nth in 0..TOKENS {
-        let claims = rules.jwt.verify(&token(nth)?, &*clock).now_or_never();
+        let claims = rules.jwt.verify(&token(nth)?, GuardedClient::ANY, &*clock).now_or_never();
         claims.ok_or("a verification that waits")??;
     }
     let verified = resident_bytes()?;
     for nth in 0..TOKENS {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, format!("Bearer {}", token(nth)?).parse()?);
-        let principal =
-            authenticator.authenticate(&rules, &headers, clock.now(), &*clock).now_or_never();
+        let principal = authenticator
+            .authenticate(&rules, &headers, GuardedClient::ANY, clock.now(), &*clock)
+            .now_or_never();
         principal.ok_or("a store that waits")??;
     }
     let full = resident_bytes()?;
@@ -199,9 +203,9 @@ struct Everyone;
 
 #[async_trait]
 impl RecordReader for Everyone {
-    async fn record(&self, _: &str) -> Result<Option<StoredRecord>, StoreError> {
+    async fn read(&self, _: &str) -> Result<Option<KeptRecord>, StoreError> {
         let text = r#"{"plan":"premium","organization_id":"acme"}"#;
-        Ok(Some(StoredRecord::Json(text.into())))
+        Ok(Some(KeptRecord { record: StoredRecord::Json(text.into()), expires_in: None }))
     }
 
     async fn is_revoked(&self, _: &str) -> Result<bool, StoreError> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, header};
+use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwks;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
@@ -106,7 +107,7 @@ fn no_credential_opens_the_door_but_the_right_ones() {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.clone());
             let answer = authenticator
-                .authenticate(&rules, &headers, clock.now(), &clock)
+                .authenticate(&rules, &headers, GuardedClient::ANY, clock.now(), &clock)
                 .now_or_never()
                 .unwrap();
             if answer.is_ok() {

@@ -61,8 +61,8 @@ async fn memory_keeps_records_and_says_how_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_keeps_records_and_says_how_it_is() {
     let server = RedisServer::start();
-    let remote =
-        Remote { url: StoreUrl::parse(&Secret::new(server.url())).unwrap(), timeout: PATIENT };
+    let url = StoreUrl::parse(&Secret::new(server.url())).unwrap();
+    let remote = Remote { url, timeout: PATIENT, prefix: String::new() };
     keeps_records_and_says_how_it_is(open(Some(remote))).await;
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 use memchr::memchr;
 
+use crate::auth::guard::GuardedClient;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
 use crate::limit::ledger::Ledger;
@@ -136,9 +137,11 @@ impl Admission {
         request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<Principal, Rejection> {
+        let client = GuardedClient { guard: policy.failures.as_deref(), client: request.client };
         let principal = self.authenticator.authenticate(
             &policy.auth,
             request.headers,
+            client,
             request.now,
             &*self.clock,
         );

@@ -11,6 +11,7 @@ use http::StatusCode;
 use crate::auth::AuthError;
 use crate::auth::claims::ClaimError;
 use crate::auth::credential::CredentialError;
+use crate::auth::guard::TooManyFailures;
 use crate::auth::jwt::JwtError;
 use crate::limit::ledger::Decision;
 use crate::policy::MissingPlan;
@@ -153,6 +154,9 @@ impl From<AuthError> for Rejection {
             }
             AuthError::Jwt(JwtError::KeysUnavailable) => Self::KeysUnavailable,
             AuthError::Store(error) => Self::StoreUnavailable(error),
+            AuthError::Unchecked(TooManyFailures { wait }) => {
+                Self::TooManyFailures { wait, cause: error }
+            }
             AuthError::Jwt(JwtError::Expired) | AuthError::Expired => Self::ExpiredToken(error),
             AuthError::Disabled | AuthError::Revoked => Self::RevokedToken(error),
             AuthError::Credential(CredentialError::Malformed)
@@ -295,6 +299,7 @@ fn auth_reason(error: &AuthError) -> Option<&'static str> {
         AuthError::Credential(CredentialError::Ambiguous) => "two_credentials",
         AuthError::Credential(CredentialError::Malformed) => "malformed",
         AuthError::Jwt(error) => jwt_reason(*error),
+        AuthError::Unchecked(_) => "unchecked",
         AuthError::Key(_) => "checksum",
         AuthError::NoRecord => "no_record",
         AuthError::UnreadableRecord(_) => "unreadable_record",

@@ -63,14 +63,14 @@ pub struct CacheRules {
 /// A question to the store about the id of a token.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// The answer.
+    /// The content of an answer.
     type Value: Clone + Send + Sync + 'static;
 
     /// Asks the store about `id`.
     ///
     /// # Errors
     /// [`StoreError`] when it did not answer.
-    async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError>;
+    async fn ask(&self, id: &Arc<str>) -> Result<Answer<Self::Value>, StoreError>;
 
     /// The size of the answer, in bytes, as far as it differs between answers.
     fn bytes(value: &Self::Value) -> usize;
@@ -78,6 +78,14 @@ pub trait Source: Send + Sync + 'static {
     /// Whether the store knows the id. Any client can make up unknown ids, so the answers about them are kept
     /// apart and briefly, and are not used while the store is away.
     fn is_known(value: &Self::Value) -> bool;
+}
+
+/// An answer of the store.
+pub struct Answer<V> {
+    /// The content.
+    pub value: V,
+    /// The time from the question on after which the answer is wrong; `None` where the store names no such time.
+    pub expires_in: Option<Duration>,
 }
 
 /// Why a token has no record that can be used.
@@ -96,13 +104,24 @@ pub struct Records(pub Arc<dyn RecordReader>);
 impl Source for Records {
     type Value = Result<Arc<TokenRecord>, NoRecord>;
 
-    async fn ask(&self, id: &Arc<str>) -> Result<Self::Value, StoreError> {
-        let Some(stored) = self.0.record(id).await? else { return Ok(Err(NoRecord::Unknown)) };
-        Ok(TokenRecord::read(id, &stored).map(Arc::new).map_err(|error| {
+    async fn ask(&self, id: &Arc<str>) -> Result<Answer<Self::Value>, StoreError> {
+        let (value, expires_in) = match self.0.read(id).await {
+            Ok(Some(kept)) => (TokenRecord::read(id, &kept.record), kept.expires_in),
+            Ok(None) => {
+                return Ok(Answer { value: Err(NoRecord::Unknown), expires_in: None });
+            }
+            // The store has answered, and other records can be read.
+            Err(StoreError::Unreadable(problem)) => {
+                (Err(RecordError::new("record", problem)), None)
+            }
+            Err(error) => return Err(error),
+        };
+        let value = value.map(Arc::new).map_err(|error| {
             let id = public_id(id);
             warn!("token refused: the record of {id} cannot be read: {error}");
             NoRecord::Unreadable(Arc::new(error))
-        }))
+        });
+        Ok(Answer { value, expires_in })
     }
 
     fn bytes(record: &Self::Value) -> usize {
@@ -121,8 +140,8 @@ pub struct Revocations(pub Arc<dyn RecordReader>);
 impl Source for Revocations {
     type Value = bool;
 
-    async fn ask(&self, id: &Arc<str>) -> Result<bool, StoreError> {
-        self.0.is_revoked(id).await
+    async fn ask(&self, id: &Arc<str>) -> Result<Answer<bool>, StoreError> {
+        Ok(Answer { value: self.0.is_revoked(id).await?, expires_in: None })
     }
 
     fn bytes(_: &bool) -> usize {
@@ -139,6 +158,8 @@ impl Source for Revocations {
 struct Entry<V> {
     value: V,
     loaded_at: Moment,
+    /// When the value is wrong at the latest, by the store's own word.
+    expires_at: Moment,
     /// The era in which the value was loaded.
     era: u64,
 }
@@ -307,18 +328,21 @@ impl<S: Source> StoreCache<S> {
             Some(ended) => ended.min(expired),
             None => return false,
         };
-        self.clock.monotonic() - since < self.rules.max_stale
+        let now = self.clock.monotonic();
+        now - since < self.rules.max_stale && now < entry.expires_at
     }
 
     fn age(&self, entry: &Entry<S::Value>) -> Duration {
         self.clock.monotonic() - entry.loaded_at
     }
 
+    /// How long after its load the entry may be used without asking again.
     fn lifetime(&self, entry: &Entry<S::Value>) -> Duration {
-        match S::is_known(&entry.value) {
+        let ttl = match S::is_known(&entry.value) {
             true => self.rules.ttl,
             false => NEGATIVE_TTL.min(self.rules.ttl),
-        }
+        };
+        ttl.min(entry.expires_at - entry.loaded_at)
     }
 
     /// Loads once for all requests that ask meanwhile. If the request that loads goes away, the next request loads.
@@ -334,8 +358,9 @@ impl<S: Source> StoreCache<S> {
         let era = self.changes.era();
         let counter = self.changes.counter(id);
         let changes = counter.load(Ordering::Acquire);
-        let value = self.source.ask(id).await?;
-        let entry = Entry { value, loaded_at, era };
+        let Answer { value, expires_in } = self.source.ask(id).await?;
+        let expires_at = expires_in.map_or(Moment::NEVER, |left| loaded_at + left);
+        let entry = Entry { value, loaded_at, expires_at, era };
         // An id that changed while it was read may have its old answer, which is not kept.
         let _loads = self.loads.lock();
         if counter.load(Ordering::Acquire) == changes {
@@ -366,15 +391,15 @@ impl RecordCache {
         }
         let counter = self.changes.counter_of(id);
         let changes = self.changes.count(counter);
-        let Entry { value, loaded_at, .. } = self.find(id)?;
-        if let Ok(record) = &value {
+        let entry = self.find(id)?;
+        if let Ok(record) = &entry.value {
             // A renewal starts with a look-up in the cache, so the memo must end before.
-            let renewal = loaded_at + self.rules.ttl.mul_f64(REFRESH_AT);
+            let renewal = entry.loaded_at + self.lifetime(&entry).mul_f64(REFRESH_AT);
             let until = renewal.min(self.clock.monotonic() + MEMO_LIFETIME);
             let noted = Noted { record: Arc::downgrade(record), until, counter, changes };
             *memo.0.lock() = noted;
         }
-        Some(value)
+        Some(entry.value)
     }
 
     /// The record of `memo`, if it still holds.
@@ -414,12 +439,13 @@ mod tests {
     use crate::auth::changes::MAX_ERAS;
     use crate::base::clock::{ManualClock, UnixTime};
     use crate::record::RateRule;
-    use crate::store::StoredRecord;
+    use crate::store::{KeptRecord, StoredRecord};
 
     #[derive(Default)]
     struct Scripted {
         asked: AtomicU64,
         answer: Mutex<Option<Result<Option<StoredRecord>, StoreError>>>,
+        expires_in: Mutex<Option<Duration>>,
     }
 
     impl Scripted {
@@ -435,10 +461,12 @@ mod tests {
             unreachable!("records are asked for")
         }
 
-        async fn record(&self, _id: &str) -> Result<Option<StoredRecord>, StoreError> {
+        async fn read(&self, _id: &str) -> Result<Option<KeptRecord>, StoreError> {
             self.asked.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
-            self.answer.lock().clone().unwrap()
+            let answer = self.answer.lock().clone().unwrap()?;
+            let expires_in = *self.expires_in.lock();
+            Ok(answer.map(|record| KeptRecord { record, expires_in }))
         }
     }
 
@@ -480,6 +508,40 @@ mod tests {
             assert!(cache.get(&id).await.unwrap().is_err());
             assert_eq!(store.asked.load(Ordering::SeqCst), before + 1);
             clock.advance(NEGATIVE_TTL);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_record_is_used_longer_than_the_store_keeps_it() {
+        let (store, clock, cache) = cache();
+        let id: Arc<str> = "k".into();
+        // (the life of the key in the store, how long the record is used, and while the store is away)
+        for (life, used, stale) in [(3, 3, 3), (10, 10, 10), (12, 10, 12), (60, 10, 15)] {
+            store.answers(Ok(Some("{}")));
+            *store.expires_in.lock() = Some(Duration::from_secs(life));
+            cache.forget("k");
+            let memo = Memo::default();
+            cache.get(&id).await.unwrap().unwrap();
+            store.answers(Err(StoreError::Open));
+            for second in 0..20 {
+                let found = cache.recall(&id, Some(&memo));
+                assert_eq!(found.is_some(), second < used, "{life} s: recalled after {second} s");
+                let found = cache.get(&id).await;
+                assert_eq!(found.is_ok(), second < stale, "{life} s: used after {second} s");
+                clock.advance(Duration::from_secs(1));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_value_is_the_fault_of_its_token_alone() {
+        let (store, _, cache) = cache();
+        store.answers(Err(StoreError::Unreadable("the field `note` is not UTF-8".into())));
+        match cache.get(&"k".into()).await.unwrap() {
+            Err(NoRecord::Unreadable(error)) => {
+                assert_eq!(error.to_string(), "record: the field `note` is not UTF-8");
+            }
+            other => panic!("{other:?}"),
         }
     }
 

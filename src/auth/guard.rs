@@ -1,7 +1,7 @@
 //! Slows clients that guess credentials: an address that sends too many invalid credentials is told to wait.
 //!
-//! Only a request that is refused anyway gets another answer. A valid credential passes however many invalid ones
-//! come from its address, so that no client can lock its neighbours out.
+//! Beyond the allowed number no new credential of the address is checked, so that guesses cost this process and the
+//! store nothing. A credential that is known to be valid passes however many invalid ones come from its address.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -39,11 +39,51 @@ impl FailureGuard {
 
     /// Notes an invalid credential from `client`. If there were too many: how long the client should wait.
     pub fn failed(&self, client: IpAddr) -> Option<Duration> {
+        self.observe(client, 1)
+    }
+
+    /// If too many invalid credentials came from `client` already: how long the client should wait.
+    fn is_over(&self, client: IpAddr) -> Option<Duration> {
+        self.observe(client, 0)
+    }
+
+    fn observe(&self, client: IpAddr, failures: isize) -> Option<Duration> {
         let client = Network::of(client);
-        let count = self.rate.observe(&client, 1);
+        let count = self.rate.observe(&client, failures);
         let over = u64::try_from(count).is_ok_and(|count| count > u64::from(self.allowed.failures));
         let rest = |rate: RateComponents| 1.0 - rate.current_interval_fraction.clamp(0.0, 1.0);
         over.then(|| self.allowed.window.mul_f64(self.rate.rate_with(&client, rest)))
+    }
+}
+
+/// The client of a request before the guard.
+#[derive(Clone, Copy, Debug)]
+pub struct GuardedClient<'a> {
+    /// The guard; `None` where any number of invalid credentials is allowed.
+    pub guard: Option<&'a FailureGuard>,
+    /// The client's address, as far as it can be believed.
+    pub client: Option<IpAddr>,
+}
+
+/// The client has sent too many invalid credentials, so that this one is not checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not checked: too many invalid tokens came from this address")]
+pub struct TooManyFailures {
+    /// How long the client should wait.
+    pub wait: Duration,
+}
+
+impl GuardedClient<'_> {
+    /// A client that may send any number of invalid credentials.
+    pub const ANY: GuardedClient<'static> = GuardedClient { guard: None, client: None };
+
+    /// Whether a credential of the client that is not known yet may be checked.
+    ///
+    /// # Errors
+    /// [`TooManyFailures`].
+    pub fn may_try(&self) -> Result<(), TooManyFailures> {
+        let (Some(guard), Some(client)) = (self.guard, self.client) else { return Ok(()) };
+        guard.is_over(client).map_or(Ok(()), |wait| Err(TooManyFailures { wait }))
     }
 }
 
@@ -63,11 +103,15 @@ mod tests {
         let guard = FailureGuard::new(FailureRate { failures: 3, window });
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for client in ["192.0.2.1", "2001:db8::1"] {
+            let guarded = GuardedClient { guard: Some(&guard), client: Some(ip(client)) };
             for _ in 0..3 {
                 assert_eq!(guard.failed(ip(client)), None, "{client}");
+                assert_eq!(guarded.may_try(), Ok(()), "{client}");
             }
             let wait = guard.failed(ip(client)).unwrap();
             assert!((3_590..=3_600).contains(&wait.as_secs()), "{wait:?}");
+            let refused = guarded.may_try().unwrap_err();
+            assert!((3_590..=3_600).contains(&refused.wait.as_secs()), "{refused:?}");
         }
         assert!(guard.failed(ip("2001:db8::ffff")).is_some(), "the same /64");
         assert_eq!(guard.failed(ip("2001:db8:0:1::1")), None);

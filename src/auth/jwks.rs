@@ -4,11 +4,13 @@
 //! unknown key leads to one more fetch, which all waiting requests share, at most every ten seconds. A fetch that
 //! fails leaves the set as it was.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use flate2::read::MultiGzDecoder;
 use log::{info, warn};
 use parking_lot::Mutex;
 use rustls::crypto::ring;
@@ -141,6 +143,11 @@ impl Jwks {
         !state.fetched || state.failures > 0
     }
 
+    /// Whether the last set that was fetched has no key that can be used.
+    pub fn is_empty(&self) -> bool {
+        self.state.lock().fetched && self.current.load().keys.is_empty()
+    }
+
     /// Fetches if a fetch is due.
     pub async fn refresh(self: &Arc<Self>) {
         self.fetch_if(|state, now| state.due.is_none_or(|due| due <= now)).await;
@@ -209,7 +216,12 @@ impl Jwks {
         match set {
             Ok(set) => {
                 if let Some((keys, text)) = set {
-                    info!("keys of {source}: {} that can be used", keys.len());
+                    match keys.len() {
+                        0 => warn!(
+                            "keys of {source}: none can be used, so that no token is valid by them"
+                        ),
+                        usable => info!("keys of {source}: {usable} that can be used"),
+                    }
                     let generation = self.current.load().generation.wrapping_add(1);
                     self.current.store(Arc::new(KeySet { keys, generation, text }));
                 } else if state.failures > 0 {
@@ -277,11 +289,33 @@ fn get(url: &Url, timeout: Duration) -> Result<String, FetchError> {
         .build()
         .into();
     let request = agent.get(url.as_str()).header("accept", "application/json");
-    let mut answer = request.call().map_err(failed)?;
+    let mut answer = request.header("accept-encoding", "identity").call().map_err(failed)?;
     if answer.status() != 200 {
         return Err(FetchError(format!("http status: {}", answer.status().as_u16())));
     }
-    answer.body_mut().with_config().limit(MAX_BYTES).read_to_string().map_err(failed)
+    // Some servers compress unasked (RFC 9110 section 8.4.1).
+    let coding = answer.headers().get("content-encoding").map(|coding| coding.as_bytes());
+    let is_coded_by =
+        |name: &str| coding.is_some_and(|coding| coding.eq_ignore_ascii_case(name.as_bytes()));
+    let is_gzip = is_coded_by("gzip") || is_coded_by("x-gzip");
+    if coding.is_some() && !is_gzip && !is_coded_by("identity") {
+        return Err(FetchError("compressed, and not with gzip".into()));
+    }
+    let body = answer.body_mut().with_config().limit(MAX_BYTES).reader();
+    match is_gzip {
+        true => read_body(MultiGzDecoder::new(body)),
+        false => read_body(body),
+    }
+}
+
+/// The text of a body, which may grow when it is decoded.
+fn read_body(body: impl Read) -> Result<String, FetchError> {
+    let mut text = String::new();
+    let read = body.take(MAX_BYTES + 1).read_to_string(&mut text);
+    match read.map_err(|error| FetchError(error.to_string()))? as u64 > MAX_BYTES {
+        true => Err(FetchError(format!("larger than {MAX_BYTES} bytes"))),
+        false => Ok(text),
+    }
 }
 
 /// Whether a set can be read from `source` now. Blocks; a URL is not fetched.
@@ -327,7 +361,8 @@ pub fn read(text: &str, source: &Source) -> Result<Vec<VerificationKey>, FetchEr
         }
         match jwk.key(None) {
             Err(error) => skipped(&error),
-            Ok(key) if keys.iter().any(|known| same_name(known, &key)) => {
+            // No token can name the later key. Keys without a kid are all tried.
+            Ok(key) if key.kid().is_some() && keys.iter().any(|known| same_name(known, &key)) => {
                 skipped(&"has the kid of an earlier one");
             }
             Ok(key) => keys.push(key),

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use quick_cache::Weighter;
@@ -11,8 +12,11 @@ use quick_cache::sync::Cache;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::AuthError;
 use super::claims::{ClaimError, Claims, MAX_NAME, VerifiedClaims};
-use super::jwks::Jwks;
+use super::guard::GuardedClient;
+use super::jwks::{Jwks, KeySet};
+use super::turns::Turns;
 use super::verification::{Algorithm, VerificationKey};
 use super::verified::VerifiedToken;
 use crate::base::clock::{Clock, UnixTime};
@@ -21,6 +25,14 @@ use crate::base::clock::{Clock, UnixTime};
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const CACHE_ENTRY_BYTES: u64 = 300;
 const CACHE_ENTRIES: usize = 100_000;
+
+/// Memory for forged tokens, in bytes of token text and a fixed share for each entry.
+const FORGED_BYTES: u64 = 4 * 1024 * 1024;
+const FORGED_ENTRY_BYTES: u64 = 100;
+const FORGED_ENTRIES: usize = 4_000;
+
+/// Most keys that are tried for a token that names none of them.
+const MAX_TRIED: usize = 8;
 
 /// Longest signature, in bytes: that of an RSA key of 8192 bits.
 const MAX_SIGNATURE: usize = 1024;
@@ -46,10 +58,10 @@ pub enum JwtError {
     /// No key of the issuer has the token's `kid`.
     #[error("no key has the token's kid")]
     UnknownKid,
-    /// Several keys of the issuer fit, and the token has no `kid` that chooses among them.
-    #[error("the token has no kid and several keys fit")]
+    /// More keys of the issuer fit than are tried, and the token has no `kid` that chooses among them.
+    #[error("the token has no kid and too many keys fit")]
     MissingKid,
-    /// The key did not make the signature.
+    /// No key that was tried made the signature.
     #[error("the token's signature is wrong")]
     Signature,
     /// The token's `aud` does not name the gateway's audience.
@@ -101,12 +113,27 @@ impl Weighter<VerifiedToken, VerifiedToken> for ByteWeight {
     }
 }
 
-/// Verifies tokens, and remembers the tokens it has verified, by their whole text.
+#[derive(Clone)]
+struct ForgedWeight;
+
+impl Weighter<Box<str>, KeysId> for ForgedWeight {
+    fn weight(&self, token: &Box<str>, _: &KeysId) -> u64 {
+        token.len() as u64 + FORGED_ENTRY_BYTES
+    }
+}
+
+/// The number of an issuer, and the generation of its keys.
+type KeysId = (u32, u32);
+
+/// Verifies tokens. Remembers by their whole text the tokens that it has verified, and some that were forged.
 pub struct JwtVerifier {
     issuers: Vec<Issuer>,
     rules: JwtRules,
     /// Each token is stored under itself, because the cache finds by the key and hands out the value.
     verified: Cache<VerifiedToken, VerifiedToken, ByteWeight>,
+    /// Tokens whose signature is wrong, by the keys that were tried: a client that repeats one costs no verification.
+    forged: Cache<Box<str>, KeysId, ForgedWeight>,
+    turns: Turns,
 }
 
 impl std::fmt::Debug for JwtVerifier {
@@ -119,7 +146,8 @@ impl JwtVerifier {
     /// A verifier of the tokens of these issuers, whose names differ.
     pub fn new(issuers: Vec<Issuer>, rules: JwtRules) -> Self {
         let verified = Cache::with_weighter(CACHE_ENTRIES, CACHE_BYTES, ByteWeight);
-        Self { issuers, rules, verified }
+        let forged = Cache::with_weighter(FORGED_ENTRIES, FORGED_BYTES, ForgedWeight);
+        Self { issuers, rules, verified, forged, turns: Turns::default() }
     }
 
     /// The sets of keys that the background keeps fresh.
@@ -127,12 +155,20 @@ impl JwtVerifier {
         self.issuers.iter().filter_map(|issuer| issuer.jwks.as_ref())
     }
 
-    /// `token` with its claims, if it is valid. A valid token is remembered.
+    /// `token` of `client` with its claims, if it is valid. A valid token is remembered.
     ///
     /// # Errors
-    /// [`JwtError`]; expiry is only reported of a token whose signature is right.
-    pub async fn verify(&self, token: &str, clock: &dyn Clock) -> Result<VerifiedToken, JwtError> {
-        let verified = VerifiedToken::new(self.verify_signature(token).await?, token);
+    /// [`JwtError`]; expiry is only reported of a token whose signature is right. [`AuthError::Unchecked`] when the
+    /// client has sent too many invalid credentials.
+    pub async fn verify(
+        &self,
+        token: &str,
+        client: GuardedClient<'_>,
+        clock: &dyn Clock,
+    ) -> Result<VerifiedToken, AuthError> {
+        client.may_try()?;
+        let claims = self.verify_signature(token, client).await?;
+        let verified = VerifiedToken::new(claims, token);
         // The time is checked last, because a fetch of keys may have taken long.
         self.check_time(&verified, clock.now())?;
         self.verified.insert(verified.clone(), verified.clone());
@@ -167,29 +203,75 @@ impl JwtVerifier {
         Ok(())
     }
 
-    async fn verify_signature(&self, token: &str) -> Result<VerifiedClaims, JwtError> {
-        let token = Token::read(token)?;
+    async fn verify_signature(
+        &self,
+        text: &str,
+        client: GuardedClient<'_>,
+    ) -> Result<VerifiedClaims, AuthError> {
+        let token = Token::read(text)?;
         let (nth, issuer) = self.issuer(token.claims.text("iss")).ok_or(JwtError::Issuer)?;
-        let generation = match (issuer.check(&token), &issuer.jwks) {
+        if self.forged.get(text).is_some_and(|keys| keys == (nth, issuer.generation())) {
+            return Err(JwtError::Signature.into());
+        }
+        let generation = match (self.check(issuer, &token, client).await?, &issuer.jwks) {
             (Checked::Right(generation), _) => generation,
-            (Checked::Wrong(why), _) | (Checked::NoKey(why), None) => return Err(why),
-            (Checked::NoKey(_), Some(jwks)) => {
+            (Checked::Wrong(why, generation), _) | (Checked::NoKey(why, generation), None) => {
+                if why == JwtError::Signature {
+                    self.forged.insert(text.into(), (nth, generation));
+                }
+                return Err(why.into());
+            }
+            (Checked::NoKey(..), Some(jwks)) => {
                 let fetched = jwks.refetch().await;
-                match issuer.check(&token) {
+                match self.check(issuer, &token, client).await? {
                     Checked::Right(generation) => generation,
-                    Checked::NoKey(_) if !fetched || jwks.is_in_doubt() => {
-                        return Err(JwtError::KeysUnavailable);
+                    Checked::NoKey(..) if !fetched || jwks.is_in_doubt() => {
+                        return Err(JwtError::KeysUnavailable.into());
                     }
-                    Checked::NoKey(why) | Checked::Wrong(why) => return Err(why),
+                    Checked::NoKey(why, _) | Checked::Wrong(why, _) => return Err(why.into()),
                 }
             }
         };
         if let Some(audience) = &issuer.audience
             && !token.claims.names_audience(audience)
         {
-            return Err(JwtError::Audience);
+            return Err(JwtError::Audience.into());
         }
-        Ok(token.claims.verified(self.rules.require_record, (nth, generation))?)
+        let claims = token.claims.verified(self.rules.require_record, (nth, generation));
+        Ok(claims.map_err(JwtError::from)?)
+    }
+
+    /// Tries the keys of `issuer` that `token` may be signed with, each in a turn of its own.
+    async fn check(
+        &self,
+        issuer: &Issuer,
+        token: &Token<'_>,
+        client: GuardedClient<'_>,
+    ) -> Result<Checked, AuthError> {
+        let set = issuer.jwks.as_ref().map(|jwks| Arc::clone(&jwks.current()));
+        let generation = set.as_ref().map_or(0, |set| set.generation);
+        let Candidates { keys, is_named, otherwise } = issuer.candidates(set.as_deref(), token);
+        for key in keys {
+            let is_right = match token.algorithm.is_symmetric() {
+                // Quick enough for no turn.
+                true => key.verify(token.message, &token.signature),
+                false => {
+                    let verify = || {
+                        // The client may have failed too often while its token waited.
+                        client.may_try()?;
+                        Ok::<_, AuthError>(key.verify(token.message, &token.signature))
+                    };
+                    self.turns.take(verify).await?
+                }
+            };
+            if is_right {
+                return Ok(Checked::Right(generation));
+            }
+        }
+        Ok(match is_named {
+            true => Checked::Wrong(otherwise, generation),
+            false => Checked::NoKey(otherwise, generation),
+        })
     }
 
     /// The issuer whose keys a token must be verified with. A key of another issuer does not do (RFC 8725
@@ -202,14 +284,23 @@ impl JwtVerifier {
     }
 }
 
-/// The verdict of an issuer's keys about a token.
+/// The verdict of an issuer's keys about a token, with the generation of the keys.
 enum Checked {
-    /// The signature is right, by the set of keys of this generation.
+    /// The signature is right.
     Right(u32),
     /// The token names a known key, and does not verify with that key.
-    Wrong(JwtError),
+    Wrong(JwtError, u32),
     /// The token verifies with no known key. The issuer may have another one by now.
-    NoKey(JwtError),
+    NoKey(JwtError, u32),
+}
+
+/// The keys that a token may be signed with.
+struct Candidates<'k> {
+    keys: ArrayVec<&'k VerificationKey, MAX_TRIED>,
+    /// Whether the token names a known key.
+    is_named: bool,
+    /// Why the token is refused if none of the keys made its signature.
+    otherwise: JwtError,
 }
 
 impl Issuer {
@@ -217,37 +308,25 @@ impl Issuer {
         self.jwks.as_ref().map_or(0, |jwks| jwks.current().generation)
     }
 
-    fn check(&self, token: &Token<'_>) -> Checked {
-        let set = self.jwks.as_ref().map(|jwks| jwks.current());
-        let published = set.as_ref().map_or(&[][..], |set| &set.keys);
-        let generation = set.as_ref().map_or(0, |set| set.generation);
+    /// A token that names a known key is signed with that key. With an unknown name it is signed with a key without a
+    /// name, and without a name with any key of its algorithm.
+    fn candidates<'k>(&'k self, set: Option<&'k KeySet>, token: &Token<'_>) -> Candidates<'k> {
+        let published = set.map_or(&[][..], |set| &set.keys);
         let kid = token.kid.as_deref();
-        let keys = || self.keys.iter().chain(published);
-        let named = |kid: Option<&str>| {
-            keys().find(|key| key.kid() == kid && key.algorithm() == token.algorithm)
+        let all = || self.keys.iter().chain(published);
+        let is_named = kid.is_some() && all().any(|key| key.kid() == kid);
+        let of_algorithm = || all().filter(|key| key.algorithm() == token.algorithm);
+        let first = of_algorithm().filter(|key| key.kid() == kid.filter(|_| is_named));
+        let named = of_algorithm().filter(|key| kid.is_none() && key.kid().is_some());
+        let mut fitting = first.chain(named);
+        let keys: ArrayVec<_, MAX_TRIED> = fitting.by_ref().take(MAX_TRIED).collect();
+        let otherwise = match keys.is_empty() {
+            false if fitting.next().is_some() => JwtError::MissingKid,
+            false => JwtError::Signature,
+            true if kid.is_some() && !is_named => JwtError::UnknownKid,
+            true => JwtError::Algorithm,
         };
-        let is_known = kid.is_some() && keys().any(|key| key.kid() == kid);
-        // A key without a name is for tokens that name no known key. The only key of an algorithm needs no name.
-        let key = match kid {
-            Some(_) if is_known => named(kid),
-            Some(_) => named(None),
-            None => named(None).or_else(|| {
-                let mut keys = keys().filter(|key| key.algorithm() == token.algorithm);
-                keys.next().filter(|_| keys.next().is_none())
-            }),
-        };
-        let why = match key {
-            Some(key) if key.verify(token.message, &token.signature) => {
-                return Checked::Right(generation);
-            }
-            Some(_) => JwtError::Signature,
-            None if kid.is_some() && !is_known => JwtError::UnknownKid,
-            None if keys().any(|key| key.algorithm() == token.algorithm) && !is_known => {
-                JwtError::MissingKid
-            }
-            None => JwtError::Algorithm,
-        };
-        if is_known { Checked::Wrong(why) } else { Checked::NoKey(why) }
+        Candidates { keys, is_named, otherwise }
     }
 }
 
@@ -336,7 +415,12 @@ mod tests {
         /// Without key sets nothing is waited for.
         fn verify_now(&self, token: &str, now: UnixTime) -> Result<VerifiedToken, JwtError> {
             self.remembered(token.as_bytes(), now).unwrap_or_else(|| {
-                self.verify(token, &ManualClock::new(now)).now_or_never().unwrap()
+                let clock = ManualClock::new(now);
+                let verified = self.verify(token, GuardedClient::ANY, &clock);
+                verified.now_or_never().unwrap().map_err(|error| match error {
+                    AuthError::Jwt(error) => error,
+                    other => panic!("{other}"),
+                })
             })
         }
     }
@@ -446,16 +530,60 @@ mod tests {
         ]);
         assert!(two.verify_now(&token(Some("a"), SECRET), NOW).is_ok());
         assert!(two.verify_now(&token(Some("b"), other), NOW).is_ok());
-        for (kid, why) in [
-            (Some("b"), JwtError::Signature),
-            (Some("c"), JwtError::UnknownKid),
-            (None, JwtError::MissingKid),
-        ] {
+        for (kid, why) in [(Some("b"), JwtError::Signature), (Some("c"), JwtError::UnknownKid)] {
             assert_eq!(two.verify_now(&token(kid, SECRET), NOW).err(), Some(why), "{kid:?}");
+        }
+        for secret in [SECRET, other] {
+            assert!(two.verify_now(&token(None, secret), NOW).is_ok(), "every key is tried");
         }
         let one = of(vec![key(Algorithm::HS256, Some("a"), SECRET)]);
         assert!(one.verify_now(&token(None, SECRET), NOW).is_ok());
         assert!(one.verify_now(&token(Some("c"), SECRET), NOW).is_err());
+    }
+
+    #[test]
+    fn keys_without_names_are_all_tried_up_to_a_bound() {
+        let secret = |nth: usize| format!("{nth:064}").into_bytes();
+        let keys = |count: usize| {
+            of((0..count).map(|n| key(Algorithm::HS256, None, &secret(n))).collect())
+        };
+        let claims = json!({"api_key": "k", "exp": 1_000_060});
+        let by = |nth, kid: Option<&str>| {
+            let header = Header { kid: kid.map(Into::into), ..Header::new(Algorithm::HS256) };
+            sign(&header, &claims, &secret(nth))
+        };
+        for count in 1..=MAX_TRIED {
+            for nth in 0..count {
+                for kid in [None, Some("x")] {
+                    assert!(keys(count).verify_now(&by(nth, kid), NOW).is_ok(), "{nth} of {count}");
+                }
+            }
+            let refused = keys(count).verify_now(&by(count, None), NOW).err();
+            assert_eq!(refused, Some(JwtError::Signature));
+        }
+        let many = keys(MAX_TRIED + 1);
+        assert!(many.verify_now(&by(MAX_TRIED - 1, None), NOW).is_ok());
+        let refused = many.verify_now(&by(MAX_TRIED, None), NOW).err();
+        assert_eq!(refused, Some(JwtError::MissingKid));
+    }
+
+    #[test]
+    fn forged_tokens_are_remembered_up_to_a_bound() {
+        let verifier = verifier();
+        let forged = |nth: usize| {
+            let claims = json!({"api_key": format!("{nth:0900}"), "exp": 1_000_060});
+            sign(&Header::new(Algorithm::HS256), &claims, b"x")
+        };
+        let refused = |nth| verifier.verify_now(&forged(nth), NOW).err();
+        assert_eq!(
+            (refused(0), refused(0)),
+            (Some(JwtError::Signature), Some(JwtError::Signature))
+        );
+        assert_eq!(verifier.forged.get(forged(0).as_str()), Some((0, 0)));
+        for nth in 1..5_000 {
+            assert_eq!(refused(nth), Some(JwtError::Signature));
+        }
+        assert!(verifier.forged.weight() <= FORGED_BYTES, "{}", verifier.forged.weight());
     }
 
     #[test]

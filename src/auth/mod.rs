@@ -23,12 +23,14 @@ pub mod guard;
 pub mod issuer;
 pub mod jwks;
 pub mod jwt;
+mod turns;
 pub mod verification;
 pub mod verified;
 
 use cache::{NoRecord, RecordCache, RevocationCache};
 use claims::Stateless;
 use credential::{Credential, CredentialError};
+use guard::{GuardedClient, TooManyFailures};
 use jwt::{JwtError, JwtVerifier};
 use verified::VerifiedToken;
 
@@ -44,6 +46,9 @@ pub enum AuthError {
     /// The JWT does not hold.
     #[error(transparent)]
     Jwt(#[from] JwtError),
+    /// The client has sent too many invalid credentials for this one to be checked.
+    #[error(transparent)]
+    Unchecked(#[from] TooManyFailures),
     /// The opaque key is mistyped.
     #[error("the key {0}")]
     Key(#[from] KeyError),
@@ -177,7 +182,10 @@ impl Authenticator {
         Self { store }
     }
 
-    /// The principal of a request with these `headers`, which arrived at `now` by this clock.
+    /// The principal of a request of `client` with these `headers`, which arrived at `now` by this clock.
+    ///
+    /// Once the client has sent too many invalid credentials, only a credential that is known here is checked: a JWT
+    /// that was verified before, or a key whose record is in memory.
     ///
     /// # Errors
     /// [`AuthError`]: anything but a verified, known, unexpired, enabled token.
@@ -185,6 +193,7 @@ impl Authenticator {
         &self,
         rules: &AuthRules,
         headers: &HeaderMap,
+        client: GuardedClient<'_>,
         now: UnixTime,
         clock: &dyn Clock,
     ) -> Result<Principal, AuthError> {
@@ -195,7 +204,7 @@ impl Authenticator {
             None => match Credential::parse(sent)? {
                 Credential::Jwt(token) => {
                     // Boxed, because a rare path must not make every request's future large.
-                    let claims = Box::pin(rules.jwt.verify(token, clock)).await?;
+                    let claims = Box::pin(rules.jwt.verify(token, client, clock)).await?;
                     now = clock.now();
                     Verified::Jwt(claims)
                 }
@@ -219,6 +228,9 @@ impl Authenticator {
                 let record = match store.records.recall(id, claims.map(|claims| &claims.memo)) {
                     Some(record) => record,
                     None => {
+                        if claims.is_none() {
+                            client.may_try()?;
+                        }
                         let record = Box::pin(store.records.fetch(id)).await;
                         now = clock.now();
                         record?

@@ -52,8 +52,8 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Every algorithm, by the name it has in a JWT.
-    pub const NAMES: [(&str, Self); 13] = [
+    /// Every algorithm, by the name it has in a JWT. Ed25519 names the curve of EdDSA too (RFC 9864 section 2.2).
+    pub const NAMES: [(&str, Self); 14] = [
         ("HS256", Self::Hs256),
         ("HS384", Self::Hs384),
         ("HS512", Self::Hs512),
@@ -67,6 +67,7 @@ impl Algorithm {
         ("ES384", Self::Es384),
         ("ES512", Self::Es512),
         ("EdDSA", Self::EdDsa),
+        ("Ed25519", Self::EdDsa),
     ];
 
     /// The algorithm of this name; names are case-sensitive.
@@ -347,7 +348,15 @@ impl Jwk {
         let on = |curve: &str| self.crv.as_deref() == Some(curve);
         let parsed = match kind {
             Kind::Rsa if self.kty == "RSA" => {
-                let components = RsaPublicKeyComponents { n: bytes(&self.n)?, e: bytes(&self.e)? };
+                // Some libraries write zeros in front (RFC 7518 section 6.3.1.1).
+                let number = |text: &Option<String>| {
+                    bytes(text).map(|digits| {
+                        let zeros = digits.iter().take_while(|digit| **digit == 0).count();
+                        digits[zeros..].to_vec()
+                    })
+                };
+                let components =
+                    RsaPublicKeyComponents { n: number(&self.n)?, e: number(&self.e)? };
                 use aws_lc_rs::encoding::AsDer as _;
                 let info = components.as_der().map_err(|_| algorithm.needs(kind))?;
                 return VerificationKey::from_info(algorithm, kid, info.as_ref());

@@ -36,7 +36,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     if let Some(redis) = &config.startup.redis {
         let record =
             NewRecord { id: "demo".into(), fields: record_fields(), expires_at: Some(expires) };
-        Connection::open(&redis.url)?.put(&record)?;
+        Connection::open(&redis.url, &redis.prefix)?.put(&record)?;
     }
     let token = Signer::configured(&config.live.auth.jwt.issuers)
         .ok_or(SignerError::NoKey)

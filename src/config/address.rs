@@ -8,7 +8,7 @@ use url::Url;
 use super::scalar::{Scalar, instead};
 use crate::base::secret::Secret;
 use crate::store::StoreUrl;
-use crate::store::open::URL_FORMS;
+use crate::store::open::{URL_FORMS, is_prefix};
 
 impl Scalar for SocketAddr {
     fn allowed() -> String {
@@ -49,6 +49,22 @@ impl Scalar for IpNet {
         match network == network.trunc() {
             true => Ok(network),
             false => Err(instead::<Self>("has bits set beyond its prefix length")),
+        }
+    }
+}
+
+/// What the names of all keys in Redis start with.
+pub struct KeyPrefix(pub String);
+
+impl Scalar for KeyPrefix {
+    fn allowed() -> String {
+        "up to 64 letters, digits and characters of `:_-./`".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match is_prefix(text) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(instead::<Self>("is not a prefix")),
         }
     }
 }

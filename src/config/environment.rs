@@ -15,9 +15,9 @@ use super::location::Location;
 /// The start of the names of overriding variables.
 const PREFIX: &str = "TOLLGATE_";
 
-/// Variables with that start that override nothing: the path of the file, and the commit of the build, which cargo
-/// also sets for a program it runs.
-const NOT_OVERRIDES: [&str; 2] = ["TOLLGATE_CONFIG", "TOLLGATE_COMMIT"];
+/// Variables that are not of the configuration: the path of the file, the prefix of `--redis`, and the commit of the
+/// build, which cargo also sets for a program it runs.
+const NOT_OVERRIDES: [&str; 3] = ["TOLLGATE_CONFIG", "TOLLGATE_REDIS_PREFIX", "TOLLGATE_COMMIT"];
 
 /// Steps an overriding variable may name; the deepest key there is needs half of them.
 const MAX_STEPS: usize = 16;

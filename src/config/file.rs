@@ -16,7 +16,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
 use super::UnknownPlan;
-use super::address::{EndpointUrl, MetricsAddress};
+use super::address::{EndpointUrl, KeyPrefix, MetricsAddress};
 use super::matching::{Host, Method, Prefix};
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
@@ -128,6 +128,7 @@ pub struct ClientTimeouts {
 pub struct Redis {
     pub url: Maybe<StoreUrl>,
     pub timeout: Maybe<Span<1, 60_000>>,
+    pub prefix: Maybe<KeyPrefix>,
 }
 
 #[derive(Default, Deserialize)]

@@ -184,6 +184,8 @@ pub struct Redis {
     pub url: StoreUrl,
     /// Deadline of one operation.
     pub timeout: Duration,
+    /// What the names of all keys start with.
+    pub prefix: String,
 }
 
 /// How tokens are checked.

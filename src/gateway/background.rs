@@ -176,6 +176,8 @@ fn refresh_keys(policy: &Policy) {
     }
     let failing = policy.auth.jwt.key_sets().filter(|set| set.is_in_doubt());
     METRICS.key_sources_failing.set(gauge_value(failing.count()));
+    let empty = policy.auth.jwt.key_sets().filter(|set| set.is_empty());
+    METRICS.key_sources_empty.set(gauge_value(empty.count()));
 }
 
 fn gauge_value(count: impl TryInto<i64>) -> i64 {

@@ -251,7 +251,11 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
 /// Opens the store that a configuration names. Nothing is connected yet.
 fn open_store(config: &StartupConfig, clock: &Arc<dyn Clock>) -> Stores {
     let remote = config.redis.as_ref();
-    let remote = remote.map(|store| Remote { url: store.url.clone(), timeout: store.timeout });
+    let remote = remote.map(|store| Remote {
+        url: store.url.clone(),
+        timeout: store.timeout,
+        prefix: store.prefix.clone(),
+    });
     let on_operation = Arc::new(|operation, outcome, elapsed| {
         METRICS.store_operation(operation, outcome, elapsed);
     });

@@ -20,8 +20,8 @@ pub mod redis;
 pub use membership::{GatewayCount, Membership};
 pub use open::{OnOperation, Remote, StoreUrl, StoreUrlError, Stores, open};
 pub use records::{
-    IdPage, Imported, OnRecordChange, PageMark, RecordChange, RecordLister, RecordReader,
-    RecordStore, RecordWatch, RecordWriter,
+    IdPage, Imported, KeptRecord, OnRecordChange, PageMark, RecordChange, RecordLister,
+    RecordReader, RecordStore, RecordWatch, RecordWriter,
 };
 
 pub use crate::record::{NewRecord, StoredRecord};
@@ -113,7 +113,10 @@ pub enum StoreError {
     /// The connection failed, or the store answered with an error.
     #[error("{0}")]
     Failed(String),
-    /// The store answered that its value is no record, or holds bytes that are no text.
+    /// This process was too busy to wait for the answer, so that the store may have answered in time.
+    #[error("no answer within {0:?}, in which this gateway was too busy to read one")]
+    HeldUp(std::time::Duration),
+    /// The store answered that its value is no record, is too large, or holds bytes that are no text.
     #[error("{0}")]
     Unreadable(String),
     /// A page was asked for with a mark that this store never made.
@@ -122,10 +125,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// A bounded word for metrics: `timeout`, `open` or `failed`.
+    /// A bounded word for metrics: `timeout`, `held_up`, `open` or `failed`.
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::Timeout(_) => "timeout",
+            Self::HeldUp(_) => "held_up",
             Self::Open => "open",
             Self::Failed(_) | Self::Unreadable(_) | Self::PageMark(_) => "failed",
         }

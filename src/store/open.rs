@@ -27,6 +27,8 @@ pub struct Remote {
     pub url: StoreUrl,
     /// The deadline of one call.
     pub timeout: Duration,
+    /// What the names of all keys start with.
+    pub prefix: String,
 }
 
 /// The URL of a store, read and found right. `Debug` shows no part of it.
@@ -84,11 +86,23 @@ pub fn open(remote: Option<&Remote>, clock: Arc<dyn Clock>, on_operation: OnOper
             is_shared: false,
         };
     };
-    let store = Arc::new(RedisStore::new(&remote.url.0, remote.timeout, on_operation));
+    let store = Arc::new(RedisStore::with_prefix(
+        &remote.url.0,
+        remote.timeout,
+        &remote.prefix,
+        on_operation,
+    ));
     Stores {
         records: Arc::clone(&store) as _,
         quota: Arc::clone(&store) as _,
         membership: store,
         is_shared: true,
     }
+}
+
+/// Whether all keys of a store may start with `prefix`: what Redis gives a meaning in a pattern, and the braces around
+/// the part of a key that chooses a cluster's node, may not be in it.
+pub fn is_prefix(prefix: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":_-./".contains(&byte);
+    prefix.len() <= 64 && prefix.bytes().all(allowed)
 }

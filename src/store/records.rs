@@ -23,12 +23,28 @@ impl<T: RecordReader + RecordWriter + RecordLister + RecordWatch + ?Sized> Recor
 /// Reads token records and revocations.
 #[async_trait]
 pub trait RecordReader: Send + Sync {
+    /// The record of `id` and its remaining life, read at one moment; `None` when there is no record.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`] when the store's value is no record, or is larger than a record may be. Any other
+    /// [`StoreError`] when the store did not answer in time: whether there is a record is not known then.
+    async fn read(&self, id: &str) -> Result<Option<KeptRecord>, StoreError>;
+
     /// The record of `id`, or `None` when there is none.
     ///
     /// # Errors
-    /// [`StoreError::Unreadable`] when the store's value is no record. Any other [`StoreError`] when the store did
-    /// not answer in time: whether there is a record is not known then.
-    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError>;
+    /// As [`read`](Self::read).
+    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError> {
+        Ok(self.read(id).await?.map(|kept| kept.record))
+    }
+
+    /// How long the store keeps the record of `id`; `None` where no expiry is set.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    async fn kept_for(&self, id: &str) -> Result<Option<Duration>, StoreError> {
+        Ok(self.read(id).await?.and_then(|kept| kept.expires_in))
+    }
 
     /// Whether the token `id`, which needs no record, is revoked.
     ///
@@ -73,12 +89,6 @@ pub trait RecordWriter: Send + Sync {
         after: &StoredRecord,
     ) -> Result<bool, StoreError>;
 
-    /// How long the store keeps the record of `id`; `None` where no expiry is set.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store did not answer in time.
-    async fn kept_for(&self, id: &str) -> Result<Option<Duration>, StoreError>;
-
     /// Deletes the record of `id`; whether there was one.
     ///
     /// # Errors
@@ -116,6 +126,15 @@ pub trait RecordWatch: Send + Sync {
     /// Calls `on_change` whenever a record or revocation has changed, and when such a change may have been missed.
     /// Call this once, before the store [starts](super::Membership::start).
     fn on_record_change(&self, on_change: OnRecordChange);
+}
+
+/// A record, and for how long the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptRecord {
+    /// The record.
+    pub record: StoredRecord,
+    /// The time from the read to the expiry of the record in the store; `None` where no expiry is set.
+    pub expires_in: Option<Duration>,
 }
 
 /// The outcome of importing a record.

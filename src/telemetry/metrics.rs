@@ -46,6 +46,8 @@ pub struct Metrics {
     pub key_fetches: IntCounterVec,
     /// Sources of issuers' keys whose last fetch failed.
     pub key_sources_failing: IntGauge,
+    /// Sources of issuers' keys whose last set has no key that can be used.
+    pub key_sources_empty: IntGauge,
     /// Requests being served.
     pub in_flight: IntGauge,
     /// Client connections open.
@@ -56,7 +58,7 @@ pub struct Metrics {
     pub config_generation: IntGauge,
     /// 1 when the last reload took effect, 0 when it was refused.
     pub config_last_reload_success: IntGauge,
-    /// 1 while the store answers.
+    /// 1 while the store answers and takes writes.
     pub store_available: IntGauge,
     /// Subjects the ledger keeps.
     pub limit_subjects: IntGauge,
@@ -157,6 +159,10 @@ impl Metrics {
                 "tollgate_key_sources_failing",
                 "Sources of issuers' keys whose last fetch failed",
             ),
+            key_sources_empty: gauge(
+                "tollgate_key_sources_empty",
+                "Sources of issuers' keys whose last set has no key that can be used",
+            ),
             plan_requests: counters(
                 "tollgate_plan_requests_total",
                 "Requests of verified tokens that have a plan, by plan; `other` is not configured",
@@ -182,7 +188,10 @@ impl Metrics {
                 "tollgate_config_last_reload_success",
                 "1 when the last reload took effect, 0 when it was refused",
             ),
-            store_available: gauge("tollgate_store_available", "1 while the store answers"),
+            store_available: gauge(
+                "tollgate_store_available",
+                "1 while the store answers and takes writes",
+            ),
             limit_subjects: gauge("tollgate_limit_subjects", "Subjects the ledger keeps"),
             flights_waited: flights.with_label_values(&["waited"]),
             flights_ahead: flights.with_label_values(&["ahead"]),

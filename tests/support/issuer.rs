@@ -169,8 +169,8 @@ pub struct KeyServer {
 }
 
 struct Shared {
-    /// The status line's rest and the body.
-    answer: Mutex<(String, String)>,
+    /// The status line's rest (and further fields) and the body.
+    answer: Mutex<(String, Vec<u8>)>,
     delay: Mutex<Duration>,
     asked: AtomicUsize,
     ends: AtomicBool,
@@ -198,7 +198,7 @@ impl KeyServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
-            answer: Mutex::new(("200 OK".into(), r#"{"keys":[]}"#.into())),
+            answer: Mutex::new(("200 OK".into(), br#"{"keys":[]}"#.to_vec())),
             delay: Mutex::default(),
             asked: AtomicUsize::new(0),
             ends: AtomicBool::new(false),
@@ -233,7 +233,12 @@ impl KeyServer {
 
     /// Answers with this status line and body from now on.
     pub fn answer(&self, status: &str, body: &str) {
-        *self.shared.answer.lock() = (status.into(), body.into());
+        self.answer_bytes(status, body.as_bytes());
+    }
+
+    /// The same with a body that need not be text. Further fields may follow the status line.
+    pub fn answer_bytes(&self, status: &str, body: &[u8]) {
+        *self.shared.answer.lock() = (status.into(), body.to_vec());
     }
 
     /// Waits this long before each answer from now on.
@@ -271,7 +276,7 @@ fn serve(stream: TcpStream, config: Arc<rustls::ServerConfig>, shared: &Shared) 
         "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\nlocation: /elsewhere\r\n\r\n",
         body.len()
     );
-    tls.write_all(format!("{head}{body}").as_bytes()).ok()?;
+    tls.write_all(&[head.as_bytes(), &body].concat()).ok()?;
     tls.conn.send_close_notify();
     tls.flush().ok()
 }

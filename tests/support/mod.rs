@@ -88,6 +88,10 @@ pub fn tollgate() -> Command {
     {
         command.env_remove(name);
     }
+    let prefix = redis::prefix();
+    if !prefix.is_empty() {
+        command.env("TOLLGATE_REDIS_PREFIX", prefix);
+    }
     command
 }
 
@@ -318,7 +322,17 @@ fn complete(yaml: &str, threads: usize, dir: &Path) -> String {
     let missing = defaults
         .iter()
         .filter(|(key, _)| !yaml.lines().any(|line| line.starts_with(&format!("{key}:"))));
-    missing.fold(yaml.to_owned(), |yaml, (key, value)| format!("{yaml}\n{key}: {value}\n"))
+    let yaml = with_prefix(yaml);
+    missing.fold(yaml, |yaml, (key, value)| format!("{yaml}\n{key}: {value}\n"))
+}
+
+/// `yaml` with the prefix of this run of the tests, unless it has one.
+pub fn with_prefix(yaml: &str) -> String {
+    let prefix = redis::prefix();
+    match prefix.is_empty() || yaml.contains("prefix: \"") {
+        true => yaml.to_owned(),
+        false => yaml.replace("redis: { ", &format!("redis: {{ prefix: \"{prefix}\", ")),
+    }
 }
 
 /// The value of `auth` with the tests' key and these `tokens`, in YAML's flow style.

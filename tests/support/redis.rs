@@ -8,6 +8,32 @@ use tempfile::TempDir;
 
 use super::{signal, wait_for};
 
+/// Set to anything, it makes every server that is not part of a topology be used as a user with the documented
+/// permissions alone.
+const ACL: &str = "TOLLGATE_TEST_REDIS_ACL";
+
+/// The prefix that the keys of every gateway have, and that tests need not know.
+const PREFIX: &str = "TOLLGATE_TEST_REDIS_PREFIX";
+
+/// What starts the names of keys.
+const KEYS: [&str; 4] = ["token:", "revoked:", "quota:", "tollgate:gateways"];
+
+/// The prefix of this run of the tests.
+pub fn prefix() -> String {
+    std::env::var(PREFIX).unwrap_or_default()
+}
+
+/// The documented permissions of the users whose names end so, for keys with `prefix`.
+pub fn documented_rules(names: &[&str], prefix: &str) -> String {
+    let page = include_str!("../../docs/redis.md");
+    let rules = |name: &&str| {
+        let start = format!("user tollgate-{name} on >PASSWORD ");
+        let rules = page.lines().find_map(|line| line.strip_prefix(&start)).unwrap();
+        rules.replace('~', &format!("~{prefix}")).replace("-@all", "")
+    };
+    format!("-@all {}", names.iter().map(rules).collect::<Vec<_>>().join(" "))
+}
+
 /// The password of servers whose configuration asks for one.
 pub const PASSWORD: &str = "tests:only@/%";
 
@@ -28,7 +54,14 @@ impl Redis {
 
     /// Starts a server with these lines in its configuration.
     pub fn start_with(lines: &str) -> Self {
-        let config = format!("save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n{lines}");
+        let user = match uses_acl(lines) {
+            true => {
+                let rules = documented_rules(&["gateway", "cli"], &prefix());
+                format!("user tollgate on >tests-only {rules}\n")
+            }
+            false => String::new(),
+        };
+        let config = format!("save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\n{user}{lines}");
         Self::launch(config, &[])
     }
 
@@ -63,7 +96,8 @@ sentinel parallel-syncs main 2"
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let user = if uses_acl(&self.config) { "tollgate:tests-only@" } else { "" };
+        format!("redis://{user}127.0.0.1:{}", self.port)
     }
 
     /// Runs one command and gives what `redis-cli` prints.
@@ -76,9 +110,19 @@ sentinel parallel-syncs main 2"
         if self.frozen.load(Ordering::Relaxed) {
             return Err("it is frozen".into());
         }
-        let out = self.cli(arguments).output().unwrap();
+        let prefix = prefix();
+        let named = |text: &&str| match KEYS.iter().any(|start| text.starts_with(start)) {
+            true => format!("{prefix}{text}"),
+            false => (*text).to_owned(),
+        };
+        let arguments: Vec<String> = arguments.iter().map(named).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let out = self.cli(&arguments).output().unwrap();
         match out.status.success() {
-            true => Ok(String::from_utf8(out.stdout).unwrap().trim_end().to_owned()),
+            true => {
+                let said = String::from_utf8(out.stdout).unwrap().trim_end().to_owned();
+                Ok(if prefix.is_empty() { said } else { said.replace(&prefix, "") })
+            }
             false => Err(format!("{out:?}")),
         }
     }
@@ -89,6 +133,11 @@ sentinel parallel-syncs main 2"
         let fields = fields.iter().flat_map(|(name, value)| [*name, *value]);
         self.command(&["DEL", &key]);
         self.command(&["HSET", &key].into_iter().chain(fields).collect::<Vec<_>>());
+    }
+
+    /// Takes the server's directory away, so that nothing can be saved.
+    pub fn spoil_directory(&self) {
+        std::fs::remove_dir_all(self.dir.path()).unwrap();
     }
 
     /// Kills the server as a crash would: connections are reset, and the memory is lost.
@@ -140,6 +189,11 @@ impl Drop for Redis {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether a server with this configuration is used as the user with the documented permissions alone.
+fn uses_acl(config: &str) -> bool {
+    std::env::var_os(ACL).is_some() && !config.contains("requirepass")
 }
 
 /// A port where nothing listens now.

@@ -15,6 +15,7 @@ use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
 use crate::cli::{ConfigArguments, Failure, hidden};
 use crate::config::Config;
+use crate::store::open::is_prefix;
 use crate::store::{self, RecordStore, Remote, StoreError, StoreUrl};
 use crate::tokens::sign::MIN_SECRET_BYTES;
 use crate::tokens::{FindError, Signer, SignerError, TokenRules, Tokens};
@@ -34,6 +35,16 @@ pub struct StoreArguments {
     /// The Redis that holds the records, instead of the configuration's
     #[arg(long, value_name = "URL", value_parser = hidden)]
     pub redis: Option<Secret>,
+    /// What the names of the keys in the Redis of `--redis` start with
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "TOLLGATE_REDIS_PREFIX",
+        default_value = "",
+        hide_default_value = true,
+        hide_env_values = true
+    )]
+    pub redis_prefix: String,
 }
 
 impl StoreArguments {
@@ -50,11 +61,12 @@ impl StoreArguments {
         let configured = config
             .as_ref()
             .and_then(|config| config.startup.redis.as_ref())
-            .map(|redis| &redis.url);
+            .map(|redis| (&redis.url, redis.prefix.as_str()));
         let named = self.redis.as_ref().map(StoreUrl::parse).transpose();
         let named = named.map_err(|error| Failure::Usage(format!("the URL of Redis {error}")))?;
-        let url = named.as_ref().or(configured);
-        let connection = url.map(Connection::open).transpose()?;
+        let named = named.as_ref().map(|url| (url, self.redis_prefix.as_str()));
+        let remote = named.or(configured);
+        let connection = remote.map(|(url, prefix)| Connection::open(url, prefix)).transpose()?;
         Session::new(config, connection, secret)
     }
 
@@ -81,13 +93,17 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts connecting; the first call waits for it.
+    /// Starts connecting to the store at `url`, whose keys start with `prefix`; the first call waits for it.
     ///
     /// # Errors
-    /// [`Failure::Internal`] when the system gives no event loop.
-    pub fn open(url: &StoreUrl) -> Result<Self, Failure> {
+    /// [`Failure::Usage`] when `prefix` is none, [`Failure::Internal`] when the system gives no event loop.
+    pub fn open(url: &StoreUrl, prefix: &str) -> Result<Self, Failure> {
+        if !is_prefix(prefix) {
+            let message = "--redis-prefix takes up to 64 letters, digits and characters of :_-./";
+            return Err(Failure::Usage(message.into()));
+        }
         let runtime = runtime()?;
-        let remote = Remote { url: url.clone(), timeout: DEADLINE };
+        let remote = Remote { url: url.clone(), timeout: DEADLINE, prefix: prefix.to_owned() };
         let clock = Arc::new(SystemClock::default());
         let opened = store::open(Some(&remote), clock, Arc::new(|_, _, _| {}));
         runtime.block_on(async { opened.membership.start() });

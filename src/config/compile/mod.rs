@@ -132,7 +132,11 @@ fn client_timeouts(written: file::ClientTimeouts) -> ClientTimeouts {
 
 fn redis(written: file::Redis, report: &mut Report) -> Option<Redis> {
     let url = need(written.url, &KeyPath::top("redis").key("url"), report)?;
-    Some(Redis { url, timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0) })
+    Some(Redis {
+        url,
+        timeout: written.timeout.map_or(Duration::from_millis(50), |span| span.0.0),
+        prefix: written.prefix.map(|prefix| prefix.0.0).unwrap_or_default(),
+    })
 }
 
 /// The values of a mapping by their names. A name stays when its value has a fault, so that references to it

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::base::clock::{Clock, UnixTime};
 use crate::store::records::PageMarkError;
 use crate::store::{
-    IdPage, Imported, NewRecord, OnRecordChange, PageMark, RecordChange, RecordLister,
+    IdPage, Imported, KeptRecord, NewRecord, OnRecordChange, PageMark, RecordChange, RecordLister,
     RecordReader, RecordWatch, RecordWriter, StoreError, StoredRecord,
 };
 
@@ -136,10 +136,13 @@ impl Table {
 
 #[async_trait]
 impl<C: Clock> RecordReader for MemoryRecords<C> {
-    async fn record(&self, id: &str) -> Result<Option<StoredRecord>, StoreError> {
+    async fn read(&self, id: &str) -> Result<Option<KeptRecord>, StoreError> {
+        let now = self.clock.now();
         let mut table = self.table.lock();
-        let kept = table.record(id, self.clock.now());
-        Ok(kept.map(|kept| StoredRecord::Fields(kept.fields.clone())))
+        Ok(table.record(id, now).map(|kept| KeptRecord {
+            record: StoredRecord::Fields(kept.fields.clone()),
+            expires_in: kept.expires_at.map(|at| at - now),
+        }))
     }
 
     async fn is_revoked(&self, id: &str) -> Result<bool, StoreError> {
@@ -200,13 +203,6 @@ impl<C: Clock> RecordWriter for MemoryRecords<C> {
         }
         self.tell(RecordChange::Of(id));
         Ok(true)
-    }
-
-    async fn kept_for(&self, id: &str) -> Result<Option<Duration>, StoreError> {
-        let now = self.clock.now();
-        let mut table = self.table.lock();
-        let expires_at = table.record(id, now).and_then(|kept| kept.expires_at);
-        Ok(expires_at.map(|at| at - now))
     }
 
     async fn delete(&self, id: &str) -> Result<bool, StoreError> {

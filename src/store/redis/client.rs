@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use fred::error::{Error, ErrorKind};
 use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
-use tokio::time::timeout_at;
 
 use super::cluster::{Cluster, slot_of};
 use super::errors::Cause;
-use super::node::{Node, Session, Signals, reason, timed_out};
-pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, SHORTEN, Script};
+use super::keys::Keys;
+use super::node::{Node, Session, Signals, Verdict, reason};
+use super::patience::answer_by;
+pub(super) use super::scripts::{ADJUST, HEARTBEAT, IMPORT, PUT, READ, SHORTEN, Script};
 use super::takes::{self, Question};
 use super::url::{RedisUrl, Topology};
 use crate::store::{Grant, OnOperation, OnRecordChange, RecordChange, StoreError};
@@ -30,6 +31,8 @@ const REDIRECTIONS: usize = 4;
 
 /// Calls Redis with deadlines.
 pub(super) struct RedisClient {
+    /// The names of keys.
+    pub(super) keys: Keys,
     timeout: Duration,
     on_operation: OnOperation,
     signals: Arc<Signals>,
@@ -45,10 +48,19 @@ enum Servers {
     Cluster(Arc<Cluster>),
 }
 
+/// What an operation needs of a server. A server that refuses writes is still read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+    /// A write that is sent whatever the breakers say.
+    Probe,
+}
+
 /// Leads the calls of an operation to the node that holds a key.
 pub(super) struct Connection {
     servers: Servers,
-    probing: bool,
+    access: Access,
     /// The deadline of the operation.
     deadline: tokio::time::Instant,
     asked: Mutex<Asked>,
@@ -65,8 +77,14 @@ struct Asked {
 
 impl RedisClient {
     /// A client of the servers `url` names. Nothing is connected before [`RedisClient::start`].
-    pub(super) fn new(url: &RedisUrl, timeout: Duration, on_operation: OnOperation) -> Self {
-        let signals = Arc::new(Signals::default());
+    pub(super) fn new(
+        url: &RedisUrl,
+        timeout: Duration,
+        prefix: &str,
+        on_operation: OnOperation,
+    ) -> Self {
+        let keys = Keys::new(prefix);
+        let signals = Arc::new(Signals { keys: keys.clone(), ..Signals::default() });
         let servers = match url.topology() {
             Topology::One(config) => {
                 Servers::One(Arc::new(Node::new("redis".into(), config, Arc::clone(&signals))))
@@ -76,6 +94,7 @@ impl RedisClient {
             }
         };
         Self {
+            keys,
             timeout,
             on_operation,
             signals,
@@ -102,10 +121,10 @@ impl RedisClient {
         }
     }
 
-    /// How many breakers are open: of a cluster there is one for each node.
+    /// How many servers have failed repeatedly, or refused writes repeatedly.
     pub(super) fn open_breakers(&self) -> usize {
         match &self.servers {
-            Servers::One(node) => usize::from(node.is_open()),
+            Servers::One(node) => usize::from(node.is_open() || node.refuses_writes()),
             Servers::Cluster(cluster) => cluster.open_breakers(),
         }
     }
@@ -137,16 +156,17 @@ impl RedisClient {
         self.signals.opened.notified().await;
     }
 
-    /// A key called `name` in each node that is to be probed. None while no node is known.
-    pub(super) fn keys(&self, name: &'static str) -> Vec<Key> {
+    /// The key of the set of gateways in each node that is to be probed. None while no node is known.
+    pub(super) fn gateways_keys(&self) -> Vec<Key> {
+        let name = self.keys.gateways();
         match &self.servers {
-            Servers::One(_) => vec![Key::from_static_str(name)],
-            Servers::Cluster(cluster) => cluster.keys(name),
+            Servers::One(_) => vec![name.into()],
+            Servers::Cluster(cluster) => cluster.keys(&name),
         }
     }
 
-    /// Runs one operation, unless the breaker of the node it concerns is open.
-    pub(super) async fn call<T, F>(
+    /// Runs an operation that writes nothing, unless the node that it concerns has failed repeatedly.
+    pub(super) async fn read<T, F>(
         &self,
         operation: &'static str,
         run: impl FnOnce(Arc<Connection>) -> F,
@@ -154,10 +174,22 @@ impl RedisClient {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.run(operation, false, run).await
+        self.run(operation, Access::Read, run).await
     }
 
-    /// Runs one operation whatever the breaker says. Probes that keep failing replace the connection.
+    /// Runs an operation that writes, unless the node that it concerns has failed or refused writes repeatedly.
+    pub(super) async fn write<T, F>(
+        &self,
+        operation: &'static str,
+        run: impl FnOnce(Arc<Connection>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.run(operation, Access::Write, run).await
+    }
+
+    /// Runs an operation that writes, whatever the breakers say. Probes that keep failing replace the connection.
     pub(super) async fn probe<T, F>(
         &self,
         operation: &'static str,
@@ -166,13 +198,13 @@ impl RedisClient {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.run(operation, true, run).await
+        self.run(operation, Access::Probe, run).await
     }
 
     async fn run<T, F>(
         &self,
         operation: &'static str,
-        probing: bool,
+        access: Access,
         run: impl FnOnce(Arc<Connection>) -> F,
     ) -> Result<T, StoreError>
     where
@@ -181,14 +213,13 @@ impl RedisClient {
         let started = Instant::now();
         let connection = Arc::new(Connection {
             servers: self.servers.clone(),
-            probing,
+            access,
             deadline: (started + self.timeout).into(),
             asked: Mutex::default(),
         });
-        let answer = timeout_at(connection.deadline, run(Arc::clone(&connection))).await;
+        let answer = answer_by(connection.deadline, run(Arc::clone(&connection))).await;
         let asked = std::mem::take(&mut *connection.asked.lock());
-        let answer = answer.unwrap_or_else(|_| Err(timed_out()));
-        self.settle(operation, probing, &asked, answer, started)
+        self.settle(operation, access, &asked, answer, started)
     }
 
     /// Asks for the quota of one subject, unless the breaker of the node it concerns is open.
@@ -199,12 +230,13 @@ impl RedisClient {
             Servers::Cluster(_) => None,
         };
         let Some((node, session)) = up else {
-            return self.call(operation, async |redis| redis.take(&question).await).await;
+            return self.write(operation, async |redis| redis.take(&question).await).await;
         };
         // Nearly always there is a connection. Then the call that carries the question has a timer, and the question
         // needs no timer of its own.
         let started = Instant::now();
-        let asked = Asked { node: Some(Arc::clone(node)), refused: node.is_open() };
+        let refused = node.is_open() || node.refuses_writes();
+        let asked = Asked { node: Some(Arc::clone(node)), refused };
         let answer = match asked.refused {
             true => Err(breaker_open()),
             false => {
@@ -213,14 +245,14 @@ impl RedisClient {
                 explain_moved(Node::ask_through(session, ask).await)
             }
         };
-        self.settle(operation, false, &asked, answer, started)
+        self.settle(operation, Access::Write, &asked, answer, started)
     }
 
     /// Counts the outcome of an operation, and turns its error into a [`StoreError`].
     fn settle<T>(
         &self,
         operation: &'static str,
-        probing: bool,
+        access: Access,
         asked: &Asked,
         answer: Result<T, Error>,
         started: Instant,
@@ -229,40 +261,46 @@ impl RedisClient {
             (self.on_operation)(operation, StoreError::Open.outcome(), Duration::ZERO);
             return Err(StoreError::Open);
         }
-        let (result, serves) = match answer {
-            Ok(value) => (Ok(value), true),
+        let (result, verdict) = match answer {
+            Ok(value) => (Ok(value), Verdict::Serves),
             Err(error) => {
                 let cause = Cause::of(&error);
-                // An error about the data of one key is no reason to stop asking about other keys.
-                let serves = cause.concerns_key();
-                if serves {
+                let verdict = match cause {
+                    // An error about the data of one key is no reason to stop asking about other keys.
+                    cause if cause.concerns_key() => Verdict::Serves,
+                    cause if cause.refuses_writes() => Verdict::RefusesWrites,
+                    Cause::HeldUp => Verdict::Unknown,
+                    _ => Verdict::Fails,
+                };
+                if verdict == Verdict::Serves {
                     self.log_refusal(operation, &error);
                 }
                 let error = match cause {
                     Cause::TimedOut => StoreError::Timeout(self.timeout),
+                    Cause::HeldUp => StoreError::HeldUp(self.timeout),
                     Cause::Unreadable => StoreError::Unreadable(reason(&error)),
                     _ => StoreError::Failed(reason(&error)),
                 };
-                (Err(error), serves)
+                (Err(error), verdict)
             }
         };
-        self.count(asked, serves, probing, result.as_ref().err());
+        self.count(asked, verdict, access, result.as_ref().err());
         let outcome = result.as_ref().map_or_else(StoreError::outcome, |_| "ok");
         (self.on_operation)(operation, outcome, started.elapsed());
         result
     }
 
-    fn count(&self, asked: &Asked, serves: bool, probing: bool, error: Option<&StoreError>) {
-        if serves {
-            self.answered.store(true, Ordering::Release);
-        } else if let Servers::Cluster(cluster) = &self.servers {
-            cluster.doubt();
+    fn count(&self, asked: &Asked, verdict: Verdict, access: Access, error: Option<&StoreError>) {
+        match (verdict, &self.servers) {
+            (Verdict::Serves | Verdict::RefusesWrites, _) => {
+                self.answered.store(true, Ordering::Release);
+            }
+            (Verdict::Fails, Servers::Cluster(cluster)) => cluster.doubt(),
+            (Verdict::Fails | Verdict::Unknown, _) => {}
         }
         if let Some(node) = &asked.node {
-            node.count(serves, || error.map(ToString::to_string).unwrap_or_default());
-            if probing {
-                node.count_probe(serves);
-            }
+            let is_probe = access == Access::Probe;
+            node.count(verdict, is_probe, || error.map(ToString::to_string).unwrap_or_default());
         }
     }
 
@@ -377,7 +415,11 @@ impl Connection {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let refused = !self.probing && node.is_open();
+        let refused = match self.access {
+            Access::Read => node.is_open(),
+            Access::Write => node.is_open() || node.refuses_writes(),
+            Access::Probe => false,
+        };
         *self.asked.lock() = Asked { node: Some(Arc::clone(&node)), refused };
         if refused {
             return Err(breaker_open());

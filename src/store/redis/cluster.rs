@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::errors::moved_to;
-use super::node::{Node, Signals, backoff, connect, reason, timed_out};
+use super::errors::{moved_to, timed_out};
+use super::node::{Node, Signals, backoff, connect, reason};
 use super::url::config_of;
 
 /// The least pause between two looks at the slots, however many calls ask for a look.
@@ -120,10 +120,10 @@ impl Cluster {
         self.known().is_some_and(|map| map.members.iter().any(|member| member.node.available()))
     }
 
-    /// How many nodes have failed repeatedly.
+    /// How many nodes have failed repeatedly, or refused writes repeatedly.
     pub(super) fn open_breakers(&self) -> usize {
-        let open =
-            |map: &SlotMap| map.members.iter().filter(|member| member.node.is_open()).count();
+        let is_open = |member: &&Member| member.node.is_open() || member.node.refuses_writes();
+        let open = |map: &SlotMap| map.members.iter().filter(is_open).count();
         self.known().map_or(0, |map| open(&map))
     }
 
@@ -258,7 +258,7 @@ impl Keeper {
         let known = self.slots.borrow().known();
         let mut members: Vec<&Member> = known.iter().flat_map(|map| &map.members).collect();
         fastrand::shuffle(&mut members);
-        for member in members.into_iter().filter(|member| member.node.available()) {
+        for member in members.into_iter().filter(|member| !member.node.is_open()) {
             let Some(session) = member.node.session() else { continue };
             if let Ok(ranges) = ask(&session.client, &member.server, patience).await {
                 return Ok(ranges);
@@ -268,7 +268,7 @@ impl Keeper {
         fastrand::shuffle(&mut seeds);
         let mut failed = Error::new(ErrorKind::Cluster, "no node is known");
         for seed in &seeds {
-            let found = match connect(&config_of(&self.config, seed), patience, false).await {
+            let found = match connect(&config_of(&self.config, seed), patience, None).await {
                 // The connection lives as long as its driver.
                 Ok((session, _driver)) => ask(&session.client, seed, patience).await,
                 Err(error) => Err(error),

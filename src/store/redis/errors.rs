@@ -7,6 +7,8 @@ use fred::error::{Error, ErrorKind};
 pub(super) enum Cause {
     /// There was no answer within the deadline.
     TimedOut,
+    /// There was no answer within the deadline, in which this process was too busy to read one.
+    HeldUp,
     /// The key holds another type than the command is for.
     WrongType,
     /// The key holds a value that no script of this store wrote.
@@ -21,14 +23,18 @@ pub(super) enum Cause {
     CrossSlot,
     /// The server has forgotten the script.
     NoScript,
-    /// The server is a replica: the primary must be found again.
+    /// The server answers, and refuses writes: it is full, cannot save, or has too few replicas.
+    WritesRefused,
+    /// The server answers, and refuses writes because it is a replica: the primary must be found again.
+    ReadOnly,
+    /// The server is a replica without its primary, and refuses reads too.
     Replica,
     /// Any other error.
     Other,
 }
 
 /// The codes that errors of Redis and of the store's scripts begin with.
-const CODES: [(&str, Cause); 9] = [
+const CODES: [(&str, Cause); 12] = [
     ("WRONGTYPE", Cause::WrongType),
     ("BADCOUNTER", Cause::BadCounter),
     ("MOVED ", Cause::Moved),
@@ -36,7 +42,10 @@ const CODES: [(&str, Cause); 9] = [
     ("TRYAGAIN", Cause::Migrating),
     ("CROSSSLOT", Cause::CrossSlot),
     ("NOSCRIPT", Cause::NoScript),
-    ("READONLY", Cause::Replica),
+    ("OOM ", Cause::WritesRefused),
+    ("MISCONF ", Cause::WritesRefused),
+    ("NOREPLICAS ", Cause::WritesRefused),
+    ("READONLY", Cause::ReadOnly),
     ("MASTERDOWN", Cause::Replica),
 ];
 
@@ -44,13 +53,25 @@ impl Cause {
     /// The meaning of `error`.
     pub(super) fn of(error: &Error) -> Self {
         match error.kind() {
+            ErrorKind::Timeout if error.details() == HELD_UP => return Self::HeldUp,
             ErrorKind::Timeout => return Self::TimedOut,
-            // The kind comes before the code, which an unreadable record keeps when it has a wrong type.
             ErrorKind::Parse => return Self::Unreadable,
             _ => {}
         }
-        let code = CODES.iter().find(|(code, _)| error.details().starts_with(code));
-        code.map_or(Self::Other, |(_, cause)| *cause)
+        let details = error.details();
+        let starts = |text: &str| CODES.iter().find(|(code, _)| text.starts_with(code));
+        // Redis before version 7 puts the error of a command into the error of its script, after the line of the script.
+        let inner = || {
+            let (_, inner) =
+                details.strip_prefix("ERR Error running script")?.rsplit_once(": -")?;
+            starts(inner)
+        };
+        starts(details).or_else(inner).map_or(Self::Other, |(_, cause)| *cause)
+    }
+
+    /// Whether the server refuses writes, and answers reads.
+    pub(super) fn refuses_writes(self) -> bool {
+        matches!(self, Self::WritesRefused | Self::ReadOnly)
     }
 
     /// Whether the server answered about the key alone, and could answer about other keys.
@@ -64,14 +85,22 @@ pub(super) fn moved_to(error: &Error) -> Option<&str> {
     error.details().strip_prefix("MOVED ")?.split(' ').nth(1)
 }
 
-/// The error of a read that found no record: of another type, or bytes that are no text.
-pub(super) fn no_record(error: Error) -> Error {
-    match Cause::of(&error) {
-        Cause::WrongType => Error::new(ErrorKind::Parse, error.details().to_owned()),
-        // The client library words it in its own way.
-        Cause::Unreadable => Error::new(ErrorKind::Parse, "NOTTEXT the record is not UTF-8"),
-        _ => error,
-    }
+/// The text of the error of a call that this process was too busy to wait for.
+const HELD_UP: &str = "held up";
+
+/// The error of a call whose deadline has passed.
+pub(super) fn timed_out() -> Error {
+    Error::new(ErrorKind::Timeout, "no answer")
+}
+
+/// The error of a call whose deadline has passed while this process was too busy to read an answer.
+pub(super) fn held_up() -> Error {
+    Error::new(ErrorKind::Timeout, HELD_UP)
+}
+
+/// The error of a call whose connection ended before the answer.
+pub(super) fn connection_lost() -> Error {
+    Error::new(ErrorKind::IO, "the connection was lost")
 }
 
 #[cfg(test)]
@@ -86,15 +115,26 @@ mod tests {
             ("MOVED 3999 127.0.0.1:6381", Cause::Moved),
             ("ASK 3999 127.0.0.1:6381", Cause::Migrating),
             ("TRYAGAIN Multiple keys request", Cause::Migrating),
-            ("READONLY You can't write", Cause::Replica),
+            ("READONLY You can't write", Cause::ReadOnly),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'. script: x",
+                Cause::WritesRefused,
+            ),
+            (
+                "ERR Error running script (call to f_1): @user_script:1: @user_script: 1: -OOM command not allowed",
+                Cause::WritesRefused,
+            ),
+            ("ERR Error running script (call to f_1): @user_script:1: nil", Cause::Other),
+            ("MISCONF Redis is configured to save", Cause::WritesRefused),
+            ("NOREPLICAS Not enough good replicas to write.", Cause::WritesRefused),
+            ("MASTERDOWN Link with MASTER is down", Cause::Replica),
             ("ERR WRONGTYPE", Cause::Other),
             ("", Cause::Other),
         ] {
             assert_eq!(Cause::of(&error(text)), cause, "{text}");
         }
-        let unreadable = no_record(error("WRONGTYPE Operation against a key"));
-        assert_eq!(Cause::of(&unreadable), Cause::Unreadable);
-        assert_eq!(unreadable.details(), "WRONGTYPE Operation against a key");
+        assert_eq!(Cause::of(&timed_out()), Cause::TimedOut);
+        assert_eq!(Cause::of(&held_up()), Cause::HeldUp);
         assert_eq!(moved_to(&error("MOVED 3999 127.0.0.1:6381")), Some("127.0.0.1:6381"));
         assert_eq!(moved_to(&error("ASK 3999 127.0.0.1:6381")), None);
     }

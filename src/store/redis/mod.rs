@@ -9,6 +9,7 @@ mod cluster;
 mod errors;
 mod keys;
 mod node;
+mod patience;
 mod questions;
 mod quota;
 mod records;
@@ -30,9 +31,6 @@ pub(super) use self::url::FORMS as URL_FORMS;
 pub use self::url::{RedisUrl, RedisUrlError};
 use crate::store::{GatewayCount, Membership, OnOperation, StoreError};
 
-/// The sorted set of gateways by when they were last seen; in a cluster each node has one.
-const GATEWAYS_KEY: &str = "tollgate:gateways";
-
 /// How long a gateway counts after it was last seen.
 const GATEWAY_LIFE: Duration = Duration::from_secs(10);
 
@@ -48,10 +46,20 @@ pub struct RedisStore {
 impl RedisStore {
     /// A store in the servers `url` names. Nothing is connected before [`Membership::start`].
     ///
-    /// `timeout` bounds every call, and `on_operation` hears of each.
+    /// `timeout` bounds every call, and `on_operation` is called after each.
     pub fn new(url: &RedisUrl, timeout: Duration, on_operation: OnOperation) -> Self {
+        Self::with_prefix(url, timeout, "", on_operation)
+    }
+
+    /// The same with keys whose names start with `prefix`.
+    pub fn with_prefix(
+        url: &RedisUrl,
+        timeout: Duration,
+        prefix: &str,
+        on_operation: OnOperation,
+    ) -> Self {
         Self {
-            client: RedisClient::new(url, timeout, on_operation),
+            client: RedisClient::new(url, timeout, prefix, on_operation),
             gateway: Uuid::now_v7().simple().to_string(),
             gateways: Arc::default(),
         }
@@ -81,7 +89,7 @@ impl Membership for RedisStore {
     /// About once a second, and several times a second while Redis fails. In a cluster it asks each node.
     async fn run_probe(&self) {
         loop {
-            let keys = self.client.keys(GATEWAYS_KEY);
+            let keys = self.client.gateways_keys();
             let answers = join_all(keys.iter().map(|key| self.heartbeat(key))).await;
             if let Some(gateways) = answers.iter().flatten().max() {
                 self.gateways.set(*gateways);

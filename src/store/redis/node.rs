@@ -1,6 +1,9 @@
 //! A multiplexed connection to a primary, with a breaker in front. The connection is replaced when it breaks, falls
 //! silent or leads to a replica.
 //!
+//! Whether the server answers and whether it takes writes are judged apart: a server that is full, cannot save or has
+//! become a replica is still read.
+//!
 //! The client library speaks the protocol and finds the primary that Sentinels name. This file decides about
 //! reconnecting and the breaker, so that no call queues behind a dead server. It knows no other servers.
 
@@ -11,7 +14,9 @@ use std::time::{Duration, Instant};
 use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{ClientInterface, ClientLike, LuaInterface, TrackingInterface};
+use fred::interfaces::{
+    AuthInterface, ClientInterface, ClientLike, LuaInterface, TrackingInterface,
+};
 use fred::types::client::Invalidation;
 use fred::types::config::{Config, ConnectionConfig, ServerConfig, TcpConfig, UnresponsiveConfig};
 use fred::types::{ConnectHandle, FromValue, Key, RespVersion, Value};
@@ -20,10 +25,11 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::errors::Cause;
-use super::keys::{RECORD_PREFIX, REVOKED_PREFIX};
+use super::errors::{Cause, connection_lost, timed_out};
+use super::keys::Keys;
 use super::questions::Takes;
 use super::scripts::{SCRIPTS, Script};
+use crate::base::task::detach;
 use crate::store::breaker::{Breaker, Transition};
 use crate::store::{OnRecordChange, RecordChange};
 
@@ -33,12 +39,16 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Probes in a row that must fail before the connection is given up for a new one.
 const FAILURES_TO_RECONNECT: u32 = 3;
 
+/// The least age of a connection that is replaced because it leads to a replica: the next one may lead there too.
+const REPLACED_AFTER: Duration = Duration::from_secs(1);
+
 /// A server, or the server that Sentinels name.
 pub(super) struct Node {
     /// The name of the server in log lines.
     name: String,
-    breaker: Mutex<Breaker>,
+    breakers: Mutex<Breakers>,
     open: AtomicBool,
+    refuses_writes: AtomicBool,
     available: AtomicBool,
     failed_probes: AtomicU32,
     signals: Arc<Signals>,
@@ -54,6 +64,30 @@ pub(super) struct Signals {
     pub(super) opened: Notify,
     /// Called when token records change. Without it, the connection does not ask for changes.
     pub(super) on_record: OnceLock<OnRecordChange>,
+    /// The names of the keys that may change.
+    pub(super) keys: Keys,
+}
+
+/// Both judgements of a server.
+#[derive(Default)]
+struct Breakers {
+    /// Open while the server does not answer.
+    answers: Breaker,
+    /// Open while the server answers and refuses writes.
+    writes: Breaker,
+}
+
+/// What the outcome of a call says about the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The server answered.
+    Serves,
+    /// The server answered that it takes no writes.
+    RefusesWrites,
+    /// The server did not answer, or cannot serve.
+    Fails,
+    /// Nothing: this process did not wait long enough to tell.
+    Unknown,
 }
 
 /// The state of the connection.
@@ -72,7 +106,11 @@ pub(super) struct Session {
     pub(super) client: Client,
     hashes: [Str; SCRIPTS.len()],
     pub(super) takes: Takes,
+    /// Notified when the connection must be given up.
     retired: Notify,
+    /// Notified when the connection should be replaced, and serves until then.
+    demoted: Notify,
+    since: Instant,
     /// Never carries a value; the channel closes with the connection.
     open: watch::Receiver<()>,
 }
@@ -83,8 +121,9 @@ impl Node {
         let (link_keeper, link) = watch::channel(Link::Pending);
         Self {
             name,
-            breaker: Mutex::default(),
+            breakers: Mutex::default(),
             open: AtomicBool::new(false),
+            refuses_writes: AtomicBool::new(false),
             available: AtomicBool::new(false),
             failed_probes: AtomicU32::new(0),
             signals,
@@ -109,9 +148,14 @@ impl Node {
         }
     }
 
-    /// Whether the server has answered, and has not failed repeatedly since.
+    /// Whether the server has answered, and has neither failed nor refused writes repeatedly since.
     pub(super) fn available(&self) -> bool {
-        self.available.load(Ordering::Acquire)
+        self.available.load(Ordering::Acquire) && !self.refuses_writes()
+    }
+
+    /// Whether the server has refused writes repeatedly, so that only probes may write.
+    pub(super) fn refuses_writes(&self) -> bool {
+        self.refuses_writes.load(Ordering::Acquire)
     }
 
     /// Whether the server has failed repeatedly, so that only probes may ask it.
@@ -148,44 +192,70 @@ impl Node {
         F: Future<Output = Result<T, Error>>,
     {
         let result = run(Arc::clone(&session)).await;
-        if let Err(error) = &result
-            && Cause::of(error) == Cause::Replica
-        {
-            session.retired.notify_one();
+        match result.as_ref().map_err(Cause::of) {
+            Err(Cause::Replica) => session.retired.notify_one(),
+            Err(Cause::ReadOnly) if session.since.elapsed() >= REPLACED_AFTER => {
+                session.demoted.notify_one();
+            }
+            _ => {}
         }
         result
     }
 
-    /// Counts the outcome of a call: whether the server can serve, and the reason if not.
-    pub(super) fn count(&self, serves: bool, reason: impl FnOnce() -> String) {
+    /// Counts the outcome of a call, and logs the reason when it changes how the server is used. A probe is a write.
+    pub(super) fn count(&self, verdict: Verdict, is_probe: bool, reason: impl FnOnce() -> String) {
         let now = Instant::now();
-        let mut breaker = self.breaker.lock();
-        let transition = if serves { breaker.succeeded(now) } else { breaker.failed(now) };
-        self.open.store(breaker.is_open(), Ordering::Release);
-        if serves {
+        let mut breakers = self.breakers.lock();
+        let answers = match verdict {
+            Verdict::Serves | Verdict::RefusesWrites => breakers.answers.succeeded(now),
+            Verdict::Fails => breakers.answers.failed(now),
+            Verdict::Unknown => return,
+        };
+        let writes = match verdict {
+            // A take that grants nothing writes nothing: only a probe shows that writes succeed.
+            Verdict::Serves if is_probe => breakers.writes.succeeded(now),
+            Verdict::RefusesWrites => breakers.writes.failed(now),
+            _ => None,
+        };
+        let is_open = breakers.answers.is_open();
+        self.open.store(is_open, Ordering::Release);
+        self.refuses_writes.store(breakers.writes.is_open(), Ordering::Release);
+        if verdict != Verdict::Fails {
             self.available.store(true, Ordering::Release);
-        } else if breaker.is_open() {
+        } else if is_open {
             self.available.store(false, Ordering::Release);
         }
-        drop(breaker);
-        let name = &self.name;
-        match transition {
-            Some(Transition::Opened) => {
-                log::warn!(
-                    "{name} failed repeatedly and is not asked until a probe succeeds: {}",
-                    reason()
-                );
-                self.signals.opened.notify_one();
-            }
-            Some(Transition::Closed(after)) => {
-                log::info!("{name} answers again after {:.1} s", after.as_secs_f64())
-            }
-            None => {}
+        drop(breakers);
+        self.tell(answers, writes, reason);
+        if is_probe {
+            self.count_probe(verdict != Verdict::Fails);
         }
     }
 
+    fn tell(
+        &self,
+        answers: Option<Transition>,
+        writes: Option<Transition>,
+        reason: impl FnOnce() -> String,
+    ) {
+        let name = &self.name;
+        if let Some(Transition::Closed(after)) = answers {
+            log::info!("{name} answers again after {:.1} s", after.as_secs_f64());
+        }
+        if let Some(Transition::Closed(after)) = writes {
+            log::info!("{name} takes writes again after {:.1} s", after.as_secs_f64());
+        }
+        let what = match (answers, writes) {
+            (Some(Transition::Opened), _) => "failed repeatedly and is not asked",
+            (_, Some(Transition::Opened)) => "refuses writes and is only read",
+            _ => return,
+        };
+        log::warn!("{name} {what} until a probe succeeds: {}", reason());
+        self.signals.opened.notify_one();
+    }
+
     /// Counts a probe. Where several fail in a row, the connection is replaced: it may be silent.
-    pub(super) fn count_probe(&self, serves: bool) {
+    fn count_probe(&self, serves: bool) {
         if serves {
             self.failed_probes.store(0, Ordering::Relaxed);
         } else if self.failed_probes.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_TO_RECONNECT {
@@ -251,16 +321,6 @@ impl Session {
     }
 }
 
-/// The error of a call whose deadline has passed.
-pub(super) fn timed_out() -> Error {
-    Error::new(ErrorKind::Timeout, "no answer")
-}
-
-/// The error of a call whose connection ended before the answer.
-pub(super) fn connection_lost() -> Error {
-    Error::new(ErrorKind::IO, "the connection was lost")
-}
-
 /// The text of an error for people. The library passes errors of the system on as their `Debug` text.
 pub(super) fn reason(error: &Error) -> String {
     let details = error.details();
@@ -274,41 +334,67 @@ pub(super) fn reason(error: &Error) -> String {
 }
 
 async fn keep_connected(
-    mut config: Config,
+    config: Config,
     connect_timeout: Duration,
     link: watch::Sender<Link>,
     signals: Arc<Signals>,
 ) {
     let on_record = signals.on_record.get();
-    if on_record.is_some() {
-        // Only RESP3 tells of changes on the connection that asks for them.
-        config.version = RespVersion::RESP3;
-    }
+    let doubt = || {
+        if let Some(on_record) = on_record {
+            on_record(RecordChange::Unknown);
+        }
+    };
     let mut failures = 0;
+    // A connection that serves until the next one does.
+    let mut demoted: Option<Driver> = None;
     loop {
         let connected = tokio::select! {
             () = link.closed() => return,
-            connected = connect(&config, connect_timeout, on_record.is_some()) => connected,
+            connected = connect(&config, connect_timeout, on_record.map(|_| &signals.keys)) => connected,
         };
         match connected {
             Ok((session, mut driver)) => {
                 failures = 0;
                 let mut changes = session.client.invalidation_rx();
                 link.send_replace(Link::Up(Arc::clone(&session)));
-                tokio::select! {
-                    () = link.closed() => return,
-                    _ = &mut driver.task => log::debug!("the connection to redis ended"),
-                    () = session.retired.notified() => log::debug!("the connection to redis is given up"),
-                    () = hear(&mut changes, on_record) => {}
+                if let Some(demoted) = demoted.take() {
+                    // Changes since its end were missed. Calls that are under way get their answers.
+                    doubt();
+                    detach(async move {
+                        sleep(connect_timeout).await;
+                        drop(demoted);
+                    });
                 }
-                link.send_replace(Link::Pending);
-                // Changes from here on are missed.
-                if let Some(on_record) = on_record {
-                    on_record(RecordChange::Unknown);
+                let is_demoted = tokio::select! {
+                    () = link.closed() => return,
+                    _ = &mut driver.task => {
+                        log::debug!("the connection to redis ended");
+                        false
+                    }
+                    () = session.retired.notified() => {
+                        log::debug!("the connection to redis is given up");
+                        false
+                    }
+                    () = session.demoted.notified() => {
+                        log::debug!("the connection to redis leads to a replica");
+                        true
+                    }
+                    () = hear(&mut changes, on_record, &signals.keys) => false,
+                };
+                if is_demoted {
+                    demoted = Some(driver);
+                } else {
+                    link.send_replace(Link::Pending);
+                    // Changes from here on are missed.
+                    doubt();
                 }
             }
             Err(error) => {
                 failures += 1;
+                if demoted.take().is_some() {
+                    doubt();
+                }
                 let reason = reason(&error);
                 log::debug!("no connection to redis: {reason}");
                 link.send_replace(Link::Down(reason.into()));
@@ -322,16 +408,20 @@ async fn keep_connected(
 }
 
 /// Passes on changes of records for as long as the connection lasts.
-async fn hear(changes: &mut broadcast::Receiver<Invalidation>, on_record: Option<&OnRecordChange>) {
+async fn hear(
+    changes: &mut broadcast::Receiver<Invalidation>,
+    on_record: Option<&OnRecordChange>,
+    keys: &Keys,
+) {
     let Some(on_record) = on_record else { return std::future::pending().await };
     loop {
         match changes.recv().await {
             Ok(change) if !change.keys.is_empty() => {
                 for key in &change.keys {
                     let key = key.as_str().unwrap_or_default();
-                    let record = key.strip_prefix(RECORD_PREFIX).map(RecordChange::Of);
+                    let record = key.strip_prefix(keys.records()).map(RecordChange::Of);
                     let revocation =
-                        || key.strip_prefix(REVOKED_PREFIX).map(RecordChange::Revocation);
+                        || key.strip_prefix(keys.revocations()).map(RecordChange::Revocation);
                     on_record(record.or_else(revocation).unwrap_or(RecordChange::Unknown));
                 }
             }
@@ -365,7 +455,7 @@ impl Drop for Driver {
 pub(super) async fn connect(
     config: &Config,
     connect_timeout: Duration,
-    hears_changes: bool,
+    tells_changes_of: Option<&Keys>,
 ) -> Result<(Arc<Session>, Driver), Error> {
     let options = ConnectionConfig {
         connection_timeout: connect_timeout,
@@ -377,6 +467,11 @@ pub(super) async fn connect(
     };
     // No reconnect policy: a connection that ends is replaced above, and no call is sent twice.
     let mut config = config.clone();
+    // The library writes HELLO as an inline command, in which a space or a quote of a credential ends an argument, and
+    // AUTH as an array. Without credentials HELLO is sent, because the library would send PING instead, which a Redis
+    // that cannot save refuses.
+    let has_credentials = config.password.is_some();
+    config.version = if has_credentials { RespVersion::RESP2 } else { RespVersion::RESP3 };
     if let ServerConfig::Sentinel { hosts, .. } = &mut config.server {
         // The library asks them in order. A Sentinel that accepts and stays silent must not always be the first.
         fastrand::shuffle(hosts);
@@ -389,8 +484,12 @@ pub(super) async fn connect(
         for script in SCRIPTS {
             hashes[script.index] = client.script_load(script.source).await?;
         }
-        if hears_changes {
-            let prefixes = vec![RECORD_PREFIX.to_owned(), REVOKED_PREFIX.to_owned()];
+        if let Some(keys) = tells_changes_of {
+            // Only RESP3 tells of changes on the connection that asks for them.
+            if has_credentials {
+                client.hello(RespVersion::RESP3, None, None).await?;
+            }
+            let prefixes = vec![keys.records().to_owned(), keys.revocations().to_owned()];
             client
                 .client_tracking::<(), _, _>("ON", None, prefixes, true, false, false, false)
                 .await?;
@@ -398,7 +497,15 @@ pub(super) async fn connect(
         Ok(())
     };
     timeout(connect_timeout, load).await.unwrap_or_else(|_| Err(timed_out()))?;
-    let session = Session { client, hashes, takes: Takes::default(), retired: Notify::new(), open };
+    let session = Session {
+        client,
+        hashes,
+        takes: Takes::default(),
+        retired: Notify::new(),
+        demoted: Notify::new(),
+        since: Instant::now(),
+        open,
+    };
     Ok((Arc::new(session), driver))
 }
 

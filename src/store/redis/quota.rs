@@ -8,6 +8,7 @@ use rmp::encode::{write_str, write_uint};
 
 use super::RedisStore;
 use super::client::ADJUST;
+use super::keys::Keys;
 use super::takes::Question;
 use crate::quota::rate::MAX_QUOTA;
 use crate::quota::{Algorithm, Limit};
@@ -29,7 +30,8 @@ impl QuotaStore for RedisStore {
         least: u64,
         wanted: u64,
     ) -> Result<Grant, StoreError> {
-        self.client.take(|| question(subject, limits, least, wanted)).await
+        let keys = &self.client.keys;
+        self.client.take(|| question(keys, subject, limits, least, wanted)).await
     }
 
     async fn adjust(
@@ -40,23 +42,24 @@ impl QuotaStore for RedisStore {
         id: u64,
     ) -> Result<(), StoreError> {
         let adjust = async |redis: std::sync::Arc<super::client::Connection>| {
-            let input = || adjust_input(subject, limits, adjustment, id);
+            let input = || adjust_input(&self.client.keys, subject, limits, adjustment, id);
             redis.eval::<u64>(ADJUST, input).await.map(drop)
         };
-        self.client.call("adjust", adjust).await
+        self.client.write("adjust", adjust).await
     }
 }
 
 /// The keys and arguments of `scripts/adjust.lua`.
 fn adjust_input(
+    keys: &Keys,
     subject: &str,
     limits: &[Limit],
     adjustment: &Adjustment,
     id: u64,
 ) -> (Vec<Key>, Vec<Value>) {
-    let mark = format!("quota:{{{subject}}}:adjusted:{id}");
-    let counters = limits.iter().map(|limit| counter_key(subject, limit));
-    let keys = std::iter::once(mark).chain(counters).map(Key::from).collect();
+    let mark = format!("{}quota:{{{subject}}}:adjusted:{id}", keys.prefix());
+    let counters = limits.iter().map(|limit| counter_key(keys, subject, limit));
+    let all = std::iter::once(mark).chain(counters).map(Key::from).collect();
     let tells = adjustment.changes.iter().any(|(_, by)| *by > 0);
     let mut arguments = vec![number(if tells { TOLD_FOR_MS } else { RETURNED_FOR_MS })];
     for (limit, (mark, by)) in limits.iter().zip(&adjustment.changes) {
@@ -64,12 +67,12 @@ fn adjust_input(
         arguments.push(number(mark.as_micros()));
         arguments.push(Value::Integer(*by));
     }
-    (keys, arguments)
+    (all, arguments)
 }
 
-fn question(subject: &str, limits: &[Limit], least: u64, wanted: u64) -> Question {
+fn question(keys: &Keys, subject: &str, limits: &[Limit], least: u64, wanted: u64) -> Question {
     Question {
-        keys: limits.iter().map(|limit| counter_key(subject, limit).into()).collect(),
+        keys: limits.iter().map(|limit| counter_key(keys, subject, limit).into()).collect(),
         limits: packed(limits),
         least: least.min(MAX_QUOTA),
         wanted: wanted.min(MAX_QUOTA),
@@ -111,11 +114,11 @@ fn kind(algorithm: Algorithm) -> &'static str {
 
 /// The braces keep all counters of a subject in one slot of a cluster. Each kind has keys of its own, because no kind
 /// can read the counter of another kind.
-fn counter_key(subject: &str, limit: &Limit) -> String {
+fn counter_key(keys: &Keys, subject: &str, limit: &Limit) -> String {
     let mut digits = itoa::Buffer::new();
     let window = digits.format(limit.window.as_secs());
     // Concatenation is cheaper than the formatter, and every call comes through here.
-    let start = ["quota:{", subject, "}:", &limit.name, ":", window];
+    let start = [keys.prefix(), "quota:{", subject, "}:", &limit.name, ":", window];
     match limit.algorithm {
         Algorithm::FixedWindow => start.concat(),
         other => [&start.concat(), ":", kind(other)].concat(),
@@ -132,9 +135,12 @@ mod tests {
 
     #[test]
     fn a_counter_is_named_after_subject_limit_and_window() {
+        let (keys, prefixed) = (Keys::default(), Keys::new("a:"));
         let limit = Limit::parse("5/minute").unwrap();
-        assert_eq!(counter_key("token:alice", &limit), "quota:{token:alice}:minute:60");
+        let named = counter_key(&prefixed, "token:alice", &limit);
+        assert_eq!(named, "a:quota:{token:alice}:minute:60");
+        assert_eq!(counter_key(&keys, "token:alice", &limit), "quota:{token:alice}:minute:60");
         let limit = Limit { algorithm: Algorithm::SlidingLog, ..limit };
-        assert_eq!(counter_key("token:alice", &limit), "quota:{token:alice}:minute:60:log");
+        assert_eq!(counter_key(&keys, "token:alice", &limit), "quota:{token:alice}:minute:60:log");
     }
 }

@@ -29,6 +29,7 @@ pub(super) const HEARTBEAT: Script =
 pub(super) const ADJUST: Script = Script { source: counting!("scripts/adjust.lua"), index: 3 };
 pub(super) const IMPORT: Script = Script { source: include_str!("scripts/import.lua"), index: 4 };
 pub(super) const SHORTEN: Script = Script { source: include_str!("scripts/shorten.lua"), index: 5 };
+pub(super) const READ: Script = Script { source: include_str!("scripts/read.lua"), index: 6 };
 
 /// Every script, to be loaded into each server.
-pub(super) const SCRIPTS: [Script; 6] = [TAKE, PUT, HEARTBEAT, ADJUST, IMPORT, SHORTEN];
+pub(super) const SCRIPTS: [Script; 7] = [TAKE, PUT, HEARTBEAT, ADJUST, IMPORT, SHORTEN, READ];

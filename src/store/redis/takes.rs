@@ -17,10 +17,11 @@ use rmp::decode::{read_array_len, read_int};
 use rmp::encode::write_uint;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use super::errors::Cause;
-use super::node::{Session, connection_lost, timed_out};
+use super::errors::{Cause, connection_lost, held_up};
+use super::node::Session;
+use super::patience::answer_by;
 pub(super) use super::questions::Question;
 use super::questions::Take;
 use super::scripts::TAKE;
@@ -56,11 +57,10 @@ pub(super) async fn take(
     }
     match answered.await.unwrap_or_else(|_| Err(connection_lost()))? {
         Some(grant) => Ok(grant),
-        // Boxed, because this is rare and large.
-        None if deadline <= Instant::now() => Err(timed_out()),
         None => {
+            // Boxed, because this is rare and large.
             let alone = session.while_open(Box::pin(ask_alone(&session, question)));
-            timeout_at(deadline, alone).await.unwrap_or_else(|_| Err(timed_out()))?
+            answer_by(deadline, async { alone.await? }).await
         }
     }
 }
@@ -112,7 +112,8 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     // A request that has gone away needs no answer.
     for take in takes.into_iter().filter(|take| !take.answer.is_closed()) {
         if take.deadline <= now {
-            let _ = take.answer.send(Err(timed_out()));
+            // Nothing but this process can have kept a question that long.
+            let _ = take.answer.send(Err(held_up()));
             continue;
         }
         // The takes are in the order in which they were asked, so the first deadline is the earliest.
@@ -123,8 +124,8 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     let Some(deadline) = deadline else { return };
     let limits: Vec<usize> = questions.iter().map(|question| question.keys.len()).collect();
     let (keys, arguments) = together(questions);
-    let call = timeout_at(deadline, session.eval_loaded::<Bytes>(TAKE, keys, arguments));
-    let result = match call.await.unwrap_or_else(|_| Err(timed_out())) {
+    let call = session.eval_loaded::<Bytes>(TAKE, keys, arguments);
+    let result = match answer_by(deadline, call).await {
         Ok(numbers) => grants(&numbers, limits),
         Err(error) if must_ask_alone(&error) => {
             let apart = Cause::of(&error) == Cause::CrossSlot;

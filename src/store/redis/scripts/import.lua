@@ -25,10 +25,10 @@ local function is_kept(key, first, last)
   if redis.call('TYPE', key).ok ~= 'hash' then
     return false
   end
-  local kept = redis.call('HGETALL', key)
-  if #kept ~= last - first + 1 then
+  if redis.call('HLEN', key) * 2 ~= last - first + 1 then
     return false
   end
+  local kept = redis.call('HGETALL', key)
   local fields = {}
   for i = 1, #kept, 2 do
     fields[kept[i]] = kept[i + 1]
