@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::error::{Faults, RecordError};
-use super::field::{self, API_KEY, Field};
+use super::field::{self, API_KEY, Field, OUTER_SPACE};
 use super::key::public_id;
 use super::members::Members;
 use super::stored::StoredRecord;
@@ -65,6 +65,11 @@ impl HeaderText {
     /// Whether `text` is printable ASCII.
     pub fn can_hold(text: &str) -> bool {
         text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+    }
+
+    /// Whether the text begins or ends with a space, which a header field does not keep.
+    pub fn has_outer_space(&self) -> bool {
+        has_outer_space(self.as_str())
     }
 
     /// As text.
@@ -168,6 +173,10 @@ impl TokenRecord {
     }
 }
 
+fn has_outer_space(text: &str) -> bool {
+    text.starts_with(' ') || text.ends_with(' ')
+}
+
 fn must_be_small(bytes: usize) -> Result<(), RecordError> {
     match bytes > MAX_RECORD {
         true => Err(RecordError::of_record("is larger than 64 KiB")),
@@ -237,6 +246,9 @@ impl Draft {
         }
         if !HeaderText::can_hold(id) {
             return Err(RecordError::new(API_KEY, "is not printable; write printable ASCII text"));
+        }
+        if has_outer_space(id) {
+            return Err(RecordError::new(API_KEY, OUTER_SPACE));
         }
         let Self { disabled, grant, .. } = self;
         Ok(TokenRecord { subject: Text::from(&*format!("{SUBJECT}{id}")), disabled, grant })
@@ -347,6 +359,9 @@ mod tests {
             (r#"{"allowed_routes":[1]}"#, "allowed_routes"),
             (r#"{"plan":3}"#, "plan"),
             ("{\"organization_id\":\"a\\r\\nb\"}", "organization_id"),
+            (r#"{"organization_id":" "}"#, "organization_id"),
+            (r#"{"organization_id":" acme"}"#, "organization_id"),
+            (r#"{"organization_id":"acme "}"#, "organization_id"),
             (r#"{"disabled":"perhaps"}"#, "disabled"),
             (r#"{"limits":[{"rate":"5/minute","rate":"9/minute"}]}"#, "record"),
             (r#"{"limits":["1/minute"],"rate_limit":5}"#, "limits"),
