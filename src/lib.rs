@@ -10,7 +10,7 @@
 //! | --- | --- | --- |
 //! | [`base`] | time as an argument; values that cannot be printed; what one client is among addresses; classes of bytes; files up to a bound; short text kept in place | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure | [`quota::Limit`] |
-//! | [`route`] | one canonical path, a table of prefixes, a token's permitted paths, header rules | [`route::path`] |
+//! | [`route`] | one canonical path and host, a table of prefixes, a token's permitted paths, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked from every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; any room may use it | [`telemetry::metrics`] |
 //! | [`store`] | token records, quota, and the gateways that share them, in memory or in Redis, as plain data | [`store::open`] |
@@ -77,7 +77,9 @@
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`. Pingora's retry loop begins after it.
 //! - **No second reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and
 //!   [`listener::rules`] refuse whatever two servers might frame or route differently, before Pingora sees it;
-//!   [`route::path`] leaves one spelling, which is matched, checked and sent.
+//!   [`route::path`] and [`route::host`] leave one spelling, which is matched, checked, sent and logged.
+//! - **No credential that was not verified** reaches an upstream by [`auth::sources`], and no field of
+//!   [`route::fields`] that a client may not send.
 //! - **No status code outside [`admission::Rejection`].** It maps the errors of every room to an answer and to a reason;
 //!   [`proxy::problem`] writes the answer, and the log alone has the reason. The exceptions answer for themselves:
 //!   `/health`, `/ready`, the demo's echo.

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::join;
-use http::HeaderMap;
 
 use crate::base::clock::{Clock, UnixTime};
 use crate::record::key::{self, KeyError};
@@ -21,6 +20,7 @@ pub mod guard;
 pub mod issuer;
 pub mod jwks;
 pub mod jwt;
+pub mod sources;
 pub mod verification;
 pub mod verified;
 
@@ -158,18 +158,17 @@ impl Authenticator {
         Self { store }
     }
 
-    /// The principal of a request with these `headers`, which arrived at `now` by this clock.
+    /// The principal of a request with the credential `sent`, which arrived at `now` by this clock.
     ///
     /// # Errors
     /// [`AuthError`]: anything but a verified, known, unexpired, enabled token.
     pub async fn authenticate(
         &self,
         rules: &AuthRules,
-        headers: &HeaderMap,
+        sent: &[u8],
         now: UnixTime,
         clock: &dyn Clock,
     ) -> Result<Principal, AuthError> {
-        let sent = Credential::sent(headers)?.ok_or(AuthError::Missing)?;
         let mut now = now;
         let verified = match rules.jwt.remembered(sent, now) {
             Some(claims) => Verified::Jwt(claims?),

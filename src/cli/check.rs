@@ -15,7 +15,7 @@ use crate::route::table::Matcher;
 use crate::store::open::shown_url;
 use crate::upstream::pool::EndpointRules;
 
-/// Loads the configuration; gives back its summary.
+/// Loads the configuration; gives back its summary, and warnings about routes that are valid and may surprise.
 ///
 /// # Errors
 /// [`Failure::Configuration`] with one line per fault: whatever `run` would refuse.
@@ -25,7 +25,10 @@ pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
         arguments.file.as_ref().map_or("the environment".into(), |file| file.display().to_string());
     opens_store(&config.startup)
         .map_err(|error| Failure::Configuration(format!("{name}: {error}")))?;
-    Ok(format!("{name} is valid\n\n{}", summary(&config)))
+    let warnings = config.live.warnings().into_iter().map(|line| format!("warning: {line}\n"));
+    let warnings: String = warnings.collect();
+    let gap = if warnings.is_empty() { "" } else { "\n" };
+    Ok(format!("{name} is valid\n\n{}{gap}{warnings}", summary(&config)))
 }
 
 /// Opens the store as `run` does, without touching the network.

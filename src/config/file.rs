@@ -17,9 +17,11 @@ use url::Url;
 
 use super::address::{EndpointUrl, MetricsAddress, RedisUrl};
 use super::matching::{Host, Method, Prefix};
+use super::request::PassedField;
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
 use crate::auth::guard::FailureRate;
+use crate::auth::sources::Source;
 use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::base::secret::Secret;
 use crate::limit::headers::RateHeaders;
@@ -42,7 +44,7 @@ pub type Map<T> = Option<BTreeMap<String, Option<T>>>;
 pub type Deadline = Span<1, DAY>;
 
 /// The sections.
-pub const TOP_KEYS: [&str; 14] = [
+pub const TOP_KEYS: [&str; 16] = [
     "server",
     "listeners",
     "metrics",
@@ -51,6 +53,8 @@ pub const TOP_KEYS: [&str; 14] = [
     "max_body",
     "max_connections",
     "trusted_proxies",
+    "pass_fields",
+    "fold_paths",
     "redis",
     "auth",
     "plans",
@@ -70,6 +74,8 @@ pub struct File {
     pub max_body: Maybe<Size>,
     pub max_connections: Maybe<Whole<1, 10_000_000>>,
     pub trusted_proxies: List<Leaf<IpNet>>,
+    pub pass_fields: List<Leaf<PassedField>>,
+    pub fold_paths: Maybe<bool>,
     pub redis: Option<Redis>,
     pub auth: Option<Auth>,
     pub plans: Map<Plan>,
@@ -132,6 +138,7 @@ pub struct Auth {
     pub tokens: List<Token>,
     pub cache: Option<TokenCache>,
     pub max_failures: Maybe<Failures>,
+    pub from: List<Leaf<Source>>,
 }
 
 /// `N/second`, `N/minute` or `N/hour`, or `none`.
@@ -389,7 +396,14 @@ pub struct Route {
     pub max_in_flight: Maybe<MaxInFlight>,
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
+    pub rewrite: Option<Rewrite>,
     pub headers: Option<RouteHeaders>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rewrite {
+    pub answers: Maybe<bool>,
 }
 
 #[derive(Default, Deserialize)]

@@ -29,6 +29,8 @@ pub struct Route {
     pub strip_prefix: bool,
     /// Whether the credential reaches the upstream.
     pub forward_credential: bool,
+    /// Whether an answer's paths get the prefix that was cut off.
+    pub rewrite_answers: bool,
     /// Changes to the request's fields.
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
@@ -41,16 +43,18 @@ pub struct Route {
     pub metrics: RouteMetrics,
 }
 
-/// The table of `routes`. Limits count by `algorithm` where they do not name one themselves.
+/// The table of `routes`. Limits count by `algorithm` where they do not name one themselves; `fold` is `fold_paths`.
 pub(super) fn table(
     routes: Vec<config::Route>,
     algorithm: Algorithm,
+    fold: bool,
     upstreams: &mut Upstreams,
 ) -> RouteTable<Arc<Route>> {
-    RouteTable::new(routes.into_iter().map(|route| {
+    let routes = routes.into_iter().map(|route| {
         let (matcher, route) = self::route(route, algorithm, upstreams);
         (matcher, Arc::new(route))
-    }))
+    });
+    RouteTable::new(routes, fold)
 }
 
 fn route(
@@ -66,6 +70,7 @@ fn route(
         max_in_flight,
         strip_prefix,
         forward_credential,
+        rewrite_answers,
         request_headers,
         response_headers,
     } = route;
@@ -79,6 +84,7 @@ fn route(
         auth_required,
         strip_prefix,
         forward_credential,
+        rewrite_answers,
         limits: groups(&limits, algorithm, true),
         max_in_flight,
         request_headers,

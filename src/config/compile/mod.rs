@@ -51,6 +51,11 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
         max_body: file.max_body.map_or(10 << 20, |size| size.0.0),
         max_connections: count(file.max_connections.map(|n| n.0.0), 10_000),
         trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
+        pass_fields: each(file.pass_fields, &KeyPath::top("pass_fields"), report)
+            .into_iter()
+            .map(|field| field.0)
+            .collect(),
+        fold_paths: or(file.fold_paths, false),
         auth,
         plans: plans.into_iter().filter_map(|(name, limits)| Some((name, limits?))).collect(),
         limits: limits::compile(written_limits, report),
