@@ -20,6 +20,7 @@ use http::{HeaderMap, header};
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde_json::json;
 use support::Signer;
+use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::sources::Sources;
@@ -100,7 +101,11 @@ fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
             bencher.iter(|| {
                 let sent = sources.sent(black_box(&headers), None).ok().flatten();
                 let principal = authenticator
+<<<<<<< ours
                     .authenticate(&rules, &sent.unwrap_or_default(), clock.now(), &clock)
+=======
+                    .authenticate(&rules, black_box(&headers), GuardedClient::ANY, clock.now(), &clock)
+>>>>>>> theirs
                     .now_or_never();
                 assert!(principal.is_some_and(|principal| principal.is_ok()));
             });
@@ -154,13 +159,23 @@ fn first_verification(criterion: &mut Criterion) -> Result<(), Failure> {
                 let (mut left, mut elapsed) =
                     (usize::try_from(count).unwrap_or(usize::MAX), Duration::ZERO);
                 while left > 0 {
+<<<<<<< ours
                     // A verifier that has verified none of the tokens.
+=======
+                    let runtime = tokio::runtime::Builder::new_current_thread().build();
+                    // A verifier that remembers none of them.
+>>>>>>> theirs
                     let verifier = key().map(verifier);
                     let started = Instant::now();
                     for token in tokens.iter().take(left) {
-                        let claims =
-                            verifier.as_ref().map(|v| v.verify(token, &clock).now_or_never());
-                        assert!(claims.is_ok_and(|claims| claims.is_some_and(|c| c.is_ok())));
+                        let claims = match (&verifier, &runtime) {
+                            (Ok(verifier), Ok(runtime)) => {
+                                let verify = verifier.verify(token, GuardedClient::ANY, &clock);
+                                runtime.block_on(verify).ok()
+                            }
+                            _ => None,
+                        };
+                        assert!(claims.is_some());
                     }
                     elapsed += started.elapsed();
                     left = left.saturating_sub(TOKENS);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, header};
+use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwks;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
 use tollgate::auth::sources::Sources;
@@ -108,7 +109,11 @@ fn no_credential_opens_the_door_but_the_right_ones() {
             headers.insert(name, value.clone());
             let Ok(Some(sent)) = sources.sent(&headers, None) else { continue };
             let answer = authenticator
+<<<<<<< ours
                 .authenticate(&rules, &sent, clock.now(), &clock)
+=======
+                .authenticate(&rules, &headers, GuardedClient::ANY, clock.now(), &clock)
+>>>>>>> theirs
                 .now_or_never()
                 .unwrap();
             if answer.is_ok() {

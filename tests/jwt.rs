@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use support::token::unsigned;
 use support::{ALGORITHMS, Signer};
+use tollgate::auth::AuthError;
 use tollgate::auth::claims::ClaimError;
+use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwt::{Issuer, JwtError, JwtRules, JwtVerifier};
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::base::clock::{ManualClock, UnixTime};
@@ -40,7 +41,13 @@ fn verifier(keys: Vec<VerificationKey>) -> JwtVerifier {
 }
 
 fn verify(verifier: &JwtVerifier, token: &str) -> Result<(), JwtError> {
-    verifier.verify(token, &ManualClock::new(NOW)).now_or_never().unwrap().map(drop)
+    let clock = ManualClock::new(NOW);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    match runtime.block_on(verifier.verify(token, GuardedClient::ANY, &clock)) {
+        Ok(_) => Ok(()),
+        Err(AuthError::Jwt(error)) => Err(error),
+        Err(other) => panic!("{other}"),
+    }
 }
 
 fn encoded(text: &str) -> String {

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -224,13 +225,11 @@ fn reads_without_writes((name, refuse, accept): Refusal) {
 fn the_policy_to_deny_holds_while_redis_takes_no_writes() {
     let World { redis, gateway, .. } = &world(Redis::start(), "", "on_store_failure: deny");
     redis.record("a", &[("name", "x")]);
-    redis.record("unlimited", &[("limits", "[]")]);
     assert_eq!(status(gateway, "a"), 200);
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     wait_for("requests to be denied", || (status(gateway, "a") == 503).then_some(()));
     wait_for("/ready to say so", || (gateway.get("/ready").status() == 503).then_some(()));
     assert_eq!(gateway.get_as("nobody", "/").status(), 401, "records are read");
-    assert_eq!(status(gateway, "unlimited"), 200, "there is nothing to count");
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
     wait_for("requests to be admitted", || (status(gateway, "a") == 200).then_some(()));
 }
@@ -404,7 +403,7 @@ fn hash_of(key: &str) -> String {
 }
 
 /// Clients that send forged tokens at the same time.
-const FORGERS: usize = 150;
+const FORGERS: usize = 100;
 
 #[test]
 fn a_flood_of_forged_tokens_does_not_open_the_breaker() {
@@ -426,7 +425,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
             _ => Gateway::start(&yaml),
         };
         let claims = |api_key: &str| json!({ "api_key": api_key, "exp": now() + 3600 });
-        let unseen: Vec<String> = (0..40)
+        let unseen: Vec<String> = (0..8)
             .map(|nth| {
                 redis.record(&format!("new-{nth}"), &[("name", "x")]);
                 format!("Bearer {}", signer.token(None, &claims(&format!("new-{nth}"))))
@@ -459,7 +458,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
             ends.store(true, Ordering::Relaxed);
             assert_eq!(statuses, vec![200; unseen.len()], "{threads} threads");
         });
-        assert!(forged.load(Ordering::Relaxed) > FORGERS * 3, "it was a flood");
+        assert!(forged.load(Ordering::Relaxed) >= FORGERS, "it was a flood");
         assert_eq!(breakers(&gateway), 0.0);
         let opened = |line: &Value| {
             line["message"].as_str().is_some_and(|message| message.contains("failed repeatedly"))
@@ -549,16 +548,10 @@ fn an_rsa_modulus_may_have_zeros_in_front() {
     }
 }
 
-/// `data` in the gzip format, stored (RFC 1952, RFC 1951 section 3.2.4).
 fn gzip(data: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(data.len()).unwrap();
-    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255, 1];
-    out.extend(length.to_le_bytes());
-    out.extend((!length).to_le_bytes());
-    out.extend(data);
-    out.extend(crc32fast::hash(data).to_le_bytes());
-    out.extend(u32::from(length).to_le_bytes());
-    out
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
 }
 
 #[test]
@@ -588,10 +581,13 @@ routes: [ {{ prefix: /, upstream: up }} ]",
     server.answer_bytes("200 OK\r\ncontent-encoding: br", b"\x0b\x02\x80");
     warned("not with gzip");
     assert_eq!(with_token(&gateway, &token), 200);
-    let bomb = vec![b' '; 60_000];
-    let bomb: Vec<u8> = (0..5).flat_map(|_| gzip(&bomb)).collect();
+    // The set itself, and ten million spaces.
+    let bomb = gzip(&[set.as_bytes(), &vec![b' '; 10_000_000]].concat());
+    assert!(bomb.len() < 100_000, "{}", bomb.len());
     server.answer_bytes("200 OK\r\ncontent-encoding: gzip", &bomb);
-    thread::sleep(Duration::from_millis(1_500));
+    let asked = server.asked();
+    wait_for("two more fetches", || (server.asked() >= asked + 2).then_some(()));
+    assert_eq!(gateway.metric("tollgate_key_sources_failing"), Some(1.0));
     assert_eq!(with_token(&gateway, &token), 200);
 
     server.publish(&[]);

@@ -168,7 +168,7 @@ impl Sources {
         let mut separator = None;
         let mut rest = query;
         loop {
-            let end = rest.iter().position(|byte| separates(byte)).unwrap_or(rest.len());
+            let end = rest.iter().position(separates).unwrap_or(rest.len());
             let (parameter, after) = rest.split_at(end);
             if !self.is_parameter(parameter) {
                 if !kept.is_empty() {
@@ -399,6 +399,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::type_complexity, reason = "a row is read once, here")]
     fn credentials_are_found_or_refused() {
         use CredentialError::*;
         let long = format!("Bearer {}", "x".repeat(MAX_CREDENTIAL + 1));
@@ -436,6 +437,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::type_complexity, reason = "a row is read once, here")]
     fn every_source_is_read_and_all_must_agree() {
         use CredentialError::*;
         let rows: &[(&[(&str, &[u8])], &str, Result<Option<&str>, CredentialError>)] = &[

@@ -29,6 +29,7 @@ use super::errors::{Cause, connection_lost, timed_out};
 use super::keys::Keys;
 use super::questions::Takes;
 use super::scripts::{SCRIPTS, Script};
+use crate::base::task::detach;
 use crate::store::breaker::{Breaker, Transition};
 use crate::store::{OnRecordChange, RecordChange};
 
@@ -360,7 +361,7 @@ async fn keep_connected(
                 if let Some(demoted) = demoted.take() {
                     // Changes since its end were missed. Calls that are under way get their answers.
                     doubt();
-                    tokio::spawn(async move {
+                    detach(async move {
                         sleep(connect_timeout).await;
                         drop(demoted);
                     });
