@@ -23,6 +23,7 @@ use support::Signer;
 use tollgate::auth::cache::{CacheRules, Records, Revocations, StoreCache};
 use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
+use tollgate::auth::sources::Sources;
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
@@ -89,6 +90,7 @@ fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
     let rules = AuthRules { jwt: Arc::new(verifier(key)), records: HashMap::new() };
     let token = encode(&Header::default(), &claims(0), &EncodingKey::from_secret(SECRET))?;
     let authenticator = Authenticator::new(Some(stored()));
+    let sources = Sources::default();
     for (name, credential) in [
         ("credential, verified before", token),
         ("credential, opaque key", "tg_0123456789ABCDEFGHIJKLMNOPQRSTUV10DJZz".to_owned()),
@@ -97,10 +99,11 @@ fn credential(criterion: &mut Criterion) -> Result<(), Failure> {
         headers.insert(header::AUTHORIZATION, format!("Bearer {credential}").parse()?);
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
+                let sent = sources.sent(black_box(&headers), None).ok().flatten();
                 let principal = authenticator
                     .authenticate(
                         &rules,
-                        black_box(&headers),
+                        &sent.unwrap_or_default(),
                         GuardedClient::ANY,
                         clock.now(),
                         &clock,

@@ -91,8 +91,10 @@
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`, before Pingora's retry loop.
 //!   (`tests/requests.rs`)
 //! - **One reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and [`listener::rules`] refuse a
-//!   message that two servers could read differently, before Pingora sees it. [`route::path`] leaves one spelling of a
-//!   path, which is matched, checked and sent. (`tests/requests.rs`, `tests/fuzz.rs`)
+//!   message that two servers could read differently, before Pingora sees it. [`route::path`] and [`route::host`] leave
+//!   one spelling, which is matched, checked, sent and logged. (`tests/requests.rs`, `tests/fuzz.rs`)
+//! - **No credential that was not verified**, and no field that a client may not send, reaches an upstream:
+//!   [`auth::sources`] and [`route::fields`] are the lists. (`tests/readings.rs`)
 //! - **One place for statuses.** [`admission::Rejection`] maps the errors of every room to an answer and to a reason;
 //!   [`proxy::problem`] writes the answer, and only the log has the reason. `/health`, `/ready` and the demo's echo answer
 //!   for themselves. (`tests/reasons.rs`, `tests/docs.rs`)

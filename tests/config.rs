@@ -146,6 +146,9 @@ fn the_shipped_configuration_holds_the_defaults() {
     assert_eq!(shipped.live.max_body, least.live.max_body);
     assert_eq!(shipped.live.max_connections, least.live.max_connections);
     assert_eq!(shipped.live.trusted_proxies, least.live.trusted_proxies);
+    assert_eq!(shipped.live.pass_fields, least.live.pass_fields);
+    assert_eq!(shipped.live.fold_paths, least.live.fold_paths);
+    assert_eq!(shipped.live.auth.sources, least.live.auth.sources);
     assert_eq!(shipped.startup.token_cache, least.startup.token_cache);
     assert_eq!(shipped.live.auth.jwt.rules.leeway, least.live.auth.jwt.rules.leeway);
     assert_eq!(shipped.live.limits.default.rules(), least.live.limits.default.rules());
@@ -157,6 +160,7 @@ fn the_shipped_configuration_holds_the_defaults() {
     assert_eq!(a.endpoints[0].weight, b.endpoints[0].weight);
     let (a, b) = (&shipped.live.routes[0], &least.live.routes[0]);
     assert_eq!((a.strip_prefix, a.forward_credential), (b.strip_prefix, b.forward_credential));
+    assert_eq!(a.rewrite_answers, b.rewrite_answers);
     assert_eq!(a.request_headers, b.request_headers);
     assert_eq!(a.response_headers, b.response_headers);
 }

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, header};
 use tollgate::auth::guard::GuardedClient;
 use tollgate::auth::jwks;
 use tollgate::auth::jwt::{Issuer, JwtRules, JwtVerifier};
+use tollgate::auth::sources::Sources;
 use tollgate::auth::verification::{Algorithm, VerificationKey};
 use tollgate::auth::{AuthRules, Authenticator};
 use tollgate::base::clock::{Clock, ManualClock, UnixTime};
@@ -97,7 +98,7 @@ fn no_credential_opens_the_door_but_the_right_ones() {
         jwt: Arc::new(JwtVerifier::new(issuers, jwt_rules)),
         records: HashMap::from([(id, Arc::new(record))]),
     };
-    let authenticator = Authenticator::new(None);
+    let (authenticator, sources) = (Authenticator::new(None), Sources::default());
     let clock = ManualClock::new(UnixTime::from_secs(1_000_000));
     let words = ["Bearer ", ".", "..", "tg_", "eyJ", "eyJhbGciOiJub25lIn0", "=", " ", "\t", "e30"];
     let mut opened = 0;
@@ -106,8 +107,9 @@ fn no_credential_opens_the_door_but_the_right_ones() {
         for name in [header::AUTHORIZATION, header::HeaderName::from_static("x-api-key")] {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.clone());
+            let Ok(Some(sent)) = sources.sent(&headers, None) else { continue };
             let answer = authenticator
-                .authenticate(&rules, &headers, GuardedClient::ANY, clock.now(), &clock)
+                .authenticate(&rules, &sent, GuardedClient::ANY, clock.now(), &clock)
                 .now_or_never()
                 .unwrap();
             if answer.is_ok() {

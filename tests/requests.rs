@@ -246,7 +246,7 @@ fn the_longest_prefix_of_whole_segments_wins() {
         ("gateway.test", "/api/v1/users?x=1", users),
         ("gateway.test", "/api/v1/usersX", None),
         ("gateway.test", "/api/v1/users-old", None),
-        ("gateway.test", "/api/v1/users;x", None),
+        ("gateway.test", "/api/v1/users;x", users),
         ("gateway.test", "/api/v1/user", None),
         ("gateway.test", "/api/v1", None),
         ("gateway.test", "/API/v1/users", None),

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, header};
-use memchr::memchr;
 
 use crate::auth::guard::GuardedClient;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
 use crate::limit::ledger::Ledger;
 use crate::policy::{Policy, Route};
+use crate::route::host::without_port;
+use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::table::Found;
 
@@ -34,8 +35,10 @@ pub struct Request<'a> {
     pub path: &'a CanonicalPath<'a>,
     /// The method.
     pub method: &'a str,
-    /// The header fields.
+    /// The header fields; `Host` is canonical.
     pub headers: &'a HeaderMap,
+    /// The query.
+    pub query: Option<&'a [u8]>,
     /// The client's address: the peer's, or the address that trusted proxies name.
     pub client: Option<IpAddr>,
     /// The announced length of the body, where there is one.
@@ -137,18 +140,18 @@ impl Admission {
         request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<Principal, Rejection> {
+        let failed = |error: AuthError| count_failure(policy, request, error);
+        let sent = policy.credentials.sent(request.headers, request.query);
+        let sent = sent.map_err(AuthError::from).and_then(|sent| sent.ok_or(AuthError::Missing));
+        let sent = sent.map_err(failed)?;
         let client = GuardedClient { guard: policy.failures.as_deref(), client: request.client };
-        let principal = self.authenticator.authenticate(
-            &policy.auth,
-            request.headers,
-            client,
-            request.now,
-            &*self.clock,
-        );
-        let principal = principal.await.map_err(|error| count_failure(policy, request, error))?;
+        let principal =
+            self.authenticator.authenticate(&policy.auth, &sent, client, request.now, &*self.clock);
+        let principal = principal.await.map_err(failed)?;
         policy.count_by_plan(&principal);
         findings.principal = Some(principal.clone());
-        match principal.may(request.path.as_str()) {
+        // Rights are compared in exact case: a token never gets more than its record writes.
+        match principal.may(&matched(request.path.as_str(), false)) {
             true => Ok(principal),
             false => Err(Rejection::RouteNotPermitted),
         }
@@ -185,7 +188,8 @@ fn count_failure(policy: &Policy, request: &Request<'_>, error: AuthError) -> Re
 
 fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {
     let host = LazyCell::new(|| host_of(request.headers));
-    match policy.routes.find(|| *host, request.path.as_str(), request.method) {
+    let path = matched(request.path.as_str(), policy.routes.folds());
+    match policy.routes.find(|| *host, &path, request.method) {
         // An origin would echo the request of a TRACE, with its credential (RFC 9110 section 9.3.8).
         Found::Route(_) if request.method == "TRACE" => {
             Err(Rejection::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()))
@@ -198,10 +202,5 @@ fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Reje
 
 /// The host of a request, without port.
 fn host_of(headers: &HeaderMap) -> Option<&str> {
-    let host = headers.get(header::HOST)?.to_str().ok()?;
-    let without_port = match host.strip_prefix('[') {
-        Some(_) => host.find(']').map_or(host, |end| &host[..=end]),
-        None => memchr(b':', host.as_bytes()).map_or(host, |end| &host[..end]),
-    };
-    Some(without_port)
+    headers.get(header::HOST)?.to_str().ok().map(without_port)
 }

@@ -116,6 +116,12 @@ pub enum BadRequest {
     /// The credential fields contradict each other.
     #[error("there are two different credentials")]
     TwoCredentials,
+    /// The `Authorization` field has no scheme that ends with a space.
+    #[error("the Authorization field is malformed")]
+    Authorization,
+    /// `Max-Forwards` is not one number.
+    #[error("Max-Forwards is not one number")]
+    MaxForwards,
     /// The chunks of the body are malformed.
     #[error("the chunked body is malformed")]
     Chunks,
@@ -151,6 +157,9 @@ impl From<AuthError> for Rejection {
             AuthError::Missing => Self::MissingToken,
             AuthError::Credential(CredentialError::Ambiguous) => {
                 Self::BadRequest(BadRequest::TwoCredentials)
+            }
+            AuthError::Credential(CredentialError::Field) => {
+                Self::BadRequest(BadRequest::Authorization)
             }
             AuthError::Jwt(JwtError::KeysUnavailable) => Self::KeysUnavailable,
             AuthError::Store(error) => Self::StoreUnavailable(error),
@@ -288,6 +297,8 @@ fn bad_request_reason(error: BadRequest) -> &'static str {
         BadRequest::Head(_) => "head",
         BadRequest::Path(_) => "path",
         BadRequest::TwoCredentials => "two_credentials",
+        BadRequest::Authorization => "authorization",
+        BadRequest::MaxForwards => "max_forwards",
         BadRequest::Chunks => "chunks",
         BadRequest::Message => "message",
     }
@@ -297,6 +308,7 @@ fn auth_reason(error: &AuthError) -> Option<&'static str> {
     Some(match error {
         AuthError::Missing => return None,
         AuthError::Credential(CredentialError::Ambiguous) => "two_credentials",
+        AuthError::Credential(CredentialError::Field) => "authorization",
         AuthError::Credential(CredentialError::Malformed) => "malformed",
         AuthError::Jwt(error) => jwt_reason(*error),
         AuthError::Unchecked(_) => "unchecked",

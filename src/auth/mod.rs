@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use http::HeaderMap;
 
 use crate::base::clock::{Clock, UnixTime};
 use crate::record::key::{self, KeyError};
@@ -23,6 +22,7 @@ pub mod guard;
 pub mod issuer;
 pub mod jwks;
 pub mod jwt;
+pub mod sources;
 mod turns;
 pub mod verification;
 pub mod verified;
@@ -182,7 +182,7 @@ impl Authenticator {
         Self { store }
     }
 
-    /// The principal of a request of `client` with these `headers`, which arrived at `now` by this clock.
+    /// The principal of a request of `client` with the credential `sent`, which arrived at `now` by this clock.
     ///
     /// Once the client has sent too many invalid credentials, only a credential that is known here is checked: a JWT
     /// that was verified before, or a key whose record is in memory.
@@ -192,12 +192,11 @@ impl Authenticator {
     pub async fn authenticate(
         &self,
         rules: &AuthRules,
-        headers: &HeaderMap,
+        sent: &[u8],
         client: GuardedClient<'_>,
         now: UnixTime,
         clock: &dyn Clock,
     ) -> Result<Principal, AuthError> {
-        let sent = Credential::sent(headers)?.ok_or(AuthError::Missing)?;
         let mut now = now;
         let verified = match rules.jwt.remembered(sent, now) {
             Some(claims) => Verified::Jwt(claims?),

@@ -10,14 +10,17 @@ use crate::limit::ledger::FailurePolicy;
 use crate::route::table::Matcher;
 use crate::upstream::pool::EndpointRules;
 
-/// Loads the configuration and returns its summary.
+/// Loads the configuration and returns its summary, with warnings about routes that are valid and may surprise.
 ///
 /// # Errors
 /// [`Failure::Configuration`] with one line per fault.
 pub fn run(arguments: &ConfigArguments) -> Result<String, Failure> {
     let config = arguments.load_with_routes()?;
     let name = arguments.source();
-    Ok(format!("{name} is valid\n\n{}", summary(&config)))
+    let warnings = config.live.warnings().into_iter().map(|line| format!("warning: {line}\n"));
+    let warnings: String = warnings.collect();
+    let gap = if warnings.is_empty() { "" } else { "\n" };
+    Ok(format!("{name} is valid\n\n{}{gap}{warnings}", summary(&config)))
 }
 
 /// Listeners, store, tokens, plans, upstreams and routes, in aligned columns.

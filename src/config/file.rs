@@ -18,9 +18,11 @@ use url::Url;
 use super::UnknownPlan;
 use super::address::{EndpointUrl, KeyPrefix, MetricsAddress};
 use super::matching::{Host, Method, Prefix};
+use super::request::PassedField;
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
 use crate::auth::guard::FailureRate;
+use crate::auth::sources::Source;
 use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::base::secret::Secret;
 use crate::limit::headers::RateHeaders;
@@ -44,7 +46,7 @@ pub type Map<T> = Option<BTreeMap<String, Option<T>>>;
 pub type Deadline = Span<1, DAY>;
 
 /// The sections.
-pub const TOP_KEYS: [&str; 15] = [
+pub const TOP_KEYS: [&str; 17] = [
     "server",
     "listeners",
     "metrics",
@@ -54,6 +56,8 @@ pub const TOP_KEYS: [&str; 15] = [
     "max_connections",
     "max_connections_per_client",
     "trusted_proxies",
+    "pass_fields",
+    "fold_paths",
     "redis",
     "auth",
     "plans",
@@ -74,6 +78,8 @@ pub struct File {
     pub max_connections: Maybe<Whole<1, 10_000_000>>,
     pub max_connections_per_client: Maybe<MaxInFlight>,
     pub trusted_proxies: List<Leaf<IpNet>>,
+    pub pass_fields: List<Leaf<PassedField>>,
+    pub fold_paths: Maybe<bool>,
     pub redis: Option<Redis>,
     pub auth: Option<Auth>,
     pub plans: Map<Plan>,
@@ -138,6 +144,7 @@ pub struct Auth {
     pub tokens: List<Token>,
     pub cache: Option<TokenCache>,
     pub max_failures: Maybe<Failures>,
+    pub from: List<Leaf<Source>>,
 }
 
 /// `N/second`, `N/minute` or `N/hour`, or `none`.
@@ -396,7 +403,14 @@ pub struct Route {
     pub max_in_flight: Maybe<MaxInFlight>,
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
+    pub rewrite: Option<Rewrite>,
     pub headers: Option<RouteHeaders>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rewrite {
+    pub answers: Maybe<bool>,
 }
 
 #[derive(Default, Deserialize)]

@@ -1,8 +1,7 @@
 //! The matchers of a route as they are written: path prefixes, hosts and methods.
 
-use std::net::Ipv6Addr;
-
 use super::scalar::{Scalar, instead};
+use crate::route::host::Authority;
 use crate::route::reserved::reserved_at_or_above;
 use crate::route::written::check_path;
 
@@ -41,19 +40,11 @@ impl Scalar for Host {
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        let host = text.to_ascii_lowercase();
-        let label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        };
-        let ipv6 = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        let valid = match ipv6 {
-            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-            None => host.len() <= 253 && host.split('.').all(label),
-        };
-        match valid {
-            true => Ok(Self(host)),
-            false => Err(instead::<Self>("is not a host")),
+        match Authority::parse(text.as_bytes()) {
+            Some(authority) if !text.ends_with('.') && !authority.has_port() => {
+                Ok(Self(authority.host().to_owned()))
+            }
+            _ => Err(instead::<Self>("is not a host")),
         }
     }
 }
@@ -80,8 +71,7 @@ mod tests {
 
     #[test]
     fn prefixes_are_canonical() {
-        for text in ["/", "/api/v1/users", "/a%20b", "/healthz", "/a/health", "/a;v=1/@b:c", "/~x"]
-        {
+        for text in ["/", "/api/v1/users", "/a%20b", "/healthz", "/a/health", "/a/@b:c", "/~x"] {
             assert!(Prefix::read(text).is_ok(), "{text}");
         }
         for text in [
@@ -108,6 +98,8 @@ mod tests {
             "/%2E%2E/a",
             "/a%7e",
             "/a%c3",
+            "/a;v=1",
+            "/{id}",
             "/a\\b",
             "/a/*",
             "/health",
@@ -123,6 +115,7 @@ mod tests {
     #[test]
     fn hosts_and_methods() {
         assert_eq!(Host::read("API.example.com").unwrap().0, "api.example.com");
+        assert_eq!(Host::read("[0:0::1]").unwrap().0, "[::1]");
         for text in ["localhost", "10.0.0.1", "[::1]", "my_host"] {
             assert!(Host::read(text).is_ok(), "{text}");
         }

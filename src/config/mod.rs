@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use ipnet::IpNet;
 use log::LevelFilter;
 use serde_json::{Map, Value};
@@ -16,6 +17,7 @@ use crate::auth::cache::CacheRules;
 use crate::auth::guard::FailureRate;
 use crate::auth::issuer::IssuerRules;
 use crate::auth::jwt::JwtRules;
+use crate::auth::sources::Sources;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
@@ -38,6 +40,8 @@ mod key_path;
 mod load;
 mod location;
 mod matching;
+mod overlap;
+mod request;
 mod scalar;
 mod structure;
 mod words;
@@ -128,6 +132,10 @@ pub struct LiveConfig {
     pub max_connections_per_client: Option<isize>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Fields of requests that pass although the gateway would remove them.
+    pub pass_fields: Vec<HeaderName>,
+    /// Whether case, trailing dots and trailing spaces of path segments do not take part in choosing a route.
+    pub fold_paths: bool,
     /// How tokens are checked.
     pub auth: Auth,
     /// Named sets of limits that records refer to.
@@ -197,6 +205,8 @@ pub struct Auth {
     pub tokens: Vec<StaticToken>,
     /// Invalid credentials that one client address may send; `None` for any number.
     pub max_failures: Option<FailureRate>,
+    /// The places of a request in which a credential may stand.
+    pub sources: Sources,
 }
 
 impl Auth {
@@ -273,6 +283,8 @@ pub struct Route {
     pub strip_prefix: bool,
     /// Whether the client's credential reaches the upstream.
     pub forward_credential: bool,
+    /// Whether an answer's paths get the prefix that was cut off.
+    pub rewrite_answers: bool,
     /// Changes to the request's fields.
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.

@@ -1,8 +1,10 @@
 //! The subject of a limit: the parts of a request that the limit counts by become the name of a counter.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::IpAddr;
+
+use memchr::memchr2;
 
 use crate::base::net::Network;
 use crate::quota::rule::By;
@@ -24,25 +26,27 @@ impl<'a> Subject<'a> {
     /// The subject of limits that count by `by`. The limits of a route (`of_route`) are counted apart from those of
     /// other routes.
     pub fn of(&self, by: By, of_route: bool) -> Cow<'a, str> {
-        if let (By::TOKEN, false, Some(token)) = (by, of_route, self.token) {
+        if let (By::TOKEN, false, Some(token)) = (by, of_route, self.token)
+            && is_plain(token)
+        {
             return Cow::Borrowed(token);
         }
         let mut name = String::with_capacity(64);
         if by.route || of_route {
-            self.part(&mut name, format_args!("route:{}", self.route));
+            self.part(&mut name, format_args!("route:{}", Part(self.route)));
         }
         if by.organization {
             match (self.organization, self.token) {
                 (Some(organization), _) => {
-                    self.part(&mut name, format_args!("organization:{organization}"));
+                    self.part(&mut name, format_args!("organization:{}", Part(organization)));
                 }
                 (None, token) => {
-                    self.part(&mut name, format_args!("{}", token.unwrap_or("token:")))
+                    self.part(&mut name, format_args!("{}", Part(token.unwrap_or("token:"))));
                 }
             }
         }
         if by.token {
-            self.part(&mut name, format_args!("{}", self.token.unwrap_or("token:")));
+            self.part(&mut name, format_args!("{}", Part(self.token.unwrap_or("token:"))));
         }
         if by.ip {
             match self.client {
@@ -53,13 +57,36 @@ impl<'a> Subject<'a> {
         Cow::Owned(name)
     }
 
-    fn part(&self, name: &mut String, part: std::fmt::Arguments<'_>) {
+    fn part(&self, name: &mut String, part: fmt::Arguments<'_>) {
         if !name.is_empty() {
             name.push('|');
         }
         // Writing to a String never fails.
         let _ = name.write_fmt(part);
     }
+}
+
+/// A part of a name, with `|`, which separates parts, and `%` written as escapes: two subjects never share a name.
+struct Part<'a>(&'a str);
+
+impl fmt::Display for Part<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
+        while let Some(at) = rest.find(SEPARATORS) {
+            f.write_str(&rest[..at])?;
+            f.write_str(if rest[at..].starts_with('|') { "%7C" } else { "%25" })?;
+            rest = &rest[at + 1..];
+        }
+        f.write_str(rest)
+    }
+}
+
+/// The characters that a [`Part`] writes as escapes.
+const SEPARATORS: [char; 2] = ['|', '%'];
+
+/// Whether a [`Part`] writes `text` as it is.
+fn is_plain(text: &str) -> bool {
+    memchr2(b'|', b'%', text.as_bytes()).is_none()
 }
 
 #[cfg(test)]
@@ -86,5 +113,45 @@ mod tests {
         );
         let alone = Subject { organization: None, ..subject };
         assert_eq!(alone.of(By { organization: true, ..none }, false), "token:t");
+    }
+
+    #[test]
+    fn no_name_imitates_another_subject() {
+        use std::collections::HashMap;
+        let texts =
+            ["a", "b", "a|b", "a|ip:192.0.2.1", "token:a", "a%7Cb", "%", "|", "a|token:a", ""];
+        let tokens = texts.map(|text| format!("token:{text}"));
+        let client = Some("192.0.2.1".parse().unwrap());
+        let mut owners: HashMap<String, String> = HashMap::new();
+        for organization in texts {
+            for token in &tokens {
+                for route in ["/a", "/a|token:a", "/a%7Ctoken:a"] {
+                    let subject = Subject {
+                        token: Some(token),
+                        organization: Some(organization),
+                        client,
+                        route,
+                    };
+                    for bits in 1..16 {
+                        let [token_, organization_, ip, route_] =
+                            [1, 2, 4, 8].map(|bit| bits & bit > 0);
+                        let by =
+                            By { token: token_, organization: organization_, ip, route: route_ };
+                        let name = subject.of(by, false).into_owned();
+                        let owner = format!(
+                            "{:?}",
+                            (
+                                token_.then_some(token),
+                                organization_.then_some(organization),
+                                ip,
+                                route_.then_some(route)
+                            )
+                        );
+                        let earlier = owners.entry(name.clone()).or_insert_with(|| owner.clone());
+                        assert_eq!(*earlier, owner, "{name}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! [`RequestHead::check`] once, before the request is served. This file must not know how a protocol spells
 //! a head in bytes.
 
-use crate::route::host::is_authority;
+use crate::route::host::{Authority, of_target};
 
 /// Most header fields of a request.
 pub const MAX_FIELDS: usize = 128;
@@ -55,12 +55,12 @@ impl RequestHead<'_> {
         let Some(host) = self.host else {
             return if self.needs_host { malformed("there is no Host field") } else { Ok(()) };
         };
-        if !is_authority(host) {
+        let Some(host) = Authority::parse(host) else {
             return malformed("the Host field is not a host");
-        }
+        };
         match target {
             // RFC 9112 section 3.2.2: both must name one host.
-            Target::Absolute { authority } if !authority.eq_ignore_ascii_case(host) => {
+            Target::Absolute { authority } if authority != host => {
                 malformed("the request target and Host name different hosts")
             }
             _ => Ok(()),
@@ -70,12 +70,12 @@ impl RequestHead<'_> {
 
 /// The form of a request target (RFC 9112 section 3.2). Targets of the forms `*` and `host:port` are not
 /// served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Target<'a> {
     /// A path, with or without a query.
     Origin,
     /// A URL.
-    Absolute { authority: &'a [u8] },
+    Absolute { authority: Authority<'a> },
 }
 
 impl<'a> Target<'a> {
@@ -83,20 +83,13 @@ impl<'a> Target<'a> {
         if target.first() == Some(&b'/') {
             return Ok(Self::Origin);
         }
-        let rest = [&b"http://"[..], b"https://"].into_iter().find_map(|scheme| {
-            let (beginning, rest) = target.split_at_checked(scheme.len())?;
-            beginning.eq_ignore_ascii_case(scheme).then_some(rest)
-        });
-        let Some(rest) = rest else {
+        let Some(authority) = of_target(target) else {
             return malformed("the request target must be a path that starts with /");
         };
-        let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
-        let authority = &rest[..end];
-        // Pingora would refuse a percent-encoded authority with an answer of its own.
-        if !is_authority(authority) || authority.contains(&b'%') {
-            return malformed("the authority of the request target is not a host");
+        match Authority::parse(authority) {
+            Some(authority) => Ok(Self::Absolute { authority }),
+            None => malformed("the authority of the request target is not a host"),
         }
-        Ok(Self::Absolute { authority })
     }
 }
 
@@ -119,6 +112,8 @@ mod tests {
             ("GET", "https://a/x?y", "A"),
             ("GET", "HTTP://a?y", "a"),
             ("GET", "http://[::1]:80/", "[::1]:80"),
+            ("GET", "http://a./", "A"),
+            ("GET", "http://a:080/", "a:80"),
         ] {
             assert_eq!(check(method, target, Some(host)), Ok(()), "{method} {target} {host}");
         }
@@ -147,6 +142,10 @@ mod tests {
             ("GET", "http://u@a/", Some("a")),
             ("GET", "http://a:80/", Some("a")),
             ("GET", "http://a%20b/", Some("a%20b")),
+            ("GET", "/", Some("a%2eb")),
+            ("GET", "/", Some("a..b")),
+            ("GET", "/", Some("a,b")),
+            ("GET", "/", Some("a;b")),
         ] {
             let refused = check(method, target, host);
             assert!(matches!(refused, Err(HeadError::Malformed(_))), "{method} {target} {host:?}");

@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use http::HeaderName;
 use ipnet::IpNet;
 
 use crate::auth::guard::FailureGuard;
+use crate::auth::sources::Sources;
 use crate::auth::{AuthRules, Principal};
 use crate::config::{self, ClientTimeouts, Jwt, LiveConfig};
 use crate::limit::headers::RateHeaders;
@@ -53,6 +55,10 @@ pub struct Policy {
     pub max_connections_per_client: Option<isize>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Fields of requests that pass although the gateway would remove them.
+    pub pass_fields: Vec<HeaderName>,
+    /// The places of a request in which a credential may stand.
+    pub credentials: Sources,
     /// Most requests of one token at the same time, in this process.
     pub max_in_flight: Option<isize>,
     /// Whether each request gets a log line.
@@ -76,6 +82,8 @@ impl Policy {
             max_connections,
             max_connections_per_client,
             trusted_proxies,
+            pass_fields,
+            fold_paths,
             auth,
             plans,
             limits,
@@ -84,7 +92,7 @@ impl Policy {
         } = config;
         let kept_upstreams = previous.map(|policy| &policy.upstreams);
         let mut upstreams = Upstreams::new(&upstreams, kept_upstreams);
-        let config::Auth { jwt, tokens, max_failures } = auth;
+        let config::Auth { jwt, tokens, max_failures, sources: credentials } = auth;
         let config::Limits {
             default,
             algorithm,
@@ -97,7 +105,7 @@ impl Policy {
         } = limits;
         Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
-            routes: routes::table(routes, &mut upstreams),
+            routes: routes::table(routes, fold_paths, &mut upstreams),
             auth: auth::rules(&jwt, tokens, previous),
             failures: auth::failure_guard(max_failures, previous),
             on_store_failure,
@@ -108,6 +116,8 @@ impl Policy {
             max_connections,
             max_connections_per_client,
             trusted_proxies,
+            pass_fields,
+            credentials,
             max_in_flight,
             access_log,
             limits: TokenLimits::new(&plans, &default, unknown_plan, algorithm, window),

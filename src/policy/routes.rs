@@ -28,6 +28,8 @@ pub struct Route {
     pub strip_prefix: bool,
     /// Whether the credential reaches the upstream.
     pub forward_credential: bool,
+    /// Whether an answer's paths get the prefix that was cut off.
+    pub rewrite_answers: bool,
     /// Changes to the request's fields.
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
@@ -40,15 +42,17 @@ pub struct Route {
     pub metrics: RouteMetrics,
 }
 
-/// The table of `routes`.
+/// The table of `routes`; `fold` is `fold_paths`.
 pub(super) fn table(
     routes: Vec<config::Route>,
+    fold: bool,
     upstreams: &mut Upstreams,
 ) -> RouteTable<Arc<Route>> {
-    RouteTable::new(routes.into_iter().map(|route| {
+    let routes = routes.into_iter().map(|route| {
         let (matcher, route) = self::route(route, upstreams);
         (matcher, Arc::new(route))
-    }))
+    });
+    RouteTable::new(routes, fold)
 }
 
 fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
@@ -60,6 +64,7 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         max_in_flight,
         strip_prefix,
         forward_credential,
+        rewrite_answers,
         request_headers,
         response_headers,
     } = route;
@@ -73,6 +78,7 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         auth_required,
         strip_prefix,
         forward_credential,
+        rewrite_answers,
         limits: Arc::clone(limits.groups()),
         max_in_flight,
         request_headers,

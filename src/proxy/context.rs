@@ -31,6 +31,8 @@ pub struct RequestContext {
     pub trusted_peer: bool,
     /// The canonical path, where it differs from what was sent.
     pub canonical_path: Option<String>,
+    /// The hops that an OPTIONS request may still take (RFC 9110 section 7.6.2).
+    pub max_forwards: Option<u64>,
     /// The route, the principal and the decisions about limits.
     pub findings: Findings,
     /// The permit and the attempts, once the request may pass.
@@ -69,6 +71,7 @@ impl RequestContext {
             client_ip: None,
             trusted_peer: false,
             canonical_path: None,
+            max_forwards: None,
             findings: Findings::default(),
             forwarding: None,
             rejection: None,

@@ -50,6 +50,12 @@ impl Forwarding {
         &self.attempts
     }
 
+    /// The `host:port` of the endpoint that the present attempt goes to.
+    pub fn authority(&self) -> Option<&str> {
+        let endpoint = self.attempts.last()?.endpoint?;
+        self.permit.route().upstream.endpoints().get(endpoint).map(|endpoint| &*endpoint.authority)
+    }
+
     /// Starts the next attempt. `None` when no endpoint has an address.
     pub fn next_peer(&mut self) -> Option<Box<HttpPeer>> {
         // Each attempt sends the body from its beginning.

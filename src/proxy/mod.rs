@@ -15,11 +15,13 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admission::{Admission, Permit, Rejection, Request};
+use crate::auth::sources::Onward;
 use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
 use crate::listener::http1::end::RequestEnd;
 use crate::policy::{Policy, Route};
+use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
 use crate::telemetry::metrics::RouteMetrics;
@@ -31,9 +33,11 @@ pub mod headers;
 pub mod in_flight;
 pub mod outcome;
 pub mod problem;
+pub mod target;
 
 use context::{End, RequestContext, fresh_request_id};
 use forwarding::Forwarding;
+use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
@@ -93,15 +97,19 @@ impl Proxy {
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
         }
-        if let Some(probe) = probe(path.as_str()) {
+        if let Some(probe) = probe(&matched(path.as_str(), false)) {
             // Boxed, because a rare path must not make every request's future large.
             return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
+        }
+        if request.method == Method::OPTIONS {
+            ctx.max_forwards = request::max_forwards(&request.headers)?;
         }
         let asked = Request {
             now,
             path: &path,
             method: request.method.as_str(),
             headers: &request.headers,
+            query: target::query(request),
             client: ctx.client_ip,
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
@@ -174,7 +182,7 @@ impl ProxyHttp for Proxy {
         }
         self.close_when_draining(session);
         let request = session.req_header_mut();
-        request::forget_spelling(request);
+        request::normalize(request)?;
         ctx.seen = Seen::in_request(&request.headers);
         // An `Upgrade` that `Connection` does not name means nothing (RFC 9110 section 7.8).
         if ctx.seen.upgrade && !asks_for_upgrade(&request.headers) {
@@ -188,6 +196,16 @@ impl ProxyHttp for Proxy {
             Ok(None) => Ok(true),
             Ok(Some(permit)) => {
                 ctx.forwarding = Some(Forwarding::new(permit));
+                match ctx.max_forwards {
+                    None => {}
+                    Some(0) => {
+                        Box::pin(problem::answer_options(session, ctx)).await?;
+                        return Ok(true);
+                    }
+                    Some(hops) => {
+                        session.req_header_mut().insert_header(header::MAX_FORWARDS, hops - 1)?;
+                    }
+                }
                 // The request may pass, so its body may come (RFC 9110 section 10.1.1).
                 if ctx.seen.expect
                     && session.req_header_mut().remove_header(&header::EXPECT).is_some()
@@ -253,20 +271,39 @@ impl ProxyHttp for Proxy {
         upstream_request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
+        let forwarding = Forwarding::of(&mut ctx.forwarding)?;
+        let permit = forwarding.permit();
         let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
         let route = permit.route();
-        rewrite_target(upstream_request, ctx.canonical_path.as_deref(), route)?;
+        let policy = &ctx.policy;
+        let target = target::onward(
+            upstream_request,
+            ctx.canonical_path.as_deref(),
+            route,
+            policy.routes.folds(),
+            &policy.credentials,
+        );
         let origin = request::Origin {
             seen: ctx.seen,
             peer: peer_ip(session.client_addr()),
             trusted: ctx.trusted_peer,
+            credentials: &policy.credentials,
+            onward: Onward {
+                verified: permit.principal().is_some(),
+                forward: route.forward_credential,
+                pass: &policy.pass_fields,
+            },
+            stripped: (route.strip_prefix && route.prefix != "/").then_some(&*route.prefix),
+            endpoint: forwarding.authority(),
             scheme: "http",
             request_id,
             principal: permit.principal(),
         };
-        let rules = &route.request_headers;
-        request::rewrite_request(upstream_request, &origin, route.forward_credential, rules)
+        request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
+        match target {
+            Some(target) => upstream_request.set_raw_path(&target),
+            None => Ok(()),
+        }
     }
 
     async fn request_body_filter(
@@ -315,26 +352,41 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        let permit = Forwarding::of(&mut ctx.forwarding)?.permit();
-        let version = session.req_header().version;
         self.close_when_draining(session);
+        let forwarding = Forwarding::of(&mut ctx.forwarding)?;
+        let permit = forwarding.permit();
         if let Some(principal) = permit.principal()
             && may_take_long(response)
         {
             http1::ends_with(&session.downstream_session, principal);
         }
+        let route = permit.route();
+        let request = session.req_header();
+        let version = request.version;
+        let own = answer::Own {
+            client: version,
+            request_id: ctx.request_id.as_ref(),
+            findings: &ctx.findings,
+            rate_headers: ctx.policy.rate_headers,
+            rules: &route.response_headers,
+            prefix: route.rewrite_answers.then(|| Prefix {
+                prefix: route.prefix.trim_end_matches('/'),
+                host: request.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
+                endpoint: forwarding.authority(),
+            }),
+            subprotocol: match response.status {
+                StatusCode::SWITCHING_PROTOCOLS => {
+                    ctx.policy.credentials.selected_subprotocol(&request.headers)
+                }
+                _ => None,
+            },
+        };
+        answer::finish_response(response, &own)?;
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
         }
-        answer::finish_response(
-            response,
-            version,
-            ctx.request_id.as_ref(),
-            &ctx.findings,
-            ctx.policy.rate_headers,
-            &permit.route().response_headers,
-        )
+        Ok(())
     }
 
     fn fail_to_connect(
@@ -466,27 +518,4 @@ fn end_attempt(ctx: &mut RequestContext, end: AttemptEnd) {
 
 fn may_retry(ctx: &RequestContext) -> bool {
     ctx.forwarding.as_ref().is_some_and(Forwarding::may_retry)
-}
-
-/// Puts the canonical path into the target, without the route's prefix when the route strips it. The query is not
-/// changed.
-fn rewrite_target(
-    request: &mut RequestHeader,
-    canonical: Option<&str>,
-    route: &Route,
-) -> Result<()> {
-    if canonical.is_none() && !route.strip_prefix {
-        return Ok(());
-    }
-    let path = canonical.unwrap_or(request.uri.path());
-    let path = match route.strip_prefix {
-        true => path.strip_prefix(route.prefix.trim_end_matches('/')).unwrap_or(path),
-        false => path,
-    };
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    let target = match request.uri.query() {
-        Some(query) => format!("{slash}{path}?{query}"),
-        None => format!("{slash}{path}"),
-    };
-    request.set_raw_path(target.as_bytes())
 }

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode, header};
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -35,6 +35,8 @@ pub struct RequestOutcome<'a> {
     pub request_id: Option<&'a HeaderValue>,
     /// The method, as sent.
     pub method: &'a str,
+    /// `Host`, in canonical form.
+    pub host: Option<&'a str>,
     /// The path, canonical where there is a canonical form; without query.
     pub path: &'a str,
     /// The client's address: the peer's, or the address that trusted proxies name.
@@ -61,6 +63,7 @@ impl<'a> RequestOutcome<'a> {
         Self {
             request_id: ctx.request_id.as_ref(),
             method: request.method.as_str(),
+            host: request.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
             path: ctx.canonical_path.as_deref().unwrap_or(request.uri.path()),
             client: ctx.client_ip,
             findings: &ctx.findings,
@@ -102,6 +105,7 @@ impl<'a> RequestOutcome<'a> {
         AccessLine {
             request_id: self.id().unwrap_or("-"),
             method: self.method,
+            host: self.host,
             path: self.path,
             route: route.map(|route| &*route.label),
             status: self.status,

@@ -200,6 +200,20 @@ pub async fn respond(
     send(session, response, body).await
 }
 
+/// Answers an OPTIONS request that may go no further (RFC 9110 sections 7.6.2 and 9.3.7).
+///
+/// # Errors
+/// When writing to the client fails.
+pub async fn answer_options(session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
+    let mut response = ResponseHeader::build_no_case(StatusCode::OK, Some(8))?;
+    response.insert_header("Content-Length", 0)?;
+    response.insert_header("X-Request-ID", &*request_id)?;
+    let mut parts = http::response::Parts::from(response);
+    set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
+    send(session, parts.into(), Bytes::new()).await
+}
+
 /// Sends a whole answer of the gateway's own.
 ///
 /// # Errors

@@ -194,6 +194,10 @@ const PRINTABLE: &str = "printable ASCII text (quote numbers)";
 /// The texts that can be shown to people, for messages.
 const TEXT: &str = "text (quote numbers)";
 
+/// An upstream reads a field's value without the spaces around it (RFC 9110 section 5.5), so two ids that differ in them
+/// would be one id to the upstream and two to the limits.
+pub(super) const OUTER_SPACE: &str = "begins or ends with a space";
+
 fn api_key(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
     match value {
         Value::String(text) => draft.api_key = Some(text),
@@ -319,6 +323,7 @@ fn plan(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
 
 fn organization_id(value: Value, draft: &mut Draft, faults: &mut Faults<'_>) {
     match value.as_str().map(HeaderText::read) {
+        Some(Some(id)) if id.has_outer_space() => faults.add(instead(OUTER_SPACE, PRINTABLE)),
         Some(Some(id)) => draft.grant.organization_id = Some(id),
         Some(None) => faults.add(instead("is not printable", PRINTABLE)),
         None => faults.add_kind(&value, PRINTABLE),

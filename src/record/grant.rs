@@ -57,6 +57,11 @@ impl HeaderText {
         text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
     }
 
+    /// Whether the text begins or ends with a space, which a header field does not keep.
+    pub fn has_outer_space(&self) -> bool {
+        has_outer_space(self.as_str())
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         // Printable ASCII always is text.
@@ -67,6 +72,10 @@ impl HeaderText {
     pub fn field(&self) -> &HeaderValue {
         &self.0
     }
+}
+
+pub(super) fn has_outer_space(text: &str) -> bool {
+    text.starts_with(' ') || text.ends_with(' ')
 }
 
 /// Limits as a record or a claim states them.

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::error::{RecordError, instead, is_a};
-use super::field::{self, API_KEY, FIELDS};
+use super::field::{self, API_KEY, FIELDS, OUTER_SPACE};
 use super::grant::HeaderText;
 use super::key;
 
@@ -97,6 +97,9 @@ fn id(name: &str, text: &str) -> Result<String, String> {
         }
         _ if text.is_empty() || HeaderText::read(text).is_none() => {
             Err(instead("is not printable", allowed(name)))
+        }
+        _ if text.starts_with(' ') || text.ends_with(' ') => {
+            Err(instead(OUTER_SPACE, allowed(name)))
         }
         _ => Ok(text.to_owned()),
     }

@@ -183,8 +183,8 @@ mod tests {
                     "expires_at":"2030-01-01T00:00:00Z","name":"a, b","disabled":true,"organization_id":"acme"}"#,
             ),
             (
-                r#"abc,"[""5/minute""]","[""/a;b""]",,1893456000,,,,"#,
-                r#"{"key":"abc","limits":["5/minute"],"allowed_routes":["/a;b"],"expires_at":1893456000}"#,
+                r#"abc,"[""5/minute""]","[""/a,b""]",,1893456000,,,,"#,
+                r#"{"key":"abc","limits":["5/minute"],"allowed_routes":["/a,b"],"expires_at":1893456000}"#,
             ),
             ("abc,,,,,,,7,", r#"{"key":"abc","rate_limit":7}"#),
         ] {

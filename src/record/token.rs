@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::error::{Faults, RecordError};
-use super::field::{self, API_KEY, Field};
-use super::grant::{Draft, Grant, HeaderText};
+use super::field::{self, API_KEY, Field, OUTER_SPACE};
+use super::grant::{Draft, Grant, HeaderText, has_outer_space};
 use super::key::public_id;
 use super::members::Members;
 use super::stored::StoredRecord;
@@ -132,6 +132,9 @@ impl Draft {
         if !HeaderText::can_hold(id) {
             return Err(RecordError::new(API_KEY, "is not printable; write printable ASCII text"));
         }
+        if has_outer_space(id) {
+            return Err(RecordError::new(API_KEY, OUTER_SPACE));
+        }
         let Self { disabled, grant, counts_as, .. } = self;
         let counts_as = counts_as.filter(|other| other != id);
         let own_id = counts_as.is_some().then(|| id.into());
@@ -247,6 +250,9 @@ mod tests {
             (r#"{"allowed_routes":[1]}"#, "allowed_routes"),
             (r#"{"plan":3}"#, "plan"),
             ("{\"organization_id\":\"a\\r\\nb\"}", "organization_id"),
+            (r#"{"organization_id":" "}"#, "organization_id"),
+            (r#"{"organization_id":" acme"}"#, "organization_id"),
+            (r#"{"organization_id":"acme "}"#, "organization_id"),
             (r#"{"disabled":"perhaps"}"#, "disabled"),
             (r#"{"limits":[{"rate":"5/minute","rate":"9/minute"}]}"#, "record"),
             (r#"{"limits":["1/minute"],"rate_limit":5}"#, "limits"),

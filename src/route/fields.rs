@@ -1,6 +1,8 @@
 //! The names of fields that mean something to the gateway: one list for the proxy, which sets and removes
 //! them, and for the configuration, whose header rules may not touch them. Names are in lower case.
 
+use http::HeaderName;
+
 /// The request's id.
 pub const REQUEST_ID: &str = "x-request-id";
 /// The token that a request was made with.
@@ -16,15 +18,82 @@ pub const FORWARDED_PROTO: &str = "x-forwarded-proto";
 /// The host that the client asked for.
 pub const FORWARDED_HOST: &str = "x-forwarded-host";
 
-/// Fields that tell an upstream who sent a request. The gateway does not set the last two, but upstreams believe them.
-const IDENTITY: [&str; 5] =
-    [TOKEN_ID, ORGANIZATION_ID, PLAN_TIER, "x-real-ip", "x-forwarded-prefix"];
+/// The credential of clients that do not use `Authorization`.
+pub const API_KEY: &str = "x-api-key";
+/// The part of the path that the gateway has cut off.
+pub const FORWARDED_PREFIX: &str = "x-forwarded-prefix";
+
+/// Fields that tell an upstream who sent a request, and under which prefix: the gateway alone sets them.
+const IDENTITY: [&str; 4] = [TOKEN_ID, ORGANIZATION_ID, PLAN_TIER, FORWARDED_PREFIX];
+
+/// Fields that begin with `X-` and that some upstreams obey or believe: another target, another method, another sender.
+const X_OVERRIDES: [&str; 36] = [
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-uri",
+    "x-original-path",
+    "x-original-host",
+    "x-original-method",
+    "x-original-forwarded-for",
+    "x-override-url",
+    "x-envoy-original-path",
+    "x-host",
+    "x-http-host-override",
+    "x-http-path-override",
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "x-remote-user",
+    "x-originating-ip",
+    "x-proxyuser-ip",
+    "x-appengine-user-ip",
+    "x-azure-clientip",
+    "x-envoy-external-address",
+    "x-client-cert",
+    "x-ssl-client-cert",
+    "x-ssl-client-verify",
+    "x-ssl-client-dn",
+    "x-ssl-client-s-dn",
+    "x-auth-request-user",
+    "x-auth-request-email",
+    "x-authenticated-user",
+    "x-webauth-user",
+    "x-ms-client-principal",
+];
+
+/// The same with other beginnings. A CGI reads `Proxy` as the variable `HTTP_PROXY`, which HTTP clients obey.
+const OTHER_OVERRIDES: [&str; 13] = [
+    "proxy",
+    "true-client-ip",
+    "client-ip",
+    "client-cert",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "fastly-client-ip",
+    "fly-client-ip",
+    "front-end-https",
+    "remote-user",
+    "remote-addr",
+    "ssl-client-cert",
+    "ssl-client-verify",
+];
 
 /// Fields with this prefix tell an upstream through which proxies a request came.
 const FORWARDING: &str = "x-forwarded-";
 
+/// Fields that the gateway writes over those of a trusted proxy.
+const WRITTEN_FORWARDING: [&str; 3] = [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST];
+
 /// Fields that frame a message.
 const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
+
+/// Fields that hold a credential, and whose names another spelling may imitate.
+const CREDENTIALS: [&str; 2] = [API_KEY, "proxy-authorization"];
 
 /// The claim that a field makes. An upstream may believe the claim, so a client may not make it, in any spelling that an
 /// upstream may read as the field's name.
@@ -34,6 +103,10 @@ pub enum Claim {
     Identity,
     /// The way of the request: trusted proxies set such a field too.
     Forwarding,
+    /// Another target, method or sender: such a field passes if the configuration lets it.
+    Override,
+    /// The right to make the request.
+    Credential,
     /// The id of the request: the client may propose one.
     RequestId,
     /// The end of the message.
@@ -42,48 +115,74 @@ pub enum Claim {
 
 /// The claim of a field of this name, in this or another spelling.
 pub fn claim(name: &str) -> Option<Claim> {
-    let name = name.as_bytes();
-    match name.first()? {
-        b'x' if name.len() > 8 => {
-            if is_read_as(name, REQUEST_ID) {
-                Some(Claim::RequestId)
-            } else if IDENTITY.iter().any(|own| is_read_as(name, own)) {
-                Some(Claim::Identity)
+    let bytes = name.as_bytes();
+    let is = |own: &&str| is_read_as(bytes, own);
+    match bytes.first()? {
+        b'x' if is(&REQUEST_ID) => Some(Claim::RequestId),
+        b'x' if is(&API_KEY) => Some(Claim::Credential),
+        b'x' if IDENTITY.iter().any(is) => Some(Claim::Identity),
+        b'x' if X_OVERRIDES.iter().any(is) => Some(Claim::Override),
+        b'x' => {
+            let beginning = bytes.get(..FORWARDING.len())?;
+            is_read_as(beginning, FORWARDING).then_some(Claim::Forwarding)
+        }
+        b'f' if bytes == b"forwarded" => Some(Claim::Forwarding),
+        b'c' | b'f' | b'p' | b'r' | b's' | b't' => {
+            if FRAMING.iter().any(is) {
+                Some(Claim::Framing)
+            } else if CREDENTIALS.iter().any(is) {
+                Some(Claim::Credential)
             } else {
-                let beginning = name.get(..FORWARDING.len())?;
-                is_read_as(beginning, FORWARDING).then_some(Claim::Forwarding)
+                OTHER_OVERRIDES.iter().any(is).then_some(Claim::Override)
             }
         }
-        b'f' if name == b"forwarded" => Some(Claim::Forwarding),
-        b'c' | b't' if FRAMING.iter().any(|own| is_read_as(name, own)) => Some(Claim::Framing),
         _ => None,
     }
 }
 
 /// Whether a field of this name that came with a request may go on to the upstream. `trusted`: it came
-/// from a trusted proxy.
-pub fn may_pass(name: &str, trusted: bool) -> bool {
-    match claim(name) {
+/// from a trusted proxy. `pass`: the names that the configuration lets pass.
+pub fn may_pass(name: &HeaderName, trusted: bool, pass: &[HeaderName]) -> bool {
+    match claim(name.as_str()) {
         None => true,
-        Some(_) if name.contains(is_read_as_hyphen) => false,
+        Some(_) if is_respelled(name.as_str()) => false,
         Some(Claim::Identity) => false,
-        Some(Claim::Forwarding) => trusted,
-        // The gateway replaces the request id, and has checked the framing.
-        Some(Claim::RequestId | Claim::Framing) => true,
+        Some(Claim::Forwarding) => trusted || pass.contains(name),
+        Some(Claim::Override) => pass.contains(name),
+        // The gateway replaces the request id, has checked the framing, and removes credentials by another rule.
+        Some(Claim::RequestId | Claim::Framing | Claim::Credential) => true,
     }
 }
 
-/// Whether an upstream may read `name` as `own`: `X_Token.ID` is `X-Token-ID` to a CGI.
+/// Whether the gateway writes or checks a field of this name itself, so that a rule may not touch it.
+pub fn is_own(name: &str) -> bool {
+    match claim(name) {
+        Some(Claim::Identity | Claim::Forwarding | Claim::RequestId | Claim::Framing) => true,
+        Some(Claim::Override | Claim::Credential) | None => false,
+    }
+}
+
+/// Whether the configuration can let a field of this name pass: the gateway removes it otherwise.
+pub fn is_removed_by_default(name: &str) -> bool {
+    match claim(name) {
+        Some(Claim::Override) => !is_respelled(name),
+        Some(Claim::Forwarding) => !is_respelled(name) && !WRITTEN_FORWARDING.contains(&name),
+        _ => name == API_KEY || name == "authorization",
+    }
+}
+
+/// Whether an upstream may read `name` as `own`. A CGI reads every sign as `_`: `X~Token.ID` is `HTTP_X_TOKEN_ID`.
 fn is_read_as(name: &[u8], own: &str) -> bool {
     name.len() == own.len()
         && name
             .iter()
             .zip(own.bytes())
-            .all(|(&byte, own)| byte == own || (own == b'-' && is_read_as_hyphen(char::from(byte))))
+            .all(|(&byte, own)| byte == own || (own == b'-' && !byte.is_ascii_alphanumeric()))
 }
 
-fn is_read_as_hyphen(character: char) -> bool {
-    matches!(character, '_' | '.')
+/// Whether `name` has another sign than `-`.
+fn is_respelled(name: &str) -> bool {
+    name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-')
 }
 
 /// Whether a field of this name concerns one connection and not the message (RFC 9110 section 7.6.1).
@@ -124,8 +223,21 @@ mod tests {
             ("x_token.id", Claim::Identity),
             ("x-organization_id", Claim::Identity),
             ("x.plan.tier", Claim::Identity),
-            ("x-real-ip", Claim::Identity),
-            ("x_real_ip", Claim::Identity),
+            ("x~token~id", Claim::Identity),
+            ("x'plan'tier", Claim::Identity),
+            ("x+organization+id", Claim::Identity),
+            ("x-real-ip", Claim::Override),
+            ("x_real_ip", Claim::Override),
+            ("x-original-url", Claim::Override),
+            ("x-http-method-override", Claim::Override),
+            ("x_http.method", Claim::Override),
+            ("proxy", Claim::Override),
+            ("true-client-ip", Claim::Override),
+            ("cf_connecting_ip", Claim::Override),
+            ("remote_user", Claim::Override),
+            ("x-api-key", Claim::Credential),
+            ("x_api_key", Claim::Credential),
+            ("proxy_authorization", Claim::Credential),
             ("x-forwarded-prefix", Claim::Identity),
             ("x-forwarded-for", Claim::Forwarding),
             ("x-forwarded_for", Claim::Forwarding),
@@ -140,8 +252,18 @@ mod tests {
         ] {
             assert_eq!(claim(name), Some(expected), "{name}");
         }
-        for name in ["host", "authorization", "x-forwarded", "x-api-version", "x", "te", "forward"]
-        {
+        for name in [
+            "host",
+            "authorization",
+            "x-forwarded",
+            "x-api-version",
+            "x",
+            "te",
+            "forward",
+            "proxy-status",
+            "xtoken-id",
+            "x-token-ids",
+        ] {
             assert_eq!(claim(name), None, "{name}");
         }
     }
@@ -160,12 +282,59 @@ mod tests {
             ("x-forwarded-a_b", false, false),
             ("x-token-id", false, false),
             ("x-real-ip", false, false),
+            ("x-original-url", false, false),
+            ("x-api-key", true, true),
+            ("x_api_key", false, false),
+            ("x!api!key", false, false),
             ("x-forwarded-prefix", false, false),
             ("x_request_id", false, false),
             ("content.length", false, false),
         ] {
-            assert_eq!(may_pass(name, false), from_client, "{name} from a client");
-            assert_eq!(may_pass(name, true), from_proxy, "{name} from a trusted proxy");
+            let field: HeaderName = name.parse().unwrap();
+            assert_eq!(may_pass(&field, false, &[]), from_client, "{name} from a client");
+            assert_eq!(may_pass(&field, true, &[]), from_proxy, "{name} from a trusted proxy");
+        }
+    }
+
+    #[test]
+    fn the_configuration_lets_fields_pass_that_are_removed_otherwise() {
+        for name in
+            X_OVERRIDES.iter().chain(&OTHER_OVERRIDES).chain(&["x-forwarded-user", "forwarded"])
+        {
+            let field: HeaderName = name.parse().unwrap();
+            assert!(is_removed_by_default(name), "{name}");
+            assert!(!may_pass(&field, false, &[]), "{name}");
+            assert!(may_pass(&field, false, std::slice::from_ref(&field)), "{name}");
+        }
+        assert!(is_removed_by_default("authorization") && is_removed_by_default(API_KEY));
+        for own in IDENTITY.iter().chain(&WRITTEN_FORWARDING).chain(&FRAMING).chain(&[REQUEST_ID]) {
+            assert!(!is_removed_by_default(own) && is_own(own), "{own}");
+        }
+        for other in ["x-custom", "x_forwarded_user", "x_api_key", "proxy-authorization"] {
+            assert!(!is_removed_by_default(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn no_sign_hides_a_name() {
+        // `tchar` without letters and digits (RFC 9110 section 5.6.2).
+        const SIGNS: &[u8] = b"!#$%&'*+-.^_`|~";
+        let mut random = fastrand::Rng::with_seed(14);
+        let all = IDENTITY.iter().chain(&X_OVERRIDES).chain(&OTHER_OVERRIDES).chain(&CREDENTIALS);
+        for name in all.filter(|name| name.contains('-')) {
+            for _ in 0..50 {
+                let respelled: String = name
+                    .bytes()
+                    .map(
+                        |byte| if byte == b'-' { SIGNS[random.usize(..SIGNS.len())] } else { byte },
+                    )
+                    .map(char::from)
+                    .collect();
+                let field: HeaderName = respelled.parse().unwrap();
+                assert_eq!(claim(&respelled), claim(name), "{respelled}");
+                let pass = std::slice::from_ref(&field);
+                assert!(respelled == *name || !may_pass(&field, true, pass), "{respelled}");
+            }
         }
     }
 

@@ -24,17 +24,17 @@ pub enum PathError {
     /// `%` is not followed by two hexadecimal digits.
     #[error("the path holds a broken percent-escape")]
     BrokenEscape,
-    /// An escape for `/`, `\`, NUL or a byte that no UTF-8 text holds.
+    /// An escape for `/`, `\`, NUL or bytes that no UTF-8 text holds, such as an overlong `/`.
     #[error("the path holds an encoded slash, backslash, NUL or invalid byte")]
     ForbiddenEscape,
-    /// `.` or `..`, plain, encoded, or with `;` parameters.
+    /// `.` or `..`, plain or encoded, alone or before a byte that another server may take for the segment's end.
     #[error("the path holds a dot segment")]
     DotSegment,
 }
 
 impl<'a> CanonicalPath<'a> {
-    /// Brings `raw` (a path without query) into canonical form: escapes of unreserved characters
-    /// are decoded, other escapes are written in upper case, repeated slashes collapse.
+    /// Brings `raw` (a path without query) into canonical form: escapes of unreserved characters are decoded, other
+    /// escapes are written in upper case, characters that browsers send raw are encoded, repeated slashes collapse.
     ///
     /// Borrows when `raw` is canonical already.
     ///
@@ -77,8 +77,11 @@ fn first_irregularity(raw: &[u8]) -> Option<usize> {
     })
 }
 
-/// `pchar` of RFC 3986 without `%`, and `/`. Braces and `|`, which browsers send raw, are let through.
-const PATH: Class = alphanumeric_and(b"-._~/!$&'()*+,;=:@{}|");
+/// `pchar` of RFC 3986 without `%`, and `/`.
+const PATH: Class = alphanumeric_and(b"-._~/!$&'()*+,;=:@");
+
+/// Characters that RFC 3986 wants encoded and that browsers send raw in a path.
+const RAW: &[u8] = b"[]^{|}";
 
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
@@ -88,7 +91,10 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
     let mut path = String::with_capacity(raw.len());
     path.push_str(&raw[..from]);
     let mut rest = raw.as_bytes()[from..].iter().copied();
+    // The byte of the escape just before, if there is one.
+    let mut escaped = None;
     while let Some(byte) = rest.next() {
+        let before = escaped.take();
         match byte {
             b'/' if path.ends_with('/') => {}
             b'%' => {
@@ -96,32 +102,60 @@ fn rewrite(raw: &str, from: usize) -> Result<String, PathError> {
                 let (Some(high), Some(low)) = (digit(), digit()) else {
                     return Err(PathError::BrokenEscape);
                 };
-                match high << 4 | low {
+                let byte = high << 4 | low;
+                match byte {
                     b'/' | b'\\' | 0 | 0xC0 | 0xC1 | 0xF5.. => {
                         return Err(PathError::ForbiddenEscape);
                     }
-                    decoded if is_unreserved(decoded) => path.push(char::from(decoded)),
-                    encoded => {
-                        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-                        path.push('%');
-                        path.push(char::from(DIGITS[usize::from(encoded >> 4)]));
-                        path.push(char::from(DIGITS[usize::from(encoded & 15)]));
+                    _ if before.is_some_and(|before| is_no_text(before, byte)) => {
+                        return Err(PathError::ForbiddenEscape);
                     }
+                    _ if is_unreserved(byte) => path.push(char::from(byte)),
+                    _ => push_escape(&mut path, byte),
                 }
+                escaped = Some(byte);
             }
             byte if PATH[usize::from(byte)] => path.push(char::from(byte)),
+            byte if RAW.contains(&byte) => push_escape(&mut path, byte),
             _ => return Err(PathError::RawByte),
         }
     }
     Ok(path)
 }
 
-/// `.` or `..`, also with parameters (`..;x`) and with their `;` encoded, which some servers decode.
-fn is_dot_segment(segment: &str) -> bool {
-    let name = segment.split(';').next().unwrap_or_default();
-    let name = name.split("%3B").next().unwrap_or_default();
-    name == "." || name == ".."
+fn push_escape(path: &mut String, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    path.push('%');
+    path.push(char::from(DIGITS[usize::from(byte >> 4)]));
+    path.push(char::from(DIGITS[usize::from(byte & 15)]));
 }
+
+/// Whether no UTF-8 text holds the two bytes in sequence (RFC 3629 section 4): they begin an overlong form, which a
+/// sloppy decoder takes for `/` or `.`, a surrogate, or a number beyond Unicode.
+fn is_no_text(first: u8, second: u8) -> bool {
+    matches!(
+        (first, second),
+        (0xE0, 0x80..=0x9F) | (0xED, 0xA0..=0xBF) | (0xF0, 0x80..=0x8F) | (0xF4, 0x90..=0xBF)
+    )
+}
+
+/// `.` or `..`, alone or before anything but a character of a plain name. Another server may end the segment there: at
+/// parameters (`..;x`), at an encoded separator, question mark, space or line end. White space before the dots may be
+/// dropped too.
+fn is_dot_segment(segment: &str) -> bool {
+    let mut rest = segment;
+    while let Some(escape) = rest.get(..3)
+        && SPACE.contains(&escape)
+    {
+        rest = rest.get(3..).unwrap_or_default();
+    }
+    let Some(rest) = rest.strip_prefix('.') else { return false };
+    let rest = rest.strip_prefix('.').unwrap_or(rest);
+    !rest.bytes().next().is_some_and(is_unreserved)
+}
+
+/// White space, as canonical escapes.
+const SPACE: [&str; 6] = ["%09", "%0A", "%0B", "%0C", "%0D", "%20"];
 
 #[cfg(test)]
 mod tests {
@@ -140,6 +174,12 @@ mod tests {
             ("/.well-known/x", "/.well-known/x"),
             ("/a..b/...", "/a..b/..."),
             ("/%2525", "/%2525"),
+            ("/[id]/{x}|^", "/%5Bid%5D/%7Bx%7D%7C%5E"),
+            ("/%5bid%5D", "/%5Bid%5D"),
+            ("/a%E9b", "/a%E9b"),
+            ("/%E2%82%AC%F0%9F%98%80", "/%E2%82%AC%F0%9F%98%80"),
+            ("/a%20../b.%20", "/a%20../b.%20"),
+            ("/..a/.-/._", "/..a/.-/._"),
         ] {
             assert_eq!(CanonicalPath::parse(raw).unwrap().as_str(), canonical, "{raw}");
         }
@@ -172,9 +212,102 @@ mod tests {
             ("/a b", RawByte),
             ("/a\u{e9}", RawByte),
             ("/a#b", RawByte),
+            ("/a`b", RawByte),
+            ("/a\"b", RawByte),
+            ("/a<b", RawByte),
+            ("/a/..%E0%80%AFb", ForbiddenEscape),
+            ("/a/..%F0%80%80%AE", ForbiddenEscape),
+            ("/a%E0%80%AFb", ForbiddenEscape),
+            ("/%E0%80%AE%E0%80%AE/", ForbiddenEscape),
+            ("/%ED%A0%80", ForbiddenEscape),
+            ("/%F4%90%80%80", ForbiddenEscape),
+            ("/a/..%3F/", DotSegment),
+            ("/a/..%20/", DotSegment),
+            ("/a/..%0D%0A", DotSegment),
+            ("/a/..%09", DotSegment),
+            ("/a/.%20/b", DotSegment),
+            ("/a/%20../b", DotSegment),
+            ("/a/%09%0d./b", DotSegment),
+            ("/a/..%EF%BC%8Fb", DotSegment),
+            ("/a/..%C3%A9", DotSegment),
+            ("/a/..:b", DotSegment),
+            ("/a/..|b", DotSegment),
+            ("/a/..,b", DotSegment),
+            ("/a/..@b", DotSegment),
+            ("/a/.;/b", DotSegment),
         ] {
             assert_eq!(CanonicalPath::parse(raw).unwrap_err(), error, "{raw}");
         }
+    }
+
+    /// What a server that decodes and trims carelessly reads of a segment.
+    fn read_carelessly(segment: &str) -> String {
+        let bytes = segment.as_bytes();
+        let mut decoded = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            let escape =
+                segment.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            match (bytes[at], escape) {
+                (b'%', Some(byte)) => {
+                    decoded.push(byte);
+                    at += 3;
+                }
+                (byte, _) => {
+                    decoded.push(byte);
+                    at += 1;
+                }
+            }
+        }
+        let end =
+            decoded.iter().position(|byte| b";?#\0\r\n\t :,|".contains(byte) || *byte >= 0x80);
+        decoded.truncate(end.unwrap_or(decoded.len()));
+        String::from_utf8_lossy(&decoded).trim().to_owned()
+    }
+
+    #[test]
+    fn no_careless_server_finds_a_dot_segment_in_a_canonical_path() {
+        let mut random = fastrand::Rng::with_seed(10);
+        let parts = [
+            "/",
+            ".",
+            "..",
+            "%2e",
+            "%2E",
+            "a",
+            ";",
+            "%3b",
+            "%20",
+            "%0d",
+            "%0A",
+            "%09",
+            "%3F",
+            "%23",
+            "%E0%80%AF",
+            "%F0%80%80%AE",
+            "%C3%A9",
+            ":",
+            ",",
+            "|",
+            "[",
+            "%5B",
+            "~",
+        ];
+        let mut accepted = 0;
+        for _ in 0..100_000 {
+            let path: String =
+                (0..random.usize(1..7)).map(|_| parts[random.usize(..parts.len())]).collect();
+            let path = format!("/{path}");
+            let Ok(canonical) = CanonicalPath::parse(&path) else { continue };
+            accepted += 1;
+            for segment in canonical.as_str().split('/') {
+                let read = read_carelessly(segment);
+                assert!(read != "." && read != "..", "{path}: {segment}");
+            }
+            let again = CanonicalPath::parse(canonical.as_str()).unwrap();
+            assert_eq!(again.as_str(), canonical.as_str(), "{path}");
+        }
+        assert!(accepted > 10_000, "{accepted}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Prefixes and patterns are compared with canonical paths. A path that is written in another form would never match,
 //! so it is refused where it is written.
 
+use super::matched::has_parameters;
 use super::path::{CanonicalPath, PathError};
 
 /// The patterns that [`check_pattern`] allows, for messages.
@@ -15,6 +16,8 @@ pub enum WrittenError {
     Query,
     /// A `*` stands before the end.
     Star,
+    /// A segment has parameters, which take no part in matching.
+    Parameters,
     /// The path has no canonical form.
     Path(PathError),
     /// The path has another spelling, which is the canonical one.
@@ -29,6 +32,7 @@ impl WrittenError {
                 return format!("is not in canonical form; write {canonical}");
             }
             Self::Query => "holds a query or fragment",
+            Self::Parameters => "holds a `;`, which takes no part in matching",
             Self::Star => "holds a `*` before its end",
             Self::Path(PathError::NotAbsolute) => "does not start with `/`",
             Self::Path(PathError::RawByte) => "holds a character that must be percent-encoded",
@@ -54,6 +58,7 @@ pub fn check_path(path: &str) -> Result<(), WrittenError> {
         Ok(canonical) if canonical.as_str() != path => {
             Err(WrittenError::Spelling(canonical.as_str().to_owned()))
         }
+        Ok(_) if has_parameters(path) => Err(WrittenError::Parameters),
         Ok(_) => Ok(()),
         Err(error) => Err(WrittenError::Path(error)),
     }
@@ -85,7 +90,7 @@ mod tests {
         }
         for text in [
             "", "**", "/a/*/b", "api/*", "/a/../b", "/a//b", "/a b", "/%61pi", "/a?b", "/a%2fb",
-            "/a%", "/a#", "/a/.*", "/\u{e9}",
+            "/a%", "/a#", "/a/.*", "/\u{e9}", "/a;v=1", "/a%3B", "/{id}", "/a[",
         ] {
             assert!(check_pattern(text).is_err(), "{text}");
         }

@@ -13,6 +13,8 @@ pub struct AccessLine<'a> {
     pub request_id: &'a str,
     /// The method as sent.
     pub method: &'a str,
+    /// `Host`, in canonical form.
+    pub host: Option<&'a str>,
     /// The path, in its canonical form where it has one.
     pub path: &'a str,
     /// The route's label.
@@ -50,6 +52,7 @@ impl AccessLine<'_> {
             target: ACCESS,
             request_id = self.request_id,
             method = self.method,
+            host = self.host,
             path = self.path,
             route = self.route,
             status = self.status,

@@ -106,6 +106,7 @@ mod tests {
             upstream: Arc::new(upstream),
             auth_required,
             strip_prefix: false,
+            rewrite_answers: false,
             forward_credential: true,
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),

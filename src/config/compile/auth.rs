@@ -7,13 +7,15 @@ use std::time::Duration;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
+use super::super::scalar::Leaf;
 use super::super::{Auth, Jwt};
-use super::{deadline, need, tokens};
+use super::{deadline, each, need, tokens};
 use crate::auth::cache::CacheRules;
 use crate::auth::guard::FailureRate;
 use crate::auth::issuer::{IssuerKey, IssuerRules, KeyMaterial};
 use crate::auth::jwks::{self, JwksRules, Source};
 use crate::auth::jwt::JwtRules;
+use crate::auth::sources::{Source as CredentialSource, Sources};
 use crate::base::files::read_text;
 use crate::base::secret::Secret;
 use crate::quota::Algorithm;
@@ -42,8 +44,24 @@ pub(super) fn compile(
         jwt: jwt(written.jwt.unwrap_or_default(), &at.key("jwt"), report),
         tokens: tokens::compile(written.tokens, plans, algorithm, &at.key("tokens"), report),
         max_failures: written.max_failures.map_or(Some(MAX_FAILURES), |rate| rate.0.0),
+        sources: sources(written.from, &at.key("from"), report),
     };
     (auth, cache)
+}
+
+/// The places of credentials: by default the two fields.
+fn sources(
+    written: file::List<Leaf<CredentialSource>>,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Sources {
+    if written.is_none() {
+        return Sources::default();
+    }
+    if written.as_ref().is_some_and(Vec::is_empty) {
+        report.fault(at, "is empty; write at least one place, such as authorization");
+    }
+    Sources::new(each(written, at, report))
 }
 
 fn jwt(written: file::Jwt, at: &KeyPath, report: &mut Report) -> Jwt {

@@ -53,6 +53,11 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
         max_connections: count(file.max_connections.map(|n| n.0.0), 10_000),
         max_connections_per_client: file.max_connections_per_client.map_or(Some(1_000), |n| n.0.0),
         trusted_proxies: each(file.trusted_proxies, &KeyPath::top("trusted_proxies"), report),
+        pass_fields: each(file.pass_fields, &KeyPath::top("pass_fields"), report)
+            .into_iter()
+            .map(|field| field.0)
+            .collect(),
+        fold_paths: or(file.fold_paths, false),
         auth,
         plans: plans.into_iter().filter_map(|(name, limits)| Some((name, limits?))).collect(),
         limits: limits?,

@@ -165,6 +165,16 @@ fn route(
         &at_headers.key("response"),
         report,
     );
+    let strip_prefix = or(written.strip_prefix, false);
+    let rewrite = written.rewrite.unwrap_or_default();
+    let rewrite_answers = or(rewrite.answers, false);
+    if rewrite_answers && !strip_prefix {
+        let at = at.key("rewrite").key("answers");
+        report.fault(
+            &at,
+            "puts back the prefix that strip_prefix cuts off; write strip_prefix: true too",
+        );
+    }
     let methods = each(written.methods, &at.key("methods"), report);
     let matcher = Matcher {
         prefix: prefix?.0,
@@ -177,8 +187,9 @@ fn route(
         auth_required,
         limits,
         max_in_flight: written.max_in_flight.and_then(|most| most.0.0),
-        strip_prefix: or(written.strip_prefix, false),
+        strip_prefix,
         forward_credential: or(written.forward_credential, true),
+        rewrite_answers,
         request_headers,
         response_headers,
     });
@@ -239,7 +250,7 @@ fn field(text: &str, towards: Towards, at: &KeyPath, report: &mut Report) -> Opt
     if fields::belongs_to_connection(name.as_str()) {
         report
             .fault(at, "belongs to the connection, not to the message; write another header field");
-    } else if towards == Towards::Upstream && fields::claim(name.as_str()).is_some() {
+    } else if towards == Towards::Upstream && fields::is_own(name.as_str()) {
         report.fault(at, "is a field the gateway writes itself; write another header field");
     }
     Some(name)

@@ -176,7 +176,12 @@ impl RequestLine {
         let Some(rest) = rest.strip_prefix(b" ") else {
             return malformed("the request line is not method, target and version");
         };
-        let (target, version) = span(rest, &TARGET);
+        let (path, after) = span(rest, &TARGET);
+        let (query, version) = match after.first() {
+            Some(b'?') => span(after, &QUERY),
+            _ => (&b""[..], after),
+        };
+        let target = path.len() + query.len();
         let version = match version {
             b" HTTP/1.1" => Version::Http11,
             b" HTTP/1.0" => Version::Http10,
@@ -189,7 +194,7 @@ impl RequestLine {
             }
         };
         let start = method.len() + 1;
-        Ok(Self { method: 0..method.len(), target: start..start + target.len(), version })
+        Ok(Self { method: 0..method.len(), target: start..start + target, version })
     }
 
     /// The parts that [`rules`](crate::listener::rules) checks. `bytes` are those of the whole head.
@@ -206,8 +211,20 @@ impl RequestLine {
 /// `tchar` of RFC 9110 section 5.6.2.
 const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
-/// The characters of a request target; every other character must be percent-encoded.
-const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[]_{|}~");
+/// The bytes of a request target before its query: those of RFC 3986, and those that browsers send raw.
+const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=@[]^_{|}~");
+
+/// The bytes of a query, with the `?` before it: all but control characters, space, `#`, and the signs that browsers
+/// encode. The query goes to the upstream byte for byte.
+const QUERY: Class = {
+    let mut class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[\\]^_`{|}~");
+    let mut byte = 0x80;
+    while byte < class.len() {
+        class[byte] = true;
+        byte += 1;
+    }
+    class
+};
 
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
@@ -276,6 +293,10 @@ mod tests {
             "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a?b#c HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a?\"b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a?\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a?\u{7f} HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET / HTTP/0.9\r\nHost: a\r\n\r\n",
             "GET / http/1.1\r\nHost: a\r\n\r\n",

@@ -15,11 +15,12 @@ pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static(fields::
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer;
     for value in headers.get_all(&X_FORWARDED_FOR).iter().rev() {
-        for hop in value.to_str().unwrap_or_default().rsplit(',') {
+        for hop in value.as_bytes().rsplit(|&byte| byte == b',') {
             if !net::contain(trusted, client) {
                 return client;
             }
-            match parse_hop(hop.trim()) {
+            // Each hop is judged by its own bytes: the hops to the left may come from the client.
+            match std::str::from_utf8(hop).ok().and_then(|hop| parse_hop(hop.trim())) {
                 Some(address) => client = address,
                 None => return client,
             }
@@ -39,9 +40,16 @@ pub(super) fn forwarded_for<'a>(
     peer: IpAddr,
 ) -> String {
     let mut hops = String::with_capacity(15);
-    for text in earlier.filter_map(|value| value.to_str().ok()) {
-        hops.push_str(text.trim());
-        hops.push_str(", ");
+    let earlier = earlier.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    // A hop that is no text is left out, and not the whole list.
+    let is_text = |hop: &&[u8]| hop.iter().all(|byte| (b' '..=b'~').contains(byte));
+    for hop in earlier.map(<[u8]>::trim_ascii).filter(is_text) {
+        if let Ok(hop) = std::str::from_utf8(hop)
+            && !hop.is_empty()
+        {
+            hops.push_str(hop);
+            hops.push_str(", ");
+        }
     }
     match peer.to_canonical() {
         IpAddr::V4(peer) => {
@@ -84,6 +92,25 @@ mod tests {
         ] {
             let found = client_ip(peer.parse().unwrap(), &headers(fields), &trusted);
             assert_eq!(found.to_string(), client, "{peer} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn one_bad_hop_spoils_no_list() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let peer = "10.0.0.1".parse().unwrap();
+        for (list, client, forwarded) in [
+            (&b"\xff, 1.1.1.1"[..], "1.1.1.1", "1.1.1.1, 10.0.0.1"),
+            (b"\xff\xfe,,1.1.1.1 , 10.0.0.2", "1.1.1.1", "1.1.1.1, 10.0.0.2, 10.0.0.1"),
+            (b"1.1.1.1, \xff", "10.0.0.1", "1.1.1.1, 10.0.0.1"),
+            (b"1.1.1.1, \xff, 10.0.0.2", "10.0.0.2", "1.1.1.1, 10.0.0.2, 10.0.0.1"),
+            (b"a\tb, 2.2.2.2", "2.2.2.2", "2.2.2.2, 10.0.0.1"),
+            (b"unknown, 2.2.2.2", "2.2.2.2", "unknown, 2.2.2.2, 10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(&X_FORWARDED_FOR, HeaderValue::from_bytes(list).unwrap());
+            assert_eq!(client_ip(peer, &headers, &trusted).to_string(), client, "{list:?}");
+            assert_eq!(forwarded_for(headers.values(), peer), forwarded, "{list:?}");
         }
     }
 }

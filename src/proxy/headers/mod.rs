@@ -10,6 +10,7 @@ use crate::route::headers::HeaderRules;
 pub mod answer;
 pub mod client;
 pub mod ids;
+pub mod prefix;
 pub mod rate;
 pub mod request;
 pub mod seen;
@@ -35,6 +36,12 @@ fn value(text: &str) -> Result<HeaderValue> {
         .or_err(ErrorType::InvalidHTTPHeader, "a value that the gateway made")
 }
 
+/// The same for bytes.
+fn bytes_value(bytes: &[u8]) -> Result<HeaderValue> {
+    HeaderValue::from_bytes(bytes)
+        .or_err(ErrorType::InvalidHTTPHeader, "a value that the gateway made")
+}
+
 fn number(number: u64) -> Result<HeaderValue> {
     value(itoa::Buffer::new().format(number))
 }
@@ -46,6 +53,7 @@ mod tests {
     use super::request::{Origin, rewrite_request};
     use super::seen::Seen;
     use super::*;
+    use crate::auth::sources::{Onward, Sources};
 
     pub(super) fn headers(fields: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -68,11 +76,15 @@ mod tests {
             seen: Seen::in_request(&request.headers),
             peer: Some("10.0.0.1".parse().unwrap()),
             trusted,
+            credentials: &Sources::default(),
+            onward: Onward { verified: true, forward: true, pass: &[] },
+            stripped: None,
+            endpoint: None,
             scheme: "http",
             request_id: &id,
             principal: None,
         };
-        rewrite_request(&mut request, &origin, true, &HeaderRules::default()).unwrap();
+        rewrite_request(&mut request, &origin, &HeaderRules::default()).unwrap();
         request
     }
 }

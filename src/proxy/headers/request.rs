@@ -3,20 +3,24 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use pingora_core::Result;
+use pingora_core::{ErrorType, OkOrErr as _, Result};
 use pingora_http::RequestHeader;
 
 use super::client::{X_FORWARDED_FOR, forwarded_for};
 use super::ids::set_traceparent;
 use super::seen::Seen;
-use super::{OWN_FIELDS, X_REQUEST_ID, apply, value};
+use super::{OWN_FIELDS, X_REQUEST_ID, apply, bytes_value, value};
+use crate::admission::{BadRequest, Rejection};
 use crate::auth::Principal;
-use crate::auth::credential::X_API_KEY;
+use crate::auth::sources::{Onward, Sources};
+use crate::proxy::target::path_and_query;
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
+use crate::route::host::{Authority, of_target};
 
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static(fields::FORWARDED_PROTO);
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static(fields::FORWARDED_HOST);
+static X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static(fields::FORWARDED_PREFIX);
 static X_TOKEN_ID: HeaderName = HeaderName::from_static(fields::TOKEN_ID);
 static X_ORGANIZATION_ID: HeaderName = HeaderName::from_static(fields::ORGANIZATION_ID);
 static X_PLAN_TIER: HeaderName = HeaderName::from_static(fields::PLAN_TIER);
@@ -29,6 +33,14 @@ pub struct Origin<'a> {
     pub peer: Option<IpAddr>,
     /// Whether the peer is a trusted proxy, whose forwarding fields are believed.
     pub trusted: bool,
+    /// The places of credentials.
+    pub credentials: &'a Sources,
+    /// What happens to the credentials.
+    pub onward: Onward<'a>,
+    /// The prefix that the route strips.
+    pub stripped: Option<&'a str>,
+    /// The `host:port` of the endpoint that the request goes to.
+    pub endpoint: Option<&'a str>,
     /// `http` or `https`.
     pub scheme: &'static str,
     /// The request's id.
@@ -37,18 +49,68 @@ pub struct Origin<'a> {
     pub principal: Option<&'a Principal>,
 }
 
-/// Drops the spelling of field names, which are not case-sensitive (RFC 9110 section 5.1). Pingora keeps the spelling
-/// in a second map, and copies and searches both maps.
+/// Brings the head of a request into the form in which it is matched, forwarded and logged.
 ///
-/// The scheme and authority of an absolute target are dropped too: `Host` says the same.
-pub fn forget_spelling(request: &mut RequestHeader) {
-    *request = take_parts(request).into();
+/// `Host` gets its canonical form. An absolute target loses its scheme and authority, which `Host` repeats; where an
+/// HTTP/1.0 request has no `Host`, the authority becomes the `Host`.
+///
+/// The spelling of field names is dropped, for names are not case-sensitive (RFC 9110 section 5.1). Pingora keeps the
+/// spelling in a second map, and copies and searches both maps.
+///
+/// # Errors
+/// When a host is none, which the listener has refused already.
+pub fn normalize(request: &mut RequestHeader) -> Result<()> {
+    let host = match request.headers.get(header::HOST) {
+        Some(host) => canonical(host.as_bytes())?,
+        None => match of_target(request.raw_path()) {
+            Some(authority) => match canonical(authority)? {
+                Some(respelled) => Some(respelled),
+                None => Some(bytes_value(authority)?),
+            },
+            None => None,
+        },
+    };
+    // The parts hold no target that is no text.
+    let target =
+        (!request.raw_path_is_utf8()).then(|| path_and_query(request.raw_path()).into_owned());
+    let mut parts = take_parts(request);
+    if let Some(host) = host {
+        parts.headers.insert(header::HOST, host);
+    }
+    *request = parts.into();
+    target.map_or(Ok(()), |target| request.set_raw_path(&target))
+}
+
+/// The canonical form of `written`, if it differs.
+fn canonical(written: &[u8]) -> Result<Option<HeaderValue>> {
+    let authority = Authority::parse(written).or_err(ErrorType::InvalidHTTPHeader, "not a host")?;
+    authority.respelled(written).as_deref().map(value).transpose()
 }
 
 /// The plain parts of a request's header, which is left empty.
 fn take_parts(request: &mut RequestHeader) -> http::request::Parts {
     let nothing = http::Request::new(()).into_parts().0.into();
     std::mem::replace(request, nothing).into()
+}
+
+/// The number in `Max-Forwards`, which bounds the hops of an OPTIONS request (RFC 9110 section 7.6.2).
+///
+/// # Errors
+/// [`BadRequest::MaxForwards`] when the field is not one number: two proxies may count differently.
+pub fn max_forwards(headers: &HeaderMap) -> std::result::Result<Option<u64>, Rejection> {
+    let mut sent = headers.get_all(header::MAX_FORWARDS).iter();
+    let number = |value: &HeaderValue| {
+        let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        digits?.parse().ok()
+    };
+    match (sent.next(), sent.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => match number(value) {
+            Some(hops) => Ok(Some(hops)),
+            None => Err(Rejection::BadRequest(BadRequest::MaxForwards)),
+        },
+        _ => Err(Rejection::BadRequest(BadRequest::MaxForwards)),
+    }
 }
 
 /// Removes the fields that the client may not send and sets the gateway's own. The route's `rules` come last.
@@ -58,12 +120,11 @@ fn take_parts(request: &mut RequestHeader) -> http::request::Parts {
 pub fn rewrite_request(
     request: &mut RequestHeader,
     origin: &Origin<'_>,
-    forward_credential: bool,
     rules: &HeaderRules,
 ) -> Result<()> {
     // Pingora's methods take names as text, which is four times the work.
     let mut parts = take_parts(request);
-    let result = set_request_fields(&mut parts.headers, origin, forward_credential, rules);
+    let result = set_request_fields(&mut parts.headers, origin, rules);
     *request = parts.into();
     result
 }
@@ -71,18 +132,12 @@ pub fn rewrite_request(
 fn set_request_fields(
     headers: &mut HeaderMap,
     origin: &Origin<'_>,
-    forward_credential: bool,
     rules: &HeaderRules,
 ) -> Result<()> {
     if origin.seen.suspicious {
-        remove_claims(headers, origin.trusted);
+        remove_claims(headers, origin.trusted, origin.onward.pass);
     }
-    if !forward_credential {
-        headers.remove(header::AUTHORIZATION);
-        if origin.seen.api_key {
-            headers.remove(&X_API_KEY);
-        }
-    }
+    origin.credentials.clean_headers(headers, origin.onward);
     headers.reserve(OWN_FIELDS + rules.set.len());
     headers.insert(&X_REQUEST_ID, origin.request_id.clone());
     // Forwarding fields of a peer that is not trusted were removed above.
@@ -100,6 +155,12 @@ fn set_request_fields(
     {
         headers.insert(&X_FORWARDED_HOST, host);
     }
+    if !headers.contains_key(header::HOST)
+        && let Some(endpoint) = origin.endpoint
+    {
+        // An HTTP/1.0 client need not name a host, but the request goes on as HTTP/1.1 (RFC 9112 section 3.2).
+        headers.insert(header::HOST, value(endpoint)?);
+    }
     if let Some(principal) = origin.principal {
         headers.insert(&X_TOKEN_ID, value(principal.record().id())?);
         if let Some(organization) = principal.organization_id() {
@@ -109,14 +170,17 @@ fn set_request_fields(
             headers.insert(&X_PLAN_TIER, plan.field().clone());
         }
     }
+    if let Some(prefix) = origin.stripped {
+        headers.insert(&X_FORWARDED_PREFIX, value(prefix)?);
+    }
     set_traceparent(headers, origin.seen)?;
     apply(rules, headers);
     Ok(())
 }
 
 /// Removes every field that may not go on to the upstream.
-fn remove_claims(headers: &mut HeaderMap, trusted: bool) {
-    let spoofed = |name: &&HeaderName| !fields::may_pass(name.as_str(), trusted);
+fn remove_claims(headers: &mut HeaderMap, trusted: bool, pass: &[HeaderName]) {
+    let spoofed = |name: &&HeaderName| !fields::may_pass(name, trusted, pass);
     let names: Vec<HeaderName> = headers.keys().filter(spoofed).cloned().collect();
     for name in &names {
         headers.remove(name);
@@ -138,6 +202,15 @@ mod tests {
                 ("X.Organization.Id", "root"),
                 ("X-Plan_Tier", "gold"),
                 ("x_request_id", "spoofed"),
+                ("X~Token~ID", "root"),
+                ("X+Organization+ID", "root"),
+                ("X'Plan'Tier", "gold"),
+                ("X_API_Key", "forged"),
+                ("Proxy_Authorization", "forged"),
+                ("X-Original-URL", "/admin"),
+                ("X-HTTP-Method-Override", "DELETE"),
+                ("Proxy", "http://evil.test"),
+                ("True-Client-IP", "6.6.6.6"),
                 ("X-Forwarded-For", "6.6.6.6"),
                 ("X_Forwarded-For", "6.6.6.6"),
                 ("Forwarded", "for=6.6.6.6"),

@@ -16,7 +16,6 @@ pub struct Seen {
     pub upgrade: bool,
     /// A field that concerns one connection only (RFC 9110 section 7.6.1).
     pub hop_by_hop: bool,
-    pub(super) api_key: bool,
     pub(super) request_id: bool,
     pub(super) trace: bool,
     /// A field that makes a [claim](fields::Claim), in any spelling.
@@ -33,7 +32,6 @@ impl Seen {
             expect: seen,
             upgrade: seen,
             hop_by_hop: seen,
-            api_key: seen,
             request_id: seen,
             trace: seen,
             suspicious: seen,
@@ -47,7 +45,8 @@ impl Seen {
             match name.as_str() {
                 "content-length" => seen.content_length = true,
                 "expect" => seen.expect = true,
-                "x-api-key" => seen.api_key = true,
+                // Credentials are looked at anyway.
+                fields::API_KEY => {}
                 "x-request-id" => seen.request_id = true,
                 "traceparent" | "tracestate" => seen.trace = true,
                 "upgrade" => (seen.upgrade, seen.hop_by_hop) = (true, true),

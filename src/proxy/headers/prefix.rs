@@ -1,0 +1,138 @@
+//! The prefix that a route strips, put back into the fields of an answer that hold paths: `Location`,
+//! `Content-Location`, and the `Path` of cookies. The upstream knows the paths without the prefix only.
+
+use http::{HeaderMap, HeaderValue, header};
+
+/// A prefix, and the names of the server that an answer may call its own.
+pub struct Prefix<'a> {
+    /// The prefix, without a slash at its end.
+    pub prefix: &'a str,
+    /// The `Host` of the request, which the client knows.
+    pub host: Option<&'a str>,
+    /// The `host:port` of the endpoint, which the client may not know.
+    pub endpoint: Option<&'a str>,
+}
+
+impl Prefix<'_> {
+    /// Puts the prefix back into the fields of an answer.
+    pub fn put_back(&self, headers: &mut HeaderMap) {
+        for (name, value) in headers.iter_mut() {
+            let changed = if name == header::LOCATION || name == header::CONTENT_LOCATION {
+                self.url(value.as_bytes())
+            } else if name == header::SET_COOKIE {
+                self.cookie(value.as_bytes())
+            } else {
+                None
+            };
+            if let Some(changed) = changed.and_then(|bytes| HeaderValue::from_bytes(&bytes).ok()) {
+                *value = changed;
+            }
+        }
+    }
+
+    /// The URL `url` with the prefix; `None` when it is relative, or another server's.
+    fn url(&self, url: &[u8]) -> Option<Vec<u8>> {
+        let scheme = match url {
+            [b'/', b'/', ..] => 0,
+            [b'/', ..] => return Some([self.prefix.as_bytes(), url].concat()),
+            _ if starts_with(url, b"http://") => 5,
+            _ if starts_with(url, b"https://") => 6,
+            _ => return None,
+        };
+        let rest = &url[scheme + 2..];
+        let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let is = |own: Option<&str>| own.is_some_and(|own| is_authority(authority, own));
+        if is(self.host) {
+            return Some([&url[..scheme + 2], authority, self.prefix.as_bytes(), path].concat());
+        }
+        // A client cannot be expected to reach the endpoint, so the URL becomes a path of this gateway.
+        is(self.endpoint).then(|| [self.prefix.as_bytes(), path].concat())
+    }
+
+    /// The cookie with the prefix before its path; `None` when it has none. A `__Host-` cookie must keep the path `/`
+    /// (RFC 6265bis section 4.1.3.2).
+    fn cookie(&self, cookie: &[u8]) -> Option<Vec<u8>> {
+        if starts_with(cookie, b"__host-") {
+            return None;
+        }
+        let mut changed = false;
+        let attribute = |(nth, attribute): (usize, &[u8])| {
+            let (name, path) = match attribute.iter().position(|&byte| byte == b'=') {
+                Some(at) => (&attribute[..at], attribute[at + 1..].trim_ascii()),
+                None => (attribute, &b""[..]),
+            };
+            let is_path = nth > 0 && name.trim_ascii().eq_ignore_ascii_case(b"path");
+            if !is_path || path.first() != Some(&b'/') {
+                return attribute.to_vec();
+            }
+            changed = true;
+            let path = if path == b"/" { b"" } else { path };
+            [name, b"=", self.prefix.as_bytes(), path].concat()
+        };
+        let all: Vec<Vec<u8>> =
+            cookie.split(|&byte| byte == b';').enumerate().map(attribute).collect();
+        changed.then(|| all.join(&b';'))
+    }
+}
+
+fn starts_with(value: &[u8], beginning: &[u8]) -> bool {
+    value.get(..beginning.len()).is_some_and(|start| start.eq_ignore_ascii_case(beginning))
+}
+
+/// Whether `authority` names `own`, whose port may be left out when it is a scheme's own.
+fn is_authority(authority: &[u8], own: &str) -> bool {
+    let short = own.strip_suffix(":80").or_else(|| own.strip_suffix(":443")).unwrap_or(own);
+    [own, short].iter().any(|own| authority.eq_ignore_ascii_case(own.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PREFIX: Prefix<'_> =
+        Prefix { prefix: "/api", host: Some("shop.test:8080"), endpoint: Some("users:80") };
+
+    #[test]
+    fn urls_of_this_server_get_the_prefix() {
+        for (url, expected) in [
+            ("/", Some("/api/")),
+            ("/login?next=/x#y", Some("/api/login?next=/x#y")),
+            ("http://shop.test:8080/x", Some("http://shop.test:8080/api/x")),
+            ("https://SHOP.test:8080", Some("https://SHOP.test:8080/api")),
+            ("//shop.test:8080/x", Some("//shop.test:8080/api/x")),
+            ("http://users:80/x", Some("/api/x")),
+            ("http://users/x", Some("/api/x")),
+            ("http://users?x", Some("/api?x")),
+            ("http://other.test/x", None),
+            ("//other.test/x", None),
+            ("http://shop.test:80801/x", None),
+            ("x", None),
+            ("../x", None),
+            ("?x", None),
+            ("", None),
+            ("mailto:a@b", None),
+        ] {
+            let found = PREFIX.url(url.as_bytes()).map(|url| String::from_utf8(url).unwrap());
+            assert_eq!(found.as_deref(), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn cookies_get_the_prefix_before_their_path() {
+        for (cookie, expected) in [
+            ("a=b; Path=/x; Secure", Some("a=b; Path=/api/x; Secure")),
+            ("a=b;path=/", Some("a=b;path=/api")),
+            ("a=b; PATH = /x ", Some("a=b; PATH =/api/x")),
+            ("a=b", None),
+            ("a=b; Path", None),
+            ("a=b; Path=x", None),
+            ("path=/x", None),
+            ("__Host-a=b; Path=/; Secure", None),
+        ] {
+            let found =
+                PREFIX.cookie(cookie.as_bytes()).map(|text| String::from_utf8(text).unwrap());
+            assert_eq!(found.as_deref(), expected, "{cookie}");
+        }
+    }
+}
