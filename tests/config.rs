@@ -321,7 +321,7 @@ fn faults_of_the_environment_name_the_variable() {
             "TOLLGATE_JWT_SECRETS",
             "not-to-be-printed",
             "environment TOLLGATE_JWT_SECRETS: jwt_secrets: is not a known key; known are server, listeners, metrics, \
-             log, timeouts, max_body, max_connections, max_connections_per_client, trusted_proxies, redis, auth, plans, limits, upstreams, routes",
+             log, timeouts, max_body, max_connections, max_connections_per_client, trusted_proxies, pass_fields, fold_paths, redis, auth, plans, limits, upstreams, routes",
         ),
         (
             "TOLLGATE_REDIS__TIMEOUT",

@@ -1,12 +1,15 @@
 //! Requests and answers that two servers may read differently: hosts, paths, field names, credentials, framing. Over raw
 //! sockets, against an origin that records every byte. It must not know how the gateway decides.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::type_complexity, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
 use std::sync::Arc;
 
 use support::*;
+
+/// Names and values of fields, as bytes.
+type Fields<'a> = &'a [(&'a str, &'a [u8])];
 
 /// One gateway; tests keep apart by `X-Case`.
 struct World {
@@ -53,7 +56,7 @@ impl World {
     }
 
     /// Sends a GET with these fields, as bytes, and gives back what the admin origin saw.
-    fn admin_saw(&self, case: &str, fields: &[(&str, &[u8])]) -> (Message, Option<Message>) {
+    fn admin_saw(&self, case: &str, fields: Fields<'_>) -> (Message, Option<Message>) {
         let mut bytes = b"GET /admin/x HTTP/1.1\r\nHost: gateway.test\r\n".to_vec();
         bytes.extend_from_slice(format!("X-Case: {case}\r\n").as_bytes());
         for (name, value) in fields {
@@ -72,7 +75,9 @@ fn every_spelling_of_a_host_takes_the_hosts_route() {
         ("GET / HTTP/1.1\r\nHost: admin.example.", 401),
         ("GET / HTTP/1.1\r\nHost: ADMIN.example.:8080", 401),
         ("GET / HTTP/1.1\r\nHost: admin.example:080", 401),
-        ("GET http://admin.example/ HTTP/1.1\r\nHost: admin.example.", 401),
+        ("GET http://admin.example/ HTTP/1.1\r\nHost: admin.example", 401),
+        // Host repeats the authority of the target, also in its spelling (RFC 9112 section 3.2).
+        ("GET http://admin.example/ HTTP/1.1\r\nHost: admin.example.", 400),
         ("GET http://admin.example/ HTTP/1.0", 401),
         ("GET HTTP://Admin.Example.:80?x HTTP/1.0", 401),
         ("GET / HTTP/1.1\r\nHost: [0:0:0::1]:80", 401),
@@ -142,7 +147,7 @@ fn a_credential_that_was_not_verified_is_not_forwarded() {
     let (good, bearer_good) = (good.as_bytes(), bearer_good.as_bytes());
     let key = ("X-API-Key", good);
     let forged = b"FORGED";
-    let refused: &[(&str, &[(&str, &[u8])])] = &[
+    let refused: &[(&str, Fields<'_>)] = &[
         ("tab", &[key, ("Authorization", b"Bearer\tFORGED")]),
         ("no-break space", &[key, ("Authorization", b"Bearer\xa0FORGED")]),
         ("leading no-break space", &[key, ("Authorization", b"\xa0Bearer FORGED")]),
@@ -158,7 +163,7 @@ fn a_credential_that_was_not_verified_is_not_forwarded() {
         assert_eq!((answer.status(), answer.code().as_str()), (400, "bad_request"), "{name}");
         assert!(seen.is_none(), "{name}");
     }
-    let passed: &[(&str, &[(&str, &[u8])])] = &[
+    let passed: &[(&str, Fields<'_>)] = &[
         ("verified", &[key]),
         ("empty key", &[("Authorization", bearer_good), ("X-API-Key", b"")]),
         ("empty bearer", &[key, ("Authorization", b"Bearer")]),
@@ -388,13 +393,10 @@ fn browsers_may_send_what_they_send_raw() {
         assert_eq!(answer.status(), 200, "{shown}: {}", answer.text());
         assert_eq!(world.open.case(&case).unwrap().target().as_bytes(), forwarded, "{shown}");
     }
-    // Bytes that are no text: the recording origin cannot show them, but its echo has their count.
-    let answer = world.send(b"GET /a//b?q=\xff\xfe HTTP/1.1\r\nHost: gateway.test\r\n\r\n");
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.text(), "GET /a/b?q=\u{fffd}\u{fffd} HTTP/1.1");
     for bad in [
         &b"/a?x=\x01"[..],
         b"/a?x=\x7f",
+        b"/a?x=\xff",
         b"/a?x=\ty",
         b"/a?x#y",
         b"/a?\"",

@@ -369,7 +369,10 @@ fn replace(headers: &mut HeaderMap, name: HeaderName, value: &[u8]) {
 mod tests {
     use super::*;
 
-    fn headers(fields: &[(&str, &[u8])]) -> HeaderMap {
+    type Fields<'a> = &'a [(&'a str, &'a [u8])];
+    type Outcome = Result<Option<&'static str>, CredentialError>;
+
+    fn headers(fields: Fields<'_>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             let name: HeaderName = name.parse().unwrap();
@@ -390,7 +393,7 @@ mod tests {
 
     fn sent(
         sources: &Sources,
-        fields: &[(&str, &[u8])],
+        fields: Fields<'_>,
         query: &str,
     ) -> Result<Option<String>, CredentialError> {
         let headers = headers(fields);
@@ -403,7 +406,7 @@ mod tests {
     fn credentials_are_found_or_refused() {
         use CredentialError::*;
         let long = format!("Bearer {}", "x".repeat(MAX_CREDENTIAL + 1));
-        let rows: &[(&[(&str, &[u8])], Result<Option<&str>, CredentialError>)] = &[
+        let rows: &[(Fields<'_>, Outcome)] = &[
             (&[], Ok(None)),
             (&[("authorization", b"Bearer a.b.c")], Ok(Some("a.b.c"))),
             (&[("authorization", b"bEARER   a.b.c ")], Ok(Some("a.b.c"))),
@@ -440,7 +443,7 @@ mod tests {
     #[expect(clippy::type_complexity, reason = "a row is read once, here")]
     fn every_source_is_read_and_all_must_agree() {
         use CredentialError::*;
-        let rows: &[(&[(&str, &[u8])], &str, Result<Option<&str>, CredentialError>)] = &[
+        let rows: &[(Fields<'_>, &str, Outcome)] = &[
             (&[], "access_token=a.b.c&x=1", Ok(Some("a.b.c"))),
             (&[], "x=1&access_token=a%2Bb", Ok(Some("a+b"))),
             (&[], "x=1;access_token=a", Ok(Some("a"))),
@@ -473,7 +476,7 @@ mod tests {
     #[test]
     fn only_verified_credentials_go_on() {
         let pass = [header::AUTHORIZATION];
-        let fields: &[(&str, &[u8])] =
+        let fields: Fields<'_> =
             &[("authorization", b"Bearer k"), ("x-api-key", b"k"), ("x-other", b"1")];
         for (verified, forward, pass, kept) in [
             (true, true, &[][..], &["authorization", "x-api-key", "x-other"][..]),

@@ -55,12 +55,12 @@ impl RequestHead<'_> {
         let Some(host) = self.host else {
             return if self.needs_host { malformed("there is no Host field") } else { Ok(()) };
         };
-        let Some(host) = Authority::parse(host) else {
+        if Authority::parse(host).is_none() {
             return malformed("the Host field is not a host");
-        };
+        }
         match target {
-            // RFC 9112 section 3.2.2: both must name one host.
-            Target::Absolute { authority } if authority != host => {
+            // RFC 9112 section 3.2.2: they must agree. A client that lets them differ means to confuse.
+            Target::Absolute { authority } if !authority.eq_ignore_ascii_case(host) => {
                 malformed("the request target and Host name different hosts")
             }
             _ => Ok(()),
@@ -70,12 +70,12 @@ impl RequestHead<'_> {
 
 /// The form of a request target (RFC 9112 section 3.2). Targets of the forms `*` and `host:port` are not
 /// served.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target<'a> {
     /// A path, with or without a query.
     Origin,
     /// A URL.
-    Absolute { authority: Authority<'a> },
+    Absolute { authority: &'a [u8] },
 }
 
 impl<'a> Target<'a> {
@@ -87,7 +87,7 @@ impl<'a> Target<'a> {
             return malformed("the request target must be a path that starts with /");
         };
         match Authority::parse(authority) {
-            Some(authority) => Ok(Self::Absolute { authority }),
+            Some(_) => Ok(Self::Absolute { authority }),
             None => malformed("the authority of the request target is not a host"),
         }
     }
@@ -112,8 +112,6 @@ mod tests {
             ("GET", "https://a/x?y", "A"),
             ("GET", "HTTP://a?y", "a"),
             ("GET", "http://[::1]:80/", "[::1]:80"),
-            ("GET", "http://a./", "A"),
-            ("GET", "http://a:080/", "a:80"),
         ] {
             assert_eq!(check(method, target, Some(host)), Ok(()), "{method} {target} {host}");
         }
@@ -142,6 +140,8 @@ mod tests {
             ("GET", "http://u@a/", Some("a")),
             ("GET", "http://a:80/", Some("a")),
             ("GET", "http://a%20b/", Some("a%20b")),
+            ("GET", "http://a./", Some("a")),
+            ("GET", "http://a:080/", Some("a:80")),
             ("GET", "/", Some("a%2eb")),
             ("GET", "/", Some("a..b")),
             ("GET", "/", Some("a,b")),

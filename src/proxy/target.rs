@@ -1,8 +1,6 @@
 //! The request target that an upstream gets: the canonical path, without a prefix that the route strips, and the query
 //! as it came, without credentials.
 
-use std::borrow::Cow;
-
 use memchr::memchr;
 use pingora_http::RequestHeader;
 
@@ -13,22 +11,6 @@ use crate::route::matched::without_prefix;
 /// The query of a request, byte for byte.
 pub fn query(request: &RequestHeader) -> Option<&[u8]> {
     split(request.raw_path()).1
-}
-
-/// The path and query of `target`, which is a path or a URL.
-pub fn path_and_query(target: &[u8]) -> Cow<'_, [u8]> {
-    let Some(scheme) = target.windows(3).position(|part| part == b"://") else {
-        return target.into();
-    };
-    if target.first() == Some(&b'/') {
-        return target.into();
-    }
-    let rest = &target[scheme + 3..];
-    match rest.iter().position(|byte| b"/?".contains(byte)) {
-        Some(at) if rest[at] == b'/' => rest[at..].into(),
-        Some(at) => [b"/", &rest[at..]].concat().into(),
-        None => b"/"[..].into(),
-    }
 }
 
 /// The target for the upstream; `None` when the target of `request` can stay. `canonical` is the canonical path, where
@@ -42,9 +24,7 @@ pub fn onward(
 ) -> Option<Vec<u8>> {
     let (path, query) = split(request.raw_path());
     let clean = query.and_then(|query| sources.clean_query(query));
-    // A target that is no text does not survive a change of the fields, so it is set anew.
-    let stays = canonical.is_none() && !route.strip_prefix && clean.is_none();
-    if stays && request.raw_path_is_utf8() {
+    if canonical.is_none() && !route.strip_prefix && clean.is_none() {
         return None;
     }
     let path = match canonical {
@@ -73,23 +53,5 @@ fn split(target: &[u8]) -> (&[u8], Option<&[u8]>) {
     match memchr(b'?', target) {
         Some(at) => (&target[..at], Some(&target[at + 1..])),
         None => (target, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_have_a_path_and_a_query() {
-        for (target, expected) in [
-            ("/a?b", "/a?b"),
-            ("/a://b", "/a://b"),
-            ("http://h/a?b", "/a?b"),
-            ("http://h?b=://", "/?b=://"),
-            ("http://h", "/"),
-        ] {
-            assert_eq!(&*path_and_query(target.as_bytes()), expected.as_bytes(), "{target}");
-        }
     }
 }

@@ -16,9 +16,7 @@ const MAX_HOST: usize = 253;
 const MAX_LABEL: usize = 63;
 
 /// A host in canonical form, and its port.
-///
-/// Two authorities are equal when they name the same host and write the same port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Authority<'a> {
     host: Cow<'a, str>,
     port: Option<u16>,

@@ -13,7 +13,6 @@ use super::{OWN_FIELDS, X_REQUEST_ID, apply, bytes_value, value};
 use crate::admission::{BadRequest, Rejection};
 use crate::auth::Principal;
 use crate::auth::sources::{Onward, Sources};
-use crate::proxy::target::path_and_query;
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
 use crate::route::host::{Authority, of_target};
@@ -70,15 +69,12 @@ pub fn normalize(request: &mut RequestHeader) -> Result<()> {
             None => None,
         },
     };
-    // The parts hold no target that is no text.
-    let target =
-        (!request.raw_path_is_utf8()).then(|| path_and_query(request.raw_path()).into_owned());
     let mut parts = take_parts(request);
     if let Some(host) = host {
         parts.headers.insert(header::HOST, host);
     }
     *request = parts.into();
-    target.map_or(Ok(()), |target| request.set_raw_path(&target))
+    Ok(())
 }
 
 /// The canonical form of `written`, if it differs.
