@@ -30,7 +30,7 @@ use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::Limit;
 use tollgate::store::memory::MemoryQuota;
-use tollgate::store::{RecordReader, StoreError, StoredRecord};
+use tollgate::store::{KeptRecord, RecordReader, StoreError, StoredRecord};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -213,8 +213,9 @@ struct Everyone;
 
 #[async_trait]
 impl RecordReader for Everyone {
-    async fn record(&self, _: &str) -> Result<Option<StoredRecord>, StoreError> {
-        Ok(Some(StoredRecord::Json(r#"{"plan":"pro"}"#.into())))
+    async fn read(&self, _: &str) -> Result<Option<KeptRecord>, StoreError> {
+        let record = StoredRecord::Json(r#"{"plan":"pro"}"#.into());
+        Ok(Some(KeptRecord { record, expires_in: None }))
     }
 
     async fn is_revoked(&self, _: &str) -> Result<bool, StoreError> {

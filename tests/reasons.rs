@@ -73,6 +73,12 @@ fn with_header(header: Value, algorithm: Algorithm) -> String {
 }
 
 fn yaml(redis: &Redis, origin: &Origin, auth: &str) -> String {
+    // One more than are tried for a token that names none.
+    let spare: String = (0..9)
+        .map(|nth| {
+            format!("      - {{ kid: spare-{nth}, algorithm: HS384, secret: \"{nth}{OTHER}\" }}\n")
+        })
+        .collect();
     format!(
         r#"redis: {{ url: "{}", timeout: 1s }}
 auth:
@@ -82,7 +88,7 @@ auth:
     keys:
       - {{ kid: main, algorithm: HS256, secret: "{SECRET}" }}
       - {{ kid: other, algorithm: HS256, secret: "{OTHER}" }}
-    {auth}
+{spare}    {auth}
 limits: {{ default: [] }}
 upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
 routes: [ {{ prefix: /, upstream: up }} ]"#,
@@ -133,9 +139,9 @@ fn every_refused_token_has_its_reason_in_the_log_and_nowhere_else() {
         ("unknown-kid", main(json!({ "kid": "unknown" })), "unknown_kid", "kid"),
         (
             "no-kid",
-            with_header(json!({ "alg": "HS256" }), Algorithm::HS256),
+            with_header(json!({ "alg": "HS384" }), Algorithm::HS384),
             "missing_kid",
-            "several keys",
+            "too many keys",
         ),
         ("altered", altered, "signature", "signature"),
         ("swapped", swapped, "signature", "signature"),

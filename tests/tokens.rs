@@ -538,7 +538,7 @@ fn a_mistyped_key_costs_no_look_up() {
     let world = world();
     let asked = || {
         let info = world.redis.command(&["INFO", "commandstats"]);
-        let line = info.lines().find(|line| line.starts_with("cmdstat_hgetall")).map(str::to_owned);
+        let line = info.lines().find(|line| line.starts_with("cmdstat_type:")).map(str::to_owned);
         line.and_then(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok()).unwrap_or(0)
     };
     // Other tests share the Redis and its counters: the least of several rounds is without their look-ups.

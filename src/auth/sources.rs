@@ -402,7 +402,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::type_complexity, reason = "a row is read once, here")]
     fn credentials_are_found_or_refused() {
         use CredentialError::*;
         let long = format!("Bearer {}", "x".repeat(MAX_CREDENTIAL + 1));
@@ -440,7 +439,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::type_complexity, reason = "a row is read once, here")]
     fn every_source_is_read_and_all_must_agree() {
         use CredentialError::*;
         let rows: &[(Fields<'_>, &str, Outcome)] = &[

@@ -133,13 +133,9 @@ impl Node {
     }
 
     /// Spawns the task that keeps the connection, on the present runtime; it ends with the node.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the keeper survives every error and ends with the node"
-    )]
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some((config, keeper)) = self.link_keeper.lock().take() {
-            tokio::spawn(keep_connected(
+            crate::base::task::detach(keep_connected(
                 config,
                 connect_timeout,
                 keeper,
