@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -206,4 +206,58 @@ fn a_client_that_closes_its_side_after_its_request_is_answered() {
     let line =
         gateway.wait_log("left", |line| line["request_id"] == "left" && line["status"].is_u64());
     assert!(line["duration_ms"].as_f64().unwrap() < 5_000.0, "{line}");
+}
+
+/// Bytes that have arrived at the gateway's end of `client` and that it has not read (proc_net_tcp(5)).
+fn unread(client: &TcpStream) -> u64 {
+    let port = |address: &str| u16::from_str_radix(address.split(':').nth(1)?, 16).ok();
+    let (here, there) = (client.local_addr().unwrap().port(), client.peer_addr().unwrap().port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let queue = table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_it = port(fields.get(1)?) == Some(there) && port(fields.get(2)?) == Some(here);
+        is_it.then(|| u64::from_str_radix(fields[4].split(':').nth(1)?, 16).ok()).flatten()
+    });
+    queue.unwrap_or(0)
+}
+
+#[test]
+fn a_client_that_leaves_while_its_upload_stalls_is_noticed() {
+    // Reads the head of a request and nothing more.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let streams: Vec<_> = listener.incoming().map_while(Result::ok).collect();
+        drop(streams);
+    });
+    let gateway = Gateway::start(&format!(
+        "timeouts: {{ read: 60s, write: 60s }}
+max_body: 1GiB
+upstreams: {{ up: {{ endpoints: [ \"{url}\" ], timeouts: {{ read: 60s, write: 60s }} }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none }} ]"
+    ));
+    for (id, method, resets) in [("closes", "POST", false), ("resets", "PUT", true)] {
+        let mut client = TcpStream::connect(gateway.address).unwrap();
+        let head = format!(
+            "{method} / HTTP/1.1\r\nHost: a\r\nX-Request-ID: {id}\r\nContent-Length: 1000000000\r\n\r\n"
+        );
+        client.write_all(head.as_bytes()).unwrap();
+        wait_longer_for(Duration::from_secs(30), "the upload to stall", || {
+            client.write_all(&[b'x'; 64 << 10]).unwrap();
+            thread::sleep(Duration::from_millis(30));
+            (unread(&client) > 0).then(|| thread::sleep(Duration::from_millis(300)));
+            (unread(&client) > 0).then_some(())
+        });
+        thread::sleep(Duration::from_millis(1_000));
+        if resets {
+            rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        }
+        let since = Instant::now();
+        drop(client);
+        let line = gateway.wait_log(id, |line| line["request_id"] == id && line["status"].is_u64());
+        assert!(since.elapsed() < Duration::from_secs(2), "{id}: {:?}", since.elapsed());
+        assert_eq!((&line["status"], &line["reason"]), (&499.into(), &"client_gone".into()));
+    }
+    let failed = gateway.lines().into_iter().find(|line| line.contains("request failed"));
+    assert_eq!(failed, None, "the upstream is not at fault");
 }

@@ -39,6 +39,8 @@ pub struct RequestContext {
     pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
+    /// Whether an upstream takes the request's body.
+    pub uploads: bool,
     /// How the request ended; the hooks set it when they learn it.
     pub end: End,
     _in_flight: RequestInFlight,
@@ -75,6 +77,7 @@ impl RequestContext {
             findings: Findings::default(),
             forwarding: None,
             rejection: None,
+            uploads: false,
             end: End::Answered,
             _in_flight: in_flight,
         }

@@ -1,5 +1,6 @@
 //! Pingora's hooks, a short method a phase. Decisions are made in `admission`; the hooks pass them on.
 
+use std::os::unix::io::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -20,7 +21,7 @@ use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
 use crate::listener::http1::end::RequestEnd;
-use crate::policy::{Policy, Route};
+use crate::policy::Policy;
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
@@ -58,13 +59,14 @@ pub struct Readiness {
     pub store_serves: Box<dyn Fn(&Policy) -> bool + Send + Sync>,
 }
 
-/// The gateway as a Pingora proxy.
+/// The gateway as a Pingora proxy. Clones decide together.
+#[derive(Clone)]
 pub struct Proxy {
     policy: Arc<ArcSwap<Policy>>,
-    admission: Admission,
+    admission: Arc<Admission>,
     readiness: Arc<Readiness>,
     /// Metrics of requests without a route.
-    unrouted: RouteMetrics,
+    unrouted: Arc<RouteMetrics>,
 }
 
 impl Proxy {
@@ -74,7 +76,8 @@ impl Proxy {
         admission: Admission,
         readiness: Arc<Readiness>,
     ) -> Self {
-        Self { policy, admission, readiness, unrouted: RouteMetrics::new("-") }
+        let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
+        Self { policy, admission, readiness, unrouted }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -254,14 +257,18 @@ impl ProxyHttp for Proxy {
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         reused: bool,
         _peer: &HttpPeer,
-        _fd: std::os::unix::io::RawFd,
+        fd: RawFd,
         _digest: Option<&Digest>,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         Forwarding::of(&mut ctx.forwarding)?.connected(reused);
+        if !session.is_body_done() {
+            http1::set_upload(&session.downstream_session, Some(fd));
+            ctx.uploads = true;
+        }
         Ok(())
     }
 
@@ -332,6 +339,8 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let switching = upstream_response.status == StatusCode::SWITCHING_PROTOCOLS;
+        // Pingora may close the connection to the upstream from here on without telling.
+        forget_upload(session, ctx);
         if switching && !session.is_upgrade_req() {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "unasked-for 101").into_up());
         }
@@ -411,14 +420,18 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         client_reused: bool,
     ) -> Box<Error> {
-        let end = match http1::end_of(&session.downstream_session) {
+        forget_upload(session, ctx);
+        let request_end = http1::end_of(&session.downstream_session);
+        let end = match request_end {
             Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
+            Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
             _ => AttemptEnd::of(&e),
         };
         end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
         // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
-        let repeatable = session.req_header().method.is_idempotent()
+        let repeatable = request_end != Some(RequestEnd::ClientGone)
+            && session.req_header().method.is_idempotent()
             && !session.retry_buffer_truncated()
             && may_retry(ctx);
         // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
@@ -444,6 +457,7 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         let rejection = match http1::end_of(&session.downstream_session) {
             Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
+            Some(RequestEnd::ClientGone) => None,
             Some(end) => {
                 ctx.end = End::Cut(end);
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
@@ -482,7 +496,9 @@ impl ProxyHttp for Proxy {
         let duration = now.saturating_duration_since(ctx.started);
         let outcome = RequestOutcome::new(session, ctx, duration);
         outcome.count(&self.unrouted);
-        if let Some(e) = e {
+        if let Some(e) = e
+            && !matches!(ctx.end, End::ClientGone)
+        {
             outcome.log_failure(e);
         }
         if ctx.policy.access_log {
@@ -507,6 +523,13 @@ impl ProxyHttp for Proxy {
 /// a large one.
 fn may_take_long(response: &ResponseHeader) -> bool {
     content_length(&response.headers).is_none_or(|length| length > LARGE_ANSWER)
+}
+
+/// The upstream's connection may be closed from here on.
+fn forget_upload(session: &Session, ctx: &mut RequestContext) {
+    if std::mem::take(&mut ctx.uploads) {
+        http1::set_upload(&session.downstream_session, None);
+    }
 }
 
 /// Ends the present attempt.

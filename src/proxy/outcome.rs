@@ -178,6 +178,7 @@ fn end_reason(end: RequestEnd) -> &'static str {
         RequestEnd::Token(TokenEnd::Expired) => "token_expired",
         RequestEnd::Token(TokenEnd::Revoked) => "token_revoked",
         RequestEnd::TunnelIdle => "tunnel_idle",
+        RequestEnd::ClientGone => CLIENT_GONE,
         RequestEnd::UpstreamSilent => "read_timeout",
     }
 }

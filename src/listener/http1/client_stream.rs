@@ -4,6 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::{self, MaybeUninit};
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::body::Body;
 use super::end::{RequestEnd, TunnelDeadline};
 use super::head::{Head, HeadReader};
+use super::stalled::Closed;
 use crate::auth::Principal;
 use crate::listener::rules::HeadError;
 
@@ -64,6 +66,8 @@ pub struct ClientStream {
     principal: Option<Principal>,
     /// The deadline of a request that asks for a tunnel.
     tunnel: Option<TunnelDeadline>,
+    /// The socket of the upstream that takes the body of the present request, until its answer begins.
+    upload: Option<RawFd>,
     /// Why the present request must end.
     end: Option<RequestEnd>,
     /// Whether its answer must end, too.
@@ -84,6 +88,7 @@ impl ClientStream {
             half_closed: None,
             principal: None,
             tunnel: None,
+            upload: None,
             end: None,
             is_cut: false,
         }
@@ -146,6 +151,7 @@ impl ClientStream {
         self.half_closed = None;
         self.principal = None;
         self.tunnel = None;
+        self.upload = None;
         if self.ahead.len() == head.length {
             return mem::take(&mut self.ahead);
         }
@@ -245,6 +251,29 @@ impl ClientStream {
     /// The deadline of a request that asks for a tunnel.
     pub fn tunnel(&self) -> Option<TunnelDeadline> {
         self.tunnel
+    }
+
+    /// Sets the socket of the upstream that takes the body of the present request. It must be set to `None` before
+    /// the socket is closed.
+    pub fn set_upload(&mut self, upstream: Option<RawFd>) {
+        self.upload = upstream;
+    }
+
+    /// The socket of the upstream, while it takes a body that has not arrived whole.
+    pub fn upload(&self) -> Option<RawFd> {
+        self.upload.filter(|_| !self.body.is_over())
+    }
+
+    /// Whether a client that has closed in this way cannot have sent its whole request.
+    pub fn is_gone(&self, closed: Closed) -> bool {
+        match (closed, self.body) {
+            (Closed::Whole, _) => true,
+            (Closed::Sending { waiting }, Body::Bytes(left)) => {
+                left > waiting.saturating_add(self.ahead.len() as u64)
+            }
+            // Its end may be among the bytes that wait.
+            (Closed::Sending { .. }, Body::Chunked(_) | Body::Everything) => false,
+        }
     }
 
     /// Ends the present request: Pingora's next read fails, and its next write, too, unless the answer has not

@@ -15,6 +15,9 @@ pub enum RequestEnd {
     /// No byte has passed through the tunnel for too long.
     #[error("the tunnel was idle for too long")]
     TunnelIdle,
+    /// The client has left while the upstream took no more of its upload.
+    #[error("the client has left")]
+    ClientGone,
     /// The upstream has sent nothing for too long.
     #[error("the upstream has sent nothing for too long")]
     UpstreamSilent,

@@ -28,10 +28,11 @@ mod client_stream;
 pub mod end;
 pub mod head;
 mod request_stream;
+mod stalled;
 
 use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
-pub use request_stream::{TokenEnds, answered_whole, end_of, ends_with, set_tunnel};
+pub use request_stream::{TokenEnds, answered_whole, end_of, ends_with, set_tunnel, set_upload};
 
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;

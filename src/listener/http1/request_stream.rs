@@ -7,6 +7,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,6 +27,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::client_stream::ClientStream;
 use super::end::{RequestEnd, TunnelDeadline};
+use super::stalled::StalledUpload;
 use crate::admission::TokenEnd;
 use crate::auth::Principal;
 use crate::listener::connection::{Connection, Facts};
@@ -53,7 +55,7 @@ impl SharedStream {
     }
 
     /// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any
-    /// more, or when its tunnel is idle for too long. `token_end` waits for the end of a token.
+    /// more, when its tunnel is idle for too long, or when its client leaves during a stalled upload. `token_end` waits for the end of a token.
     pub async fn watch<T>(
         &self,
         mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
@@ -61,6 +63,7 @@ impl SharedStream {
     ) -> T {
         let mut token: Option<TokenEnds> = None;
         let mut timer: Option<Pin<Box<Sleep>>> = None;
+        let mut upload: Option<StalledUpload> = None;
         poll_fn(|cx| {
             loop {
                 let tunnel = {
@@ -84,8 +87,20 @@ impl SharedStream {
                 if let Poll::Ready(output) = processing.as_mut().poll(cx) {
                     return Poll::Ready(output);
                 }
-                // Pingora may just have said whose token it is, or that there is a tunnel.
-                let client = self.0.client.lock();
+                // Pingora may just have said whose token it is, or that there is a tunnel or an upload.
+                let mut client = self.0.client.lock();
+                if let (None, Some(upstream)) = (&upload, client.upload()) {
+                    // Without descriptors left, Pingora's timeouts must do.
+                    upload = StalledUpload::new(self.0.facts.id, upstream).ok();
+                }
+                if let Some(upload) = &mut upload
+                    && let Poll::Ready(closed) = upload.poll_closed(cx)
+                    && client.upload().is_some()
+                    && client.is_gone(closed)
+                {
+                    client.set_end(RequestEnd::ClientGone);
+                    upload.stop();
+                }
                 let is_earlier = |new: TunnelDeadline| {
                     tunnel.is_none_or(|old: TunnelDeadline| new.due() < old.due())
                 };
@@ -137,6 +152,12 @@ pub fn ends_with(session: &ServerSession, principal: &Principal) {
 /// Ends the request of `session`, which asks for a tunnel, when no byte has passed for `limit`.
 pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
     with_client(session, |client| client.set_tunnel(limit, reason));
+}
+
+/// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket
+/// is closed.
+pub fn set_upload(session: &ServerSession, upstream: Option<RawFd>) {
+    with_client(session, |client| client.set_upload(upstream));
 }
 
 /// Why the connection's task has ended the request of `session`.
