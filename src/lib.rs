@@ -78,8 +78,8 @@
 //! cached records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`]. A new policy keeps
 //! the parts of the old one that have not changed: verified tokens, sets of keys, resolved upstreams.
 //!
-//! There are three kinds of runtimes. Pingora's workers serve requests and carry the connection to Redis; a single worker
-//! has a runtime without work stealing. One thread serves metrics. One thread runs [`gateway::background`], which
+//! There are three kinds of runtimes. Pingora's workers serve requests; each has one thread and upstream connections of
+//! its own ([`listener::worker`]), and the first carries the connection to Redis. One thread serves metrics. One thread runs [`gateway::background`], which
 //! starts a task again when the task ends or dies.
 //!
 //! # Invariants

@@ -314,3 +314,41 @@ fn a_half_sent_line_is_not_needed_to_read_the_rest() {
     assert!(rest.is_empty(), "nothing follows the answers");
     thread::yield_now();
 }
+
+/// Requests that wait for Redis, one after the other on each of `clients` connections.
+fn exact_requests(clients: usize, requests: usize) -> (usize, Vec<String>) {
+    let (origin, redis) = (Origin::start(), Redis::start());
+    let gateway = Gateway::start(&format!(
+        "redis: {{ url: \"{}\" }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+limits: {{ sync: exact }}
+routes: [ {{ prefix: /, upstream: up, auth: none, limits: [ {{ rate: 1000000/minute, by: ip }} ] }} ]",
+        redis.url(),
+        origin.url()
+    ));
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                let mut client = gateway.connect();
+                for _ in 0..requests {
+                    let answer = client.call("GET", "/", &[], b"");
+                    assert_eq!(
+                        (answer.status(), answer.header("ratelimit").is_some()),
+                        (200, true)
+                    );
+                }
+            });
+        }
+    });
+    let errors = gateway.lines().into_iter().filter(|line| line.contains("\"error\"")).collect();
+    (origin.connections(), errors)
+}
+
+#[test]
+fn what_a_request_waits_for_does_not_cost_it_its_upstream_connection() {
+    for (clients, requests) in [(1, 300), (8, 100)] {
+        let (connections, errors) = exact_requests(clients, requests);
+        assert!(connections <= clients, "{connections} connections for {clients} clients");
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+}

@@ -23,6 +23,7 @@ use crate::base::task::detach;
 use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
 use crate::listener::accept::Connections;
+use crate::listener::bounds::OpenConnections;
 use crate::listener::listening::Listening;
 use crate::listener::sockets::{BindError, Bound, BoundSocket};
 use crate::policy::Policy;
@@ -49,9 +50,6 @@ use shutdown::{Drain, Signals};
 
 /// How long a successor may take to become ready.
 const BECOME_READY: Duration = Duration::from_secs(10);
-
-/// Up to this number of worker threads, one lock for all timers was measured to cost nothing.
-const FEW_THREADS: usize = 2;
 
 /// Reads the configuration again; the error is text for people.
 pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
@@ -159,16 +157,20 @@ impl Gateway {
         let meeting = Meeting::new(config.server.upgrade_sock.as_deref());
         let copies = bound.copies().map_err(|error| StartError::System(error.to_string()))?;
         let drain = Drain::new(Arc::clone(&readiness), Arc::clone(&ledger), &config);
-        let connections = Connections::new(
-            http_proxy(&server.configuration, proxy),
-            Arc::clone(&policy),
-            problem::closing_response,
-            tokens,
-        );
-        let refusals = connections.refusals();
-        let threads = config.server.threads;
+        let open = Arc::new(OpenConnections::default());
+        let refusals = open.refusals();
+        // The application of one thread, with upstream connections of its own.
+        let connections = || {
+            Connections::new(
+                http_proxy(&server.configuration, proxy.clone()),
+                Arc::clone(&policy),
+                problem::closing_response,
+                Arc::clone(&tokens),
+                Arc::clone(&open),
+            )
+        };
         let mut listening =
-            Listening::new(connections, "listening", threads, bound.listeners, drain.listeners())
+            Listening::new(connections(), "listening", bound.listeners, drain.listeners())
                 .on_start({
                     let membership = Arc::clone(&membership);
                     move || {
@@ -176,19 +178,25 @@ impl Gateway {
                         detach(memory::give_back());
                     }
                 });
+        let workers: Vec<_> = (1..config.server.threads)
+            .map(|_| listening.add_worker(connections(), || detach(memory::give_back())))
+            .collect();
         if let Some(predecessor) = predecessor {
             let (policy, readiness) = (Arc::clone(&policy), Arc::clone(&readiness));
             listening = listening.before_accept(take_over(predecessor, policy, readiness));
         }
         server.add_service(listening);
+        for worker in workers {
+            server.add_service(worker);
+        }
         if !bound.metrics.is_empty() {
             let metrics = pingora_prometheus::new_prometheus_server();
             let close = drain.never();
-            server.add_service(Listening::new(metrics, "metrics", 1, bound.metrics, close));
+            server.add_service(Listening::new(metrics, "metrics", bound.metrics, close));
         }
         if let Some(echo) = echo {
             let app = HttpServer::new_app(Echo);
-            server.add_service(Listening::new(app, "echo", 1, vec![echo], drain.never()));
+            server.add_service(Listening::new(app, "echo", vec![echo], drain.never()));
         }
         let reload = Arc::new(Reload::new(load, pending, config, Arc::clone(&policy)));
         let store = membership;
@@ -230,21 +238,18 @@ async fn take_over(
 }
 
 fn server_conf(config: &StartupConfig) -> ServerConf {
-    let defaults = ServerConf::default();
     ServerConf {
         threads: 1,
-        // A single thread has no other to share work with, and is faster without stealing. With several
-        // threads, tasks would wait for a busy thread while another is idle.
-        work_stealing: config.server.threads > 1,
-        upstream_keepalive_pool_size: config.server.upstream_keepalive_pool_size,
-        fast_timeout_to_tokio_threshold_seconds: match config.server.threads {
-            // Tokio's timers, for every timeout. Tokio forgets a timer that is dropped. Pingora's timers
-            // stay until they are due, and read the clock each time one is made.
-            ..=FEW_THREADS => Some(0),
-            // Tokio's timers share one lock. Each thread has its own timers of Pingora.
-            _ => defaults.fast_timeout_to_tokio_threshold_seconds,
-        },
-        ..defaults
+        // Each thread has an event loop and upstream connections of its own.
+        work_stealing: false,
+        upstream_keepalive_pool_size: config
+            .server
+            .upstream_keepalive_pool_size
+            .div_ceil(config.server.threads.max(1)),
+        // Tokio's timers, for every timeout. Tokio forgets a timer that is dropped. Pingora's timers stay until they are
+        // due, and read the clock each time one is made.
+        fast_timeout_to_tokio_threshold_seconds: Some(0),
+        ..ServerConf::default()
     }
 }
 

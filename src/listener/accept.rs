@@ -8,7 +8,7 @@ use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 
-use super::bounds::{Bounds, OpenConnections, Refusals};
+use super::bounds::{Bounds, OpenConnections};
 use super::connection::{Connection, peer_ip};
 use super::http1::{self, RefusalBytes, TokenEnds};
 use crate::admission::TokenWatch;
@@ -21,31 +21,21 @@ pub struct Connections<A> {
     policy: Arc<ArcSwap<Policy>>,
     refusal_bytes: RefusalBytes,
     tokens: Arc<TokenWatch>,
-    open: OpenConnections,
+    open: Arc<OpenConnections>,
 }
 
 impl<A> Connections<A> {
     /// Gives each request to `requests`. Bounds and deadlines are those of the current `policy`.
     /// `refusal_bytes` makes the answer to bytes that are not a request. `tokens` tells when a token ends
-    /// before its request.
+    /// before its request. `open` counts the connections of all threads.
     pub fn new(
         requests: A,
         policy: Arc<ArcSwap<Policy>>,
         refusal_bytes: RefusalBytes,
         tokens: Arc<TokenWatch>,
+        open: Arc<OpenConnections>,
     ) -> Self {
-        Self {
-            requests: Arc::new(requests),
-            policy,
-            refusal_bytes,
-            tokens,
-            open: OpenConnections::default(),
-        }
-    }
-
-    /// Counts the connections that are refused.
-    pub fn refusals(&self) -> Arc<Refusals> {
-        self.open.refusals()
+        Self { requests: Arc::new(requests), policy, refusal_bytes, tokens, open }
     }
 }
 

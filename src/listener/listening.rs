@@ -11,14 +11,14 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use log::{error, info};
 use pingora_core::apps::ServerApp;
-use pingora_core::protocols::l4::listener::Listener;
-use pingora_core::protocols::{Stream, l4};
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service as ServiceTrait;
-use tokio::sync::watch;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::sockets::BoundSocket;
+use super::worker::{Accepted, Worker, serve};
 use crate::base::task::detach;
 
 /// The pause after connections could not be accepted.
@@ -27,15 +27,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the process waits, before it exits, for the last log line to be written.
 const LOG_FLUSH: Duration = Duration::from_millis(20);
 
-/// A listening service that accepts on bound sockets, and closes them at a signal of its own.
+/// A listening service that accepts on bound sockets, and closes them at a signal of its own. It serves the connections on
+/// its thread and gives the other threads their share.
 ///
 /// It accepts connections itself: Pingora's task of a connection has room for a TLS handshake and a read buffer
 /// of 64 KiB, which a plain connection would hold as long as it is open.
 pub struct Listening<A> {
     app: Arc<A>,
     label: &'static str,
-    threads: usize,
     sockets: Vec<BoundSocket>,
+    others: Vec<mpsc::Sender<Accepted>>,
     close: watch::Receiver<bool>,
     on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
     before_accept: Option<BeforeAccept>,
@@ -46,17 +47,23 @@ type BeforeAccept =
     Pin<Box<dyn Future<Output = Result<(), Box<dyn Error + Send + Sync>>> + Send + Sync>>;
 
 impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
-    /// Serves the connections of `sockets` with `app` on `threads` threads, and closes the sockets when `close`
-    /// becomes true or when Pingora shuts down. The log calls the service `label`.
+    /// Serves the connections of `sockets` with `app`, and closes the sockets when `close` becomes true or when Pingora
+    /// shuts down. The log calls the service `label`.
     pub fn new(
         app: A,
         label: &'static str,
-        threads: usize,
         sockets: Vec<BoundSocket>,
         close: watch::Receiver<bool>,
     ) -> Self {
-        let app = Arc::new(app);
-        Self { app, label, threads, sockets, close, on_start: None, before_accept: None }
+        let (app, others) = (Arc::new(app), Vec::new());
+        Self { app, label, sockets, others, close, on_start: None, before_accept: None }
+    }
+
+    /// One more thread, which serves its share of the connections with `app`, and calls `start` first.
+    pub fn add_worker(&mut self, app: A, start: fn()) -> Worker<A> {
+        let (worker, connections) = Worker::new(app, self.label, start);
+        self.others.push(connections);
+        worker
     }
 
     /// Calls `start` on the runtime of this service, before the first connection is accepted. Tasks that
@@ -88,12 +95,14 @@ fn fail(failure: &dyn Error) -> ! {
     std::process::exit(69)
 }
 
-/// Accepts connections until `closed` becomes true.
+/// Accepts connections until `closed` becomes true. This thread and the `others` get one in turn.
 async fn accept<A: ServerApp + Send + Sync + 'static>(
     app: Arc<A>,
-    listener: Listener,
+    listener: TcpListener,
+    others: Vec<mpsc::Sender<Accepted>>,
     closed: watch::Receiver<bool>,
 ) {
+    let mut turns = (0..=others.len()).cycle();
     let mut watched = closed.clone();
     let mut end = pin!(watched.wait_for(|closed| *closed));
     loop {
@@ -102,8 +111,18 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
             _ = &mut end => return,
         };
         match accepted {
-            Ok(stream) => {
-                detach(serve(Arc::clone(&app), stream, closed.clone()));
+            Ok((socket, peer)) => {
+                let closed = closed.clone();
+                let turn = turns.next().unwrap_or_default();
+                match turn.checked_sub(1).and_then(|nth| others.get(nth)) {
+                    None => detach(serve(Arc::clone(&app), socket, peer, closed)),
+                    Some(other) => {
+                        if let Some(accepted) = Accepted::new(socket, peer, closed) {
+                            // A worker listens until every sender is gone.
+                            let _ = other.send(accepted).await;
+                        }
+                    }
+                }
             }
             // The client was faster.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -116,19 +135,6 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
                 }
             }
         }
-    }
-}
-
-async fn serve<A: ServerApp + Send + Sync + 'static>(
-    app: Arc<A>,
-    mut stream: l4::stream::Stream,
-    closed: watch::Receiver<bool>,
-) {
-    // An error means that the client has closed already.
-    let _ = stream.set_nodelay();
-    let mut next: Option<Stream> = Some(Box::new(stream));
-    while let Some(stream) = next {
-        next = app.process_new(stream, &closed).await;
     }
 }
 
@@ -163,9 +169,11 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
         });
         let accepting = self.sockets.drain(..).map(|bound| {
             let listener = bound.into_listener().unwrap_or_else(|error| fail(&error));
-            tokio::spawn(accept(Arc::clone(&self.app), listener.into(), closed.clone()))
+            let (app, others) = (Arc::clone(&self.app), self.others.clone());
+            tokio::spawn(accept(app, listener, others, closed.clone()))
         });
         join_all(accepting.collect::<Vec<_>>()).await;
+        self.others.clear();
         self.app.cleanup().await;
     }
 
@@ -174,6 +182,6 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
     }
 
     fn threads(&self) -> Option<usize> {
-        Some(self.threads)
+        Some(1)
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! sockets     bound before the gateway starts
 //! listening   accepts connections, until the shutdown says so
+//! worker      the other threads, each with its share of the connections
 //! accept      counts connections, and gives each to the reader of its protocol
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
@@ -20,3 +21,4 @@ pub mod listening;
 pub mod rules;
 pub mod sockets;
 mod timer;
+pub mod worker;

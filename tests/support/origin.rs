@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::{self, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -25,6 +26,7 @@ pub struct Origin {
 #[derive(Default)]
 struct State {
     requests: Mutex<Vec<Message>>,
+    connections: AtomicUsize,
     answers: Mutex<HashMap<String, Answer>>,
 }
 
@@ -37,6 +39,7 @@ impl Origin {
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let (stream, state) = (stream.unwrap(), Arc::clone(&accepting));
+                state.connections.fetch_add(1, Ordering::Relaxed);
                 // A broken connection is for the gateway to notice; the bytes that arrived are on record.
                 thread::spawn(move || drop(state.serve(stream)));
             }
@@ -73,6 +76,11 @@ impl Origin {
             Ok(true)
         });
         Gate(open)
+    }
+
+    /// How many connections were made so far.
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::Relaxed)
     }
 
     /// Every request so far.
