@@ -47,8 +47,8 @@ auth:
   jwt:
     keys:
       - {{ algorithm: HS256, secret: \"{SECRET}\" }}
-      - {{ algorithm: ES512, public_key: \"{}\" }}
-      - {{ algorithm: RS256, public_key: \"{}\" }}
+      - {{ kid: es, algorithm: ES512, public_key: \"{}\" }}
+      - {{ kid: rs, algorithm: RS256, public_key: \"{}\" }}
   max_failures: {max_failures}
 log: {{ access: false }}
 limits: {{ sync: exact, on_store_failure: deny, default: [ 1000000/minute ] }}
@@ -63,7 +63,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
         1 => Gateway::start_with_one_thread(&yaml),
         _ => Gateway::start(&yaml),
     };
-    let script = "for nth = 0, 19999 do redis.call('HSET', 'token:t-' .. nth, 'plan', 'pro') end";
+    let script = "for nth = 0, 19999 do redis.call('HSET', 'token:t-' .. nth, 'name', 'pro') end";
     redis.command(&["EVAL", script, "0"]);
 
     let unseen = AtomicU64::new(KNOWN as u64);
