@@ -4,13 +4,14 @@
 //! nor quotas.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fred::error::{Error, ErrorKind};
 use fred::types::{FromValue, Key, Value};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::cluster::{Cluster, slot_of};
 use super::errors::Cause;
@@ -37,6 +38,8 @@ pub(super) struct RedisClient {
     on_operation: OnOperation,
     signals: Arc<Signals>,
     answered: AtomicBool,
+    /// The runtime that reads the answers.
+    home: OnceLock<Handle>,
     refusal_logged: Mutex<Option<Instant>>,
     servers: Servers,
 }
@@ -99,6 +102,7 @@ impl RedisClient {
             on_operation,
             signals,
             answered: AtomicBool::new(false),
+            home: OnceLock::new(),
             refusal_logged: Mutex::default(),
             servers,
         }
@@ -107,6 +111,8 @@ impl RedisClient {
     /// Spawns the tasks that keep connections, on the present runtime; they end with the client.
     pub(super) fn start(&self) {
         let connect_timeout = self.timeout.max(MIN_CONNECT_TIMEOUT);
+        // Only the first start counts, as for the connections.
+        let _ = self.home.set(Handle::current());
         match &self.servers {
             Servers::One(node) => node.start(connect_timeout),
             Servers::Cluster(cluster) => cluster.start(connect_timeout),
@@ -217,7 +223,8 @@ impl RedisClient {
             deadline: (started + self.timeout).into(),
             asked: Mutex::default(),
         });
-        let answer = answer_by(connection.deadline, run(Arc::clone(&connection))).await;
+        let answer =
+            answer_by(connection.deadline, self.home.get(), run(Arc::clone(&connection))).await;
         let asked = std::mem::take(&mut *connection.asked.lock());
         self.settle(operation, access, &asked, answer, started)
     }

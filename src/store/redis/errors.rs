@@ -23,10 +23,12 @@ pub(super) enum Cause {
     CrossSlot,
     /// The server has forgotten the script.
     NoScript,
-    /// The server answers, and refuses writes: it is full, cannot save, or has too few replicas.
+    /// The server answers, and refuses writes: it is full, or cannot save.
     WritesRefused,
     /// The server answers, and refuses writes because it is a replica: the primary must be found again.
     ReadOnly,
+    /// The server answers, and refuses writes because it has too few replicas: they may follow another primary.
+    TooFewReplicas,
     /// The server is a replica without its primary, and refuses reads too.
     Replica,
     /// Any other error.
@@ -44,7 +46,7 @@ const CODES: [(&str, Cause); 12] = [
     ("NOSCRIPT", Cause::NoScript),
     ("OOM ", Cause::WritesRefused),
     ("MISCONF ", Cause::WritesRefused),
-    ("NOREPLICAS ", Cause::WritesRefused),
+    ("NOREPLICAS ", Cause::TooFewReplicas),
     ("READONLY", Cause::ReadOnly),
     ("MASTERDOWN", Cause::Replica),
 ];
@@ -71,7 +73,7 @@ impl Cause {
 
     /// Whether the server refuses writes, and answers reads.
     pub(super) fn refuses_writes(self) -> bool {
-        matches!(self, Self::WritesRefused | Self::ReadOnly)
+        matches!(self, Self::WritesRefused | Self::ReadOnly | Self::TooFewReplicas)
     }
 
     /// Whether the server answered about the key alone, and could answer about other keys.
@@ -126,7 +128,7 @@ mod tests {
             ),
             ("ERR Error running script (call to f_1): @user_script:1: nil", Cause::Other),
             ("MISCONF Redis is configured to save", Cause::WritesRefused),
-            ("NOREPLICAS Not enough good replicas to write.", Cause::WritesRefused),
+            ("NOREPLICAS Not enough good replicas to write.", Cause::TooFewReplicas),
             ("MASTERDOWN Link with MASTER is down", Cause::Replica),
             ("ERR WRONGTYPE", Cause::Other),
             ("", Cause::Other),

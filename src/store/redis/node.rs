@@ -21,6 +21,7 @@ use fred::types::client::Invalidation;
 use fred::types::config::{Config, ConnectionConfig, ServerConfig, TcpConfig, UnresponsiveConfig};
 use fred::types::{ConnectHandle, FromValue, Key, RespVersion, Value};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -39,8 +40,13 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// Probes in a row that must fail before the connection is given up for a new one.
 const FAILURES_TO_RECONNECT: u32 = 3;
 
-/// The least age of a connection that is replaced because it leads to a replica: the next one may lead there too.
+/// The least age of a connection that is replaced because another server may be the primary: the next one may lead to the
+/// same server, and is given twice the time then, up to the second number.
 const REPLACED_AFTER: Duration = Duration::from_secs(1);
+const MOST_REPLACED_AFTER: Duration = Duration::from_secs(64);
+
+/// Probes in a row that this process was too busy for, and that count as held up.
+const MOST_HELD_UP: u32 = 10;
 
 /// A server, or the server that Sentinels name.
 pub(super) struct Node {
@@ -51,6 +57,8 @@ pub(super) struct Node {
     refuses_writes: AtomicBool,
     available: AtomicBool,
     failed_probes: AtomicU32,
+    /// Probes in a row without an answer that this process was too busy for.
+    held_up: AtomicU32,
     signals: Arc<Signals>,
     link: watch::Receiver<Link>,
     /// The task that keeps the connection takes this.
@@ -111,6 +119,10 @@ pub(super) struct Session {
     /// Notified when the connection should be replaced, and serves until then.
     demoted: Notify,
     since: Instant,
+    /// How long it serves before it may be replaced although it answers.
+    demotable_after: Duration,
+    /// The runtime that reads the answers.
+    pub(super) home: Handle,
     /// Never carries a value; the channel closes with the connection.
     open: watch::Receiver<()>,
 }
@@ -126,6 +138,7 @@ impl Node {
             refuses_writes: AtomicBool::new(false),
             available: AtomicBool::new(false),
             failed_probes: AtomicU32::new(0),
+            held_up: AtomicU32::new(0),
             signals,
             link,
             link_keeper: Mutex::new(Some((config, link_keeper))),
@@ -135,12 +148,7 @@ impl Node {
     /// Spawns the task that keeps the connection, on the present runtime; it ends with the node.
     pub(super) fn start(&self, connect_timeout: Duration) {
         if let Some((config, keeper)) = self.link_keeper.lock().take() {
-            crate::base::task::detach(keep_connected(
-                config,
-                connect_timeout,
-                keeper,
-                Arc::clone(&self.signals),
-            ));
+            detach(keep_connected(config, connect_timeout, keeper, Arc::clone(&self.signals)));
         }
     }
 
@@ -190,7 +198,10 @@ impl Node {
         let result = run(Arc::clone(&session)).await;
         match result.as_ref().map_err(Cause::of) {
             Err(Cause::Replica) => session.retired.notify_one(),
-            Err(Cause::ReadOnly) if session.since.elapsed() >= REPLACED_AFTER => {
+            // Another server may be the primary by now.
+            Err(Cause::ReadOnly | Cause::TooFewReplicas)
+                if session.since.elapsed() >= session.demotable_after =>
+            {
                 session.demoted.notify_one();
             }
             _ => {}
@@ -201,12 +212,24 @@ impl Node {
     /// Counts the outcome of a call, and logs the reason when it changes how the server is used. A probe is a write.
     pub(super) fn count(&self, verdict: Verdict, is_probe: bool, reason: impl FnOnce() -> String) {
         let now = Instant::now();
+        // A busy process says nothing about the server, unless that goes on while no answer comes at all.
+        let verdict = match verdict {
+            Verdict::Unknown
+                if is_probe && self.held_up.fetch_add(1, Ordering::Relaxed) >= MOST_HELD_UP =>
+            {
+                Verdict::Fails
+            }
+            verdict => verdict,
+        };
         let mut breakers = self.breakers.lock();
         let answers = match verdict {
             Verdict::Serves | Verdict::RefusesWrites => breakers.answers.succeeded(now),
             Verdict::Fails => breakers.answers.failed(now),
             Verdict::Unknown => return,
         };
+        if verdict != Verdict::Fails && self.held_up.load(Ordering::Relaxed) > 0 {
+            self.held_up.store(0, Ordering::Relaxed);
+        }
         let writes = match verdict {
             // A take that grants nothing writes nothing: only a probe shows that writes succeed.
             Verdict::Serves if is_probe => breakers.writes.succeeded(now),
@@ -342,12 +365,13 @@ async fn keep_connected(
         }
     };
     let mut failures = 0;
+    let mut demotable_after = REPLACED_AFTER;
     // A connection that serves until the next one does.
     let mut demoted: Option<Driver> = None;
     loop {
         let connected = tokio::select! {
             () = link.closed() => return,
-            connected = connect(&config, connect_timeout, on_record.map(|_| &signals.keys)) => connected,
+            connected = connect(&config, connect_timeout, on_record.map(|_| &signals.keys), demotable_after) => connected,
         };
         match connected {
             Ok((session, mut driver)) => {
@@ -377,6 +401,12 @@ async fn keep_connected(
                         true
                     }
                     () = hear(&mut changes, on_record, &signals.keys) => false,
+                };
+                // Where there is no other primary, looking for one more and more seldom spares the records in memory.
+                demotable_after = match is_demoted && session.since.elapsed() < demotable_after * 2
+                {
+                    true => (demotable_after * 2).min(MOST_REPLACED_AFTER),
+                    false => REPLACED_AFTER,
                 };
                 if is_demoted {
                     demoted = Some(driver);
@@ -452,6 +482,7 @@ pub(super) async fn connect(
     config: &Config,
     connect_timeout: Duration,
     tells_changes_of: Option<&Keys>,
+    demotable_after: Duration,
 ) -> Result<(Arc<Session>, Driver), Error> {
     let options = ConnectionConfig {
         connection_timeout: connect_timeout,
@@ -500,6 +531,8 @@ pub(super) async fn connect(
         retired: Notify::new(),
         demoted: Notify::new(),
         since: Instant::now(),
+        demotable_after,
+        home: Handle::current(),
         open,
     };
     Ok((Arc::new(session), driver))

@@ -60,7 +60,7 @@ pub(super) async fn take(
         None => {
             // Boxed, because this is rare and large.
             let alone = session.while_open(Box::pin(ask_alone(&session, question)));
-            answer_by(deadline, async { alone.await? }).await
+            answer_by(deadline, Some(&session.home), async { alone.await? }).await
         }
     }
 }
@@ -125,7 +125,7 @@ async fn ask(session: &Session, takes: Vec<Take>) {
     let limits: Vec<usize> = questions.iter().map(|question| question.keys.len()).collect();
     let (keys, arguments) = together(questions);
     let call = session.eval_loaded::<Bytes>(TAKE, keys, arguments);
-    let result = match answer_by(deadline, call).await {
+    let result = match answer_by(deadline, Some(&session.home), call).await {
         Ok(numbers) => grants(&numbers, limits),
         Err(error) if must_ask_alone(&error) => {
             let apart = Cause::of(&error) == Cause::CrossSlot;
