@@ -236,14 +236,20 @@ max_body: 1GiB
 upstreams: {{ up: {{ endpoints: [ \"{url}\" ], timeouts: {{ read: 60s, write: 60s }} }} }}
 routes: [ {{ prefix: /, upstream: up, auth: none }} ]"
     ));
-    for (id, method, resets) in [("closes", "POST", false), ("resets", "PUT", true)] {
+    let piece = vec![b'x'; 64 << 10];
+    let chunk = [b"10000\r\n", &piece[..], b"\r\n"].concat();
+    let (length, chunked) = ("Content-Length: 1000000000", "Transfer-Encoding: chunked");
+    for (id, method, framing, piece, resets) in [
+        ("closes", "POST", length, &piece, false),
+        ("resets", "PUT", length, &piece, true),
+        ("chunks", "POST", chunked, &chunk, false),
+    ] {
         let mut client = TcpStream::connect(gateway.address).unwrap();
-        let head = format!(
-            "{method} / HTTP/1.1\r\nHost: a\r\nX-Request-ID: {id}\r\nContent-Length: 1000000000\r\n\r\n"
-        );
+        let head =
+            format!("{method} / HTTP/1.1\r\nHost: a\r\nX-Request-ID: {id}\r\n{framing}\r\n\r\n");
         client.write_all(head.as_bytes()).unwrap();
         wait_longer_for(Duration::from_secs(30), "the upload to stall", || {
-            client.write_all(&[b'x'; 64 << 10]).unwrap();
+            client.write_all(piece).unwrap();
             thread::sleep(Duration::from_millis(30));
             (unread(&client) > 0).then(|| thread::sleep(Duration::from_millis(300)));
             (unread(&client) > 0).then_some(())
@@ -260,4 +266,22 @@ routes: [ {{ prefix: /, upstream: up, auth: none }} ]"
     }
     let failed = gateway.lines().into_iter().find(|line| line.contains("request failed"));
     assert_eq!(failed, None, "the upstream is not at fault");
+}
+
+#[test]
+fn the_tunnel_of_a_rotated_key_ends_with_its_own_record() {
+    // The SHA-256 of `abc`.
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let (redis, origin) = (Redis::start(), origin());
+    let gateway =
+        Gateway::start(&config(&origin, "30s", &format!("redis: {{ url: \"{}\" }}", redis.url())));
+    // The token that it counts as has ended already.
+    redis.record(ABC, &[("counts_as", "predecessor")]);
+    let mut tunnel = Long::open(&gateway, "/ws", "rotated", "Bearer abc");
+    thread::sleep(Duration::from_millis(2_500));
+    assert!(tunnel.echoes());
+    redis.command(&["DEL", &format!("token:{ABC}")]);
+    let lasted = tunnel.lasts();
+    assert!(lasted < Duration::from_millis(700), "{lasted:?}");
+    assert_eq!(reason(&gateway, "rotated"), "token_revoked");
 }

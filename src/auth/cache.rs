@@ -291,6 +291,11 @@ impl<S: Source> StoreCache<S> {
         }
     }
 
+    /// Whether a record of `id` is in memory, however old it is.
+    pub fn was_known(&self, id: &Arc<str>) -> bool {
+        self.known.peek(id).is_some()
+    }
+
     /// The answer in memory about `id`.
     fn find(self: &Arc<Self>, id: &Arc<str>) -> Option<Entry<S::Value>> {
         let entry = self.known.get(id).or_else(|| self.unknown.get(id))?;

@@ -4,17 +4,27 @@
 //! store nothing. A credential that is known to be valid passes however many invalid ones come from its address.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use pingora_limits::rate::{Rate, RateComponents};
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 
 use crate::base::net::Network;
 
-/// Counts invalid credentials by client address. Counts are estimates that are never too low
-/// (a count-min sketch): memory is bounded whatever arrives, and an address may be told to wait early.
+/// Most client networks that are counted. Beyond that, some are forgotten, and their credentials are checked.
+const NETWORKS: usize = 32_768;
+
+/// Counts invalid credentials by client network. Counts are exact: the failures of others never make a client wait.
 pub struct FailureGuard {
     allowed: FailureRate,
-    rate: Rate,
+    tallies: Cache<Network, Arc<Mutex<Tally>>>,
+}
+
+/// The failures of one network since the beginning of its window.
+struct Tally {
+    since: Instant,
+    failures: u32,
 }
 
 /// How many invalid credentials of one client address are answered with 401 in a window.
@@ -29,7 +39,7 @@ pub struct FailureRate {
 impl FailureGuard {
     /// A guard that has counted nothing yet.
     pub fn new(allowed: FailureRate) -> Self {
-        Self { allowed, rate: Rate::new(allowed.window) }
+        Self { allowed, tallies: Cache::new(NETWORKS) }
     }
 
     /// The rate that the guard allows.
@@ -39,20 +49,27 @@ impl FailureGuard {
 
     /// Notes an invalid credential from `client`. If there were too many: how long the client should wait.
     pub fn failed(&self, client: IpAddr) -> Option<Duration> {
-        self.observe(client, 1)
+        let now = Instant::now();
+        let new = || Ok::<_, ()>(Arc::new(Mutex::new(Tally { since: now, failures: 0 })));
+        let tally = self.tallies.get_or_insert_with(&Network::of(client), new).ok()?;
+        let mut tally = tally.lock();
+        if now.saturating_duration_since(tally.since) >= self.allowed.window {
+            *tally = Tally { since: now, failures: 0 };
+        }
+        tally.failures = tally.failures.saturating_add(1);
+        self.wait(&tally, now)
     }
 
     /// If too many invalid credentials came from `client` already: how long the client should wait.
     fn is_over(&self, client: IpAddr) -> Option<Duration> {
-        self.observe(client, 0)
+        let tally = self.tallies.get(&Network::of(client))?;
+        let tally = tally.lock();
+        self.wait(&tally, Instant::now())
     }
 
-    fn observe(&self, client: IpAddr, failures: isize) -> Option<Duration> {
-        let client = Network::of(client);
-        let count = self.rate.observe(&client, failures);
-        let over = u64::try_from(count).is_ok_and(|count| count > u64::from(self.allowed.failures));
-        let rest = |rate: RateComponents| 1.0 - rate.current_interval_fraction.clamp(0.0, 1.0);
-        over.then(|| self.allowed.window.mul_f64(self.rate.rate_with(&client, rest)))
+    fn wait(&self, tally: &Tally, now: Instant) -> Option<Duration> {
+        let left = self.allowed.window.checked_sub(now.saturating_duration_since(tally.since))?;
+        (tally.failures > self.allowed.failures).then_some(left)
     }
 }
 
@@ -84,6 +101,13 @@ impl GuardedClient<'_> {
     pub fn may_try(&self) -> Result<(), TooManyFailures> {
         let (Some(guard), Some(client)) = (self.guard, self.client) else { return Ok(()) };
         guard.is_over(client).map_or(Ok(()), |wait| Err(TooManyFailures { wait }))
+    }
+
+    /// Counts a failure that the client is not told of.
+    pub fn note_failure(&self) {
+        if let (Some(guard), Some(client)) = (self.guard, self.client) {
+            guard.failed(client);
+        }
     }
 }
 
@@ -117,5 +141,18 @@ mod tests {
         assert_eq!(guard.failed(ip("2001:db8:0:1::1")), None);
         assert!(guard.failed(ip("::ffff:192.0.2.1")).is_some(), "the same address, mapped");
         assert_eq!(guard.failed(ip("192.0.2.2")), None);
+    }
+
+    #[test]
+    fn the_failures_of_other_networks_make_nobody_wait() {
+        let window = Duration::from_secs(3_600);
+        let guard = FailureGuard::new(FailureRate { failures: 3, window });
+        let other = |nth: u32| IpAddr::from(nth.to_be_bytes());
+        for nth in 0..200_000 {
+            assert_eq!(guard.failed(other(nth)), None);
+        }
+        assert!(guard.tallies.len() <= NETWORKS);
+        let client = Some("192.0.2.1".parse().unwrap());
+        assert_eq!(GuardedClient { guard: Some(&guard), client }.may_try(), Ok(()));
     }
 }

@@ -166,6 +166,11 @@ impl JwtVerifier {
         client: GuardedClient<'_>,
         clock: &dyn Clock,
     ) -> Result<VerifiedToken, AuthError> {
+        // A token that was verified by earlier keys of its issuer is no guess.
+        let client = match self.verified.peek(token.as_bytes()) {
+            Some(_) => GuardedClient::ANY,
+            None => client,
+        };
         client.may_try()?;
         let claims = self.verify_signature(token, client).await?;
         let verified = VerifiedToken::new(claims, token);
@@ -221,11 +226,19 @@ impl JwtVerifier {
                 }
                 return Err(why.into());
             }
-            (Checked::NoKey(..), Some(jwks)) => {
+            (Checked::NoKey(why, before), Some(jwks)) => {
                 let fetched = jwks.refetch().await;
-                match self.check(issuer, &token, client).await? {
+                let again = match issuer.generation() == before {
+                    true => Checked::NoKey(why, before),
+                    false => self.check(issuer, &token, client).await?,
+                };
+                match again {
                     Checked::Right(generation) => generation,
-                    Checked::NoKey(..) if !fetched || jwks.is_in_doubt() => {
+                    Checked::NoKey(why, _) if !fetched || jwks.is_in_doubt() => {
+                        // The answer blames nobody. The guard must count, or guesses would cost most just then.
+                        if matches!(why, JwtError::Signature | JwtError::MissingKid) {
+                            client.note_failure();
+                        }
                         return Err(JwtError::KeysUnavailable.into());
                     }
                     Checked::NoKey(why, _) | Checked::Wrong(why, _) => return Err(why.into()),

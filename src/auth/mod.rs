@@ -184,8 +184,8 @@ impl Authenticator {
 
     /// The principal of a request of `client` with the credential `sent`, which arrived at `now` by this clock.
     ///
-    /// Once the client has sent too many invalid credentials, only a credential that is known here is checked: a JWT
-    /// that was verified before, or a key whose record is in memory.
+    /// Once the client has sent too many invalid credentials, only a credential that is or was known here is checked: a
+    /// JWT that was verified before, or a key whose record is in memory, however old.
     ///
     /// # Errors
     /// [`AuthError`]: anything but a verified, known, unexpired, enabled token.
@@ -227,7 +227,8 @@ impl Authenticator {
                 let record = match store.records.recall(id, claims.map(|claims| &claims.memo)) {
                     Some(record) => record,
                     None => {
-                        if claims.is_none() {
+                        // A key that was known a while ago is no guess.
+                        if claims.is_none() && !store.records.was_known(id) {
                             client.may_try()?;
                         }
                         let record = Box::pin(store.records.fetch(id)).await;

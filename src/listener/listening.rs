@@ -102,7 +102,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     others: Vec<mpsc::Sender<Accepted>>,
     closed: watch::Receiver<bool>,
 ) {
-    let mut turns = (0..=others.len()).cycle();
+    let mut turn = 0;
     let mut watched = closed.clone();
     let mut end = pin!(watched.wait_for(|closed| *closed));
     loop {
@@ -113,15 +113,15 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
         match accepted {
             Ok((socket, peer)) => {
                 let closed = closed.clone();
-                let turn = turns.next().unwrap_or_default();
-                match turn.checked_sub(1).and_then(|nth| others.get(nth)) {
-                    None => detach(serve(Arc::clone(&app), socket, peer, closed)),
-                    Some(other) => {
+                turn = (turn + 1) % (others.len() + 1);
+                // A thread that is too busy to take more, or has died, leaves its share to this one.
+                match others.get(turn).map(mpsc::Sender::try_reserve) {
+                    Some(Ok(place)) => {
                         if let Some(accepted) = Accepted::new(socket, peer, closed) {
-                            // A worker listens until every sender is gone.
-                            let _ = other.send(accepted).await;
+                            place.send(accepted);
                         }
                     }
+                    _ => detach(serve(Arc::clone(&app), socket, peer, closed)),
                 }
             }
             // The client was faster.

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::base::task::detach;
 
-/// Connections that may wait for a thread; then the kernel keeps them.
-const WAITING: usize = 1024;
+/// Connections that may wait for a thread.
+const WAITING: usize = 128;
 
 /// An accepted connection on its way to a thread.
 pub(super) struct Accepted {

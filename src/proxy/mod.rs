@@ -3,7 +3,7 @@
 use std::os::unix::io::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use tokio::time::sleep;
 
 use crate::admission::{Admission, Permit, Rejection, Request};
 use crate::auth::sources::Onward;
@@ -43,6 +44,9 @@ use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
 use outcome::{RequestOutcome, answer_of, rejection_of};
+
+/// How long the answer to a client that guesses waits, on average.
+const GUESSES_WAIT: Duration = Duration::from_millis(100);
 
 /// A larger answer may take long, in bytes.
 const LARGE_ANSWER: u64 = 256 * 1024;
@@ -221,6 +225,10 @@ impl ProxyHttp for Proxy {
                 Ok(false)
             }
             Err(rejection) => {
+                if let Rejection::TooManyFailures { .. } = rejection {
+                    // The answer waits, so that a flood of guesses on many connections leaves the thread to others.
+                    sleep(GUESSES_WAIT.mul_f64(0.5 + fastrand::f64())).await;
+                }
                 Box::pin(problem::respond(session, ctx, rejection)).await?;
                 Ok(true)
             }
@@ -339,8 +347,6 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let switching = upstream_response.status == StatusCode::SWITCHING_PROTOCOLS;
-        // Pingora may close the connection to the upstream from here on without telling.
-        forget_upload(session, ctx);
         if switching && !session.is_upgrade_req() {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "unasked-for 101").into_up());
         }
@@ -351,6 +357,10 @@ impl ProxyHttp for Proxy {
         }
         if !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began();
+        }
+        if switching || !upstream_response.status.is_informational() {
+            // Pingora may close the connection to the upstream from here on without telling.
+            forget_upload(session, ctx);
         }
         answer::clean_response(upstream_response)
     }

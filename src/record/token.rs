@@ -65,12 +65,12 @@ impl TokenRecord {
 
     /// The key of the record: a JWT's `api_key`, or the hash of an opaque key.
     pub fn key(&self) -> &str {
-        self.subject.strip_prefix(SUBJECT).unwrap_or_default()
+        self.own_id.as_deref().unwrap_or_else(|| self.counts_as())
     }
 
     /// The token's public id: printable ASCII.
     pub fn id(&self) -> &str {
-        public_id(self.own_id.as_deref().unwrap_or_else(|| self.counts_as()))
+        public_id(self.key())
     }
 
     /// How large the record is, in bytes, as far as that differs from record to record of one id.

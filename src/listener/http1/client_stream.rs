@@ -68,6 +68,8 @@ pub struct ClientStream {
     tunnel: Option<TunnelDeadline>,
     /// The socket of the upstream that takes the body of the present request, until its answer begins.
     upload: Option<RawFd>,
+    /// How many uploads there were.
+    uploads: u64,
     /// Why the present request must end.
     end: Option<RequestEnd>,
     /// Whether its answer must end, too.
@@ -89,6 +91,7 @@ impl ClientStream {
             principal: None,
             tunnel: None,
             upload: None,
+            uploads: 0,
             end: None,
             is_cut: false,
         }
@@ -257,22 +260,26 @@ impl ClientStream {
     /// the socket is closed.
     pub fn set_upload(&mut self, upstream: Option<RawFd>) {
         self.upload = upstream;
+        self.uploads += u64::from(upstream.is_some());
     }
 
-    /// The socket of the upstream, while it takes a body that has not arrived whole.
-    pub fn upload(&self) -> Option<RawFd> {
-        self.upload.filter(|_| !self.body.is_over())
+    /// The socket of the upstream, while it takes a body that has not arrived whole, and the number of the upload.
+    pub fn upload(&self) -> Option<(u64, RawFd)> {
+        self.upload.filter(|_| !self.body.is_over()).map(|upstream| (self.uploads, upstream))
     }
 
     /// Whether a client that has closed in this way cannot have sent its whole request.
-    pub fn is_gone(&self, closed: Closed) -> bool {
-        match (closed, self.body) {
-            (Closed::Whole, _) => true,
-            (Closed::Sending { waiting }, Body::Bytes(left)) => {
-                left > waiting.saturating_add(self.ahead.len() as u64)
+    pub fn is_gone(&self, closed: &Closed) -> bool {
+        match closed {
+            Closed::Whole => true,
+            // The end of the body may be among the bytes that wait.
+            Closed::Sending { waiting: None } => false,
+            Closed::Sending { waiting: Some(waiting) } => {
+                let mut body = self.body;
+                let both = [&self.ahead, &waiting[..]];
+                let is_broken = both.into_iter().any(|bytes| body.pass(bytes).is_err());
+                body != Body::Everything && !is_broken && !body.is_over()
             }
-            // Its end may be among the bytes that wait.
-            (Closed::Sending { .. }, Body::Chunked(_) | Body::Everything) => false,
         }
     }
 

@@ -37,6 +37,10 @@ pub use request_stream::{TokenEnds, answered_whole, end_of, ends_with, set_tunne
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;
 
+/// How long the first request of a connection may take to begin when the shutdown has begun: the client connected in
+/// time.
+const FIRST: Duration = Duration::from_millis(20);
+
 /// A request that takes longer is watched: its token may end before it does.
 const LONG: Duration = Duration::from_secs(1);
 
@@ -51,6 +55,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     shutdown: &ShutdownWatch,
 ) {
     let mut stream = SharedStream::new(connection);
+    let (mut is_new, mut is_closing) = (true, false);
     // Both are kept over all requests, because registering them for each request is expensive.
     let mut alarm = Alarm::new(timeouts().idle);
     let mut shutdown_seen = shutdown.clone();
@@ -60,8 +65,16 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         let begun = tokio::select! {
             biased;
             begun = alarm.within(timeouts.idle, client.wait_for_request()) => begun,
-            _ = &mut shutdown_begun => return,
+            _ = &mut shutdown_begun => {
+                is_closing = true;
+                None
+            }
         };
+        let begun = match is_closing && is_new {
+            true => alarm.within(FIRST, client.wait_for_request()).await,
+            false => begun,
+        };
+        is_new = false;
         // The client closed, was silent for too long, or a read failed: there is no request to answer.
         if !matches!(begun, Some(Ok(true))) {
             return;
@@ -85,7 +98,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         };
         // Pingora has dropped its stream, so that this task owns the connection alone again.
         let Some(client) = stream.client() else { return };
-        if !client.may_go_on(handed_back) {
+        if is_closing || !client.may_go_on(handed_back) {
             client.flush_now().await;
             return;
         }

@@ -89,17 +89,22 @@ impl SharedStream {
                 }
                 // Pingora may just have said whose token it is, or that there is a tunnel or an upload.
                 let mut client = self.0.client.lock();
-                if let (None, Some(upstream)) = (&upload, client.upload()) {
-                    // Without descriptors left, Pingora's timeouts must do.
-                    upload = StalledUpload::new(self.0.facts.id, upstream).ok();
+                match client.upload() {
+                    None => upload = None,
+                    Some((number, upstream)) => {
+                        // Another attempt has another socket. Without descriptors left, Pingora's timeouts must do.
+                        upload = upload
+                            .take_if(|upload| upload.number == number)
+                            .or_else(|| StalledUpload::new(number, self.0.facts.id, upstream).ok());
+                    }
                 }
-                if let Some(upload) = &mut upload
+                while let Some(upload) = &mut upload
                     && let Poll::Ready(closed) = upload.poll_closed(cx)
-                    && client.upload().is_some()
-                    && client.is_gone(closed)
                 {
-                    client.set_end(RequestEnd::ClientGone);
-                    upload.stop();
+                    if client.is_gone(&closed) {
+                        client.set_end(RequestEnd::ClientGone);
+                        upload.stop();
+                    }
                 }
                 let is_earlier = |new: TunnelDeadline| {
                     tunnel.is_none_or(|old: TunnelDeadline| new.due() < old.due())

@@ -7,27 +7,35 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+/// How many bytes that wait in the kernel are looked at for the end of a body.
+const LOOKED_AT: usize = 64 * 1024;
+
 /// How a client has closed its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// It sends no more bytes than these, which wait in the kernel. It may still read.
+    /// It sends no more than these bytes, which wait in the kernel. It may still read.
     Sending {
-        /// How many bytes wait.
-        waiting: u64,
+        /// The bytes; `None` where there are too many to look at.
+        waiting: Option<Vec<u8>>,
     },
     /// It has left, or the connection is broken.
     Whole,
 }
 
+/// Waits for the client to close.
+type Closing = Pin<Box<dyn Future<Output = (TcpStream, Closed)> + Send>>;
+
 /// An upload whose client may leave.
 pub struct StalledUpload {
-    closed: Option<Pin<Box<dyn Future<Output = Closed> + Send>>>,
+    /// The number under which the upload was announced.
+    pub number: u64,
+    closing: Option<Closing>,
     upstream: OwnedFd,
 }
 
@@ -36,17 +44,22 @@ impl StalledUpload {
     ///
     /// # Errors
     /// The system's, when it has no more descriptors.
-    pub fn new(client: RawFd, upstream: RawFd) -> io::Result<Self> {
+    pub fn new(number: u64, client: RawFd, upstream: RawFd) -> io::Result<Self> {
         let client = TcpStream::from_std(duplicate(client)?.into())?;
-        Ok(Self { closed: Some(Box::pin(closed(client))), upstream: duplicate(upstream)? })
+        let closing = Interest::PRIORITY | Interest::ERROR;
+        let closing: Closing = Box::pin(closed(client, closing));
+        Ok(Self { number, closing: Some(closing), upstream: duplicate(upstream)? })
     }
 
-    /// Waits until the client closes, and tells it once.
+    /// Waits until the client closes: first for sending, and then for good.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
-        let Some(waiting) = &mut self.closed else { return Poll::Pending };
-        let closed = std::task::ready!(waiting.as_mut().poll(cx));
-        self.closed = None;
-        Poll::Ready(closed)
+        let Some(waiting) = &mut self.closing else { return Poll::Pending };
+        let (client, closed_now) = ready!(waiting.as_mut().poll(cx));
+        self.closing = match closed_now {
+            Closed::Sending { .. } => Some(Box::pin(closed(client, Interest::ERROR))),
+            Closed::Whole => None,
+        };
+        Poll::Ready(closed_now)
     }
 
     /// Ends the connection to the upstream, so that Pingora's write fails.
@@ -63,14 +76,26 @@ fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }
 
-async fn closed(client: TcpStream) -> Closed {
-    // PRIORITY wakes when the client closes, and not for each byte that arrives. No client sends urgent data.
-    let closing = Interest::PRIORITY | Interest::ERROR;
-    match client.ready(closing).await {
+/// Waits for one of `signs` that the client closes. `PRIORITY` is one, because it wakes when the client closes and not for
+/// each byte that arrives, and no client sends urgent data.
+async fn closed(client: TcpStream, signs: Interest) -> (TcpStream, Closed) {
+    let closed = match client.ready(signs).await {
         Ok(ready) if ready.is_read_closed() && !ready.is_error() && !ready.is_write_closed() => {
-            let waiting = rustix::io::ioctl_fionread(&client).unwrap_or(0);
-            Closed::Sending { waiting }
+            Closed::Sending { waiting: waiting(&client) }
         }
         _ => Closed::Whole,
+    };
+    (client, closed)
+}
+
+/// The bytes that wait in the kernel; `None` where there are too many.
+fn waiting(client: &TcpStream) -> Option<Vec<u8>> {
+    let number = usize::try_from(rustix::io::ioctl_fionread(client).ok()?).ok()?;
+    if number == 0 {
+        return Some(Vec::new());
     }
+    let mut bytes = vec![0; (number <= LOOKED_AT).then_some(number)?];
+    let (read, _) = rustix::net::recv(client, &mut bytes[..], RecvFlags::PEEK).ok()?;
+    bytes.truncate(read);
+    Some(bytes)
 }
