@@ -229,6 +229,23 @@ fn fields_that_redirect_or_identify_do_not_come_from_clients() {
         "true_client_ip",
         "Remote-User",
         "Remote_User",
+        "X-Forwarded",
+        "X_Forwarded",
+        "X-Middleware-Subrequest",
+        "X-Envoy-Original-Dst-Host",
+        "X-Amzn-Oidc-Identity",
+        "X-Amzn-Oidc-Data",
+        "X-Amzn-Oidc-Accesstoken",
+        "X-Goog-Authenticated-User-Email",
+        "X-Goog-Authenticated-User-Id",
+        "X-Goog-Iap-Jwt-Assertion",
+        "Cf-Access-Authenticated-User-Email",
+        "Cf-Access-Jwt-Assertion",
+        "X-Ms-Client-Principal-Id",
+        "X-Ms-Client-Principal-Name",
+        "X-Ms-Client-Principal-Idp",
+        "X-Arr-ClientCert",
+        "Ssl-Client-S-Dn",
     ];
     let mut fields: Vec<_> = names.iter().map(|name| (*name, "spoofed")).collect();
     fields.push(("X-Case", "overrides"));
@@ -452,11 +469,14 @@ fn credentials_come_from_the_places_of_the_configuration() {
     let good = token("alice");
     let case = |nth: usize| format!("from-{nth}");
     let cookie = format!("a=1; session={good}; b=2");
+    let listed = format!("a=1,session={good},c; b=2");
     for (nth, (target, field, forwarded, left)) in [
         (format!("/x?a=1&access_token={good}&b=[2]"), None, "/x?a=1&b=[2]", None),
         (format!("/x?access_token={good}"), None, "/x", None),
         (format!("/x//y?access%5Ftoken={good};a"), None, "/x/y?a", None),
+        (format!("/x?a[]=1&access_token[]={good}"), None, "/x?a[]=1", None),
         ("/x?a".into(), Some(("Cookie", cookie.as_str())), "/x?a", Some("a=1; b=2")),
+        ("/x?a".into(), Some(("Cookie", listed.as_str())), "/x?a", Some("a=1,c; b=2")),
     ]
     .into_iter()
     .enumerate()
@@ -487,7 +507,21 @@ fn credentials_come_from_the_places_of_the_configuration() {
     let two = [("Authorization", bearer("alice"))];
     let two = two.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(gateway.call("GET", "/x?access_token=other", &two, b"").status(), 400);
-    assert_eq!(gateway.call("GET", "/x?ACCESS-TOKEN=other", &two, b"").status(), 400);
+    for name in [
+        "ACCESS-TOKEN",
+        "access_token[]",
+        "access_token[x]",
+        "%20access_token",
+        "+access_token",
+        "access_token%00x",
+    ] {
+        let target = format!("/x?{name}=other");
+        assert_eq!(gateway.call("GET", &target, &two, b"").status(), 400, "{target}");
+    }
+    for cookie in ["a=b, session=other", "SESSION=other", "session[x]=other"] {
+        let fields = [two[0], ("Cookie", cookie)];
+        assert_eq!(gateway.call("GET", "/x", &fields, b"").status(), 400, "{cookie}");
+    }
     assert_eq!(gateway.get("/x?access_token=forged").status(), 401);
     assert_eq!(gateway.get("/x").status(), 401);
     let told: Vec<_> = gateway.lines().into_iter().filter(|line| line.contains(&good)).collect();
@@ -594,6 +628,15 @@ fn answers_get_the_stripped_prefix_back() {
         "HTTP/1.1 302 Found\r\nLocation: http://gateway.test/x\r\nContent-Length: 0\r\n\r\n",
     );
     assert_eq!(world.gateway.get("/app/absolute").all("location"), ["http://gateway.test/app/x"]);
+    world.open.reply(
+        "/heeded",
+        "HTTP/1.1 302 Found\r\nLocation: /app/x\r\nSet-Cookie: a=b; Path=/app\r\nContent-Length: 0\r\n\r\n",
+    );
+    let heeded = world.gateway.get("/app/heeded");
+    assert_eq!(
+        (heeded.all("location"), heeded.all("set-cookie")),
+        (vec!["/app/x"], vec!["a=b; Path=/app"])
+    );
     world.open.reply(
         "/foreign",
         "HTTP/1.1 302 Found\r\nLocation: http://other.test/x\r\nContent-Length: 0\r\n\r\n",

@@ -108,7 +108,7 @@ impl Sources {
             } else if name == X_API_KEY && self.api_key {
                 found.add(value.as_bytes().into())?;
             } else if name == header::COOKIE && !self.cookies.is_empty() {
-                for cookie in cookies(value.as_bytes()).filter(|cookie| self.is_cookie(cookie)) {
+                for cookie in readings(value.as_bytes()).filter(|cookie| self.is_cookie(cookie)) {
                     found.add(cookie_value(cookie).into())?;
                 }
             }
@@ -190,22 +190,11 @@ impl Sources {
     }
 
     fn is_cookie(&self, cookie: &[u8]) -> bool {
-        let name = cookie.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
-        self.cookies.iter().any(|own| own.as_bytes() == name)
+        is_named(cookie, &self.cookies)
     }
 
-    /// Whether an upstream may read `parameter` as one of the query parameters. Servers decode names, some ignore case,
-    /// and some read every sign alike.
     fn is_parameter(&self, parameter: &[u8]) -> bool {
-        let name = decoded(parameter.split(|&byte| byte == b'=').next().unwrap_or_default());
-        let folded = |byte: u8| match byte.is_ascii_alphanumeric() {
-            true => byte.to_ascii_lowercase(),
-            false => b'-',
-        };
-        self.query.iter().any(|own| {
-            own.len() == name.len()
-                && own.bytes().zip(&*name).all(|(own, &byte)| folded(own) == folded(byte))
-        })
+        is_named(parameter, &self.query)
     }
 
     /// The protocols that stand after one of the sources.
@@ -231,16 +220,28 @@ impl Sources {
 
     fn remove_cookies(&self, headers: &mut HeaderMap) {
         let all = headers.get_all(header::COOKIE);
-        if !all.iter().any(|value| cookies(value.as_bytes()).any(|cookie| self.is_cookie(cookie))) {
+        let has_own =
+            |value: &HeaderValue| readings(value.as_bytes()).any(|cookie| self.is_cookie(cookie));
+        if !all.iter().any(has_own) {
             return;
         }
-        let kept: Vec<&[u8]> = all
+        let kept: Vec<Vec<u8>> = all
             .iter()
             .flat_map(|value| cookies(value.as_bytes()))
             .filter(|cookie| !cookie.is_empty() && !self.is_cookie(cookie))
+            .map(|cookie| self.without_listed(cookie))
             .collect();
         let kept = kept.join(&b"; "[..]);
-        replace(headers, header::COOKIE, &kept);
+        replace(headers, header::COOKIE, kept.trim_ascii());
+    }
+
+    /// `cookie`, which is none of the cookies itself, without those that stand after a `,` in it.
+    fn without_listed(&self, cookie: &[u8]) -> Vec<u8> {
+        let kept: Vec<&[u8]> = cookie
+            .split(|&byte| byte == b',')
+            .filter(|piece| !(piece.contains(&b'=') && self.is_cookie(piece)))
+            .collect();
+        kept.join(&b","[..])
     }
 
     fn remove_subprotocols(&self, headers: &mut HeaderMap) {
@@ -306,6 +307,15 @@ fn cookies(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b';').map(<[u8]>::trim_ascii)
 }
 
+/// The cookies of a field as servers may read them. Old ones begin a cookie after `,` too (RFC 2965 section 3.3.4); what
+/// has no `=` there is part of a value.
+fn readings(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    cookies(value).flat_map(|cookie| {
+        let listed = cookie.split(|&byte| byte == b',').skip(1);
+        std::iter::once(cookie).chain(listed.filter(|piece| piece.contains(&b'=')))
+    })
+}
+
 /// The value of a cookie, without the quotes it may have.
 fn cookie_value(cookie: &[u8]) -> &[u8] {
     let value = after_equals(cookie).trim_ascii();
@@ -315,6 +325,27 @@ fn cookie_value(cookie: &[u8]) -> &[u8] {
 /// The value of `name=value`; empty where there is no `=`.
 fn after_equals(pair: &[u8]) -> &[u8] {
     pair.iter().position(|&byte| byte == b'=').map_or(b"", |at| &pair[at + 1..])
+}
+
+/// Whether an upstream may read the name of `pair`, `name=value`, as one of `names`. Servers decode names, some ignore
+/// case, and some read every sign alike. PHP drops spaces before a name and ends it at NUL; frameworks read `name[]` and
+/// `name[key]` as `name`, and Rack drops other brackets around it.
+fn is_named(pair: &[u8], names: &[String]) -> bool {
+    let name = decoded(pair.split(|&byte| byte == b'=').next().unwrap_or_default());
+    // In a query, `+` is a space.
+    let is_dropped = |byte: &u8| b" \t\n\x0b\x0c\r+[]".contains(byte);
+    let begin = name.iter().position(|byte| !is_dropped(byte)).unwrap_or(name.len());
+    let name = name.get(begin..).unwrap_or_default().trim_ascii_end();
+    let folded = |byte: u8| match byte.is_ascii_alphanumeric() {
+        true => byte.to_ascii_lowercase(),
+        false => b'-',
+    };
+    names.iter().any(|own| {
+        name.split_at_checked(own.len()).is_some_and(|(start, rest)| {
+            matches!(rest.first(), None | Some(b'[' | b']' | 0))
+                && own.bytes().zip(start).all(|(own, &byte)| folded(own) == folded(byte))
+        })
+    })
 }
 
 /// The parameters of a query.
@@ -448,11 +479,22 @@ mod tests {
             (&[], "%61ccess_token=a", Ok(Some("a"))),
             (&[], "access_token=a&ACCESS-TOKEN=b", Err(Ambiguous)),
             (&[], "access_token=a&access_token=b", Err(Ambiguous)),
+            (&[], "access_token=a&access_token[]=b", Err(Ambiguous)),
+            (&[], "access_token=a&access_token%5Bx%5D=b", Err(Ambiguous)),
+            (&[], "access_token=a&+access_token=b", Err(Ambiguous)),
+            (&[], "access_token=a&access_token%00x=b", Err(Ambiguous)),
+            (&[], "access_token=a&access_tokens=b&x[access_token]=c", Ok(Some("a"))),
+            (&[], "access_token[]=a", Ok(Some("a"))),
             (&[], "access_token", Err(Malformed)),
             (&[], "x_access_token=a", Ok(None)),
             (&[("cookie", b"a=b; session=k; c=d")], "", Ok(Some("k"))),
             (&[("cookie", b"session=\"k\"")], "", Ok(Some("k"))),
             (&[("cookie", b"session=k"), ("cookie", b"session=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k; SESSION[x]=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k; a=b, session=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k, session=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k; a=b,session,c")], "", Ok(Some("k"))),
+            (&[("cookie", b"a=b,session=k,c")], "", Ok(Some("k"))),
             (&[("cookie", b"a=session=k")], "", Ok(None)),
             (&[("sec-websocket-protocol", b"chat, bearer, k")], "", Ok(Some("k"))),
             (
@@ -468,6 +510,37 @@ mod tests {
         for (fields, query, expected) in rows {
             let found = sent(&everywhere(), fields, query);
             assert_eq!(found, expected.map(|text| text.map(String::from)), "{fields:?} {query}");
+        }
+    }
+
+    #[test]
+    fn names_are_read_as_any_server_may_read_them() {
+        let own = ["other".to_owned(), "sess_ion".to_owned()];
+        for name in [
+            "sess_ion",
+            "SESS-ion",
+            "sess.ion",
+            "sess ion",
+            "sess[ion",
+            "sess%5fion",
+            "sess_ion[]",
+            "sess_ion%5Bx%5D",
+            "sess_ion[x][y]",
+            "sess_ion[",
+            "sess_ion]",
+            "[sess_ion]",
+            "sess_ion%00x",
+            "+sess_ion",
+            "%20%09+sess_ion[]",
+            " sess_ion ",
+        ] {
+            assert!(is_named(name.as_bytes(), &own), "{name}");
+            assert!(is_named(format!("{name}=x").as_bytes(), &own), "{name}=x");
+        }
+        for name in
+            ["", "[]", "sess", "session", "sess_ions", "sess_ion.x", "x[sess_ion]", "x+sess_ion"]
+        {
+            assert!(!is_named(format!("{name}=sess_ion").as_bytes(), &own), "{name}");
         }
     }
 
@@ -511,6 +584,10 @@ mod tests {
             ("cookie", &b"a=b; session=k;c=d"[..], Some("a=b; c=d")),
             ("cookie", b"session=k", None),
             ("cookie", b"a=b;c=d", Some("a=b;c=d")),
+            ("cookie", b"a=b, session=k; c=d,  e", Some("a=b; c=d,  e")),
+            ("cookie", b"a=b ,Session=k , c; d=e ,session[]=l", Some("a=b , c; d=e")),
+            ("cookie", b"a=b,session,c;d=e", Some("a=b,session,c;d=e")),
+            ("cookie", b"a=b; session=k,l", Some("a=b")),
             ("sec-websocket-protocol", b"chat, bearer, k, other", Some("chat, other")),
             ("sec-websocket-protocol", b"bearer, k", None),
             ("sec-websocket-protocol", b"chat", Some("chat")),
@@ -526,6 +603,7 @@ mod tests {
             ("access_token=k&a=1", Some("a=1")),
             ("a=1&access_token=k", Some("a=1")),
             ("a=1;access%5Ftoken=k;b", Some("a=1;b")),
+            ("access_token[]=k&a[]=1&+access_token=l&access_token%00x=m", Some("a[]=1")),
             ("a=1&&b", None),
             ("", None),
         ] {

@@ -27,7 +27,7 @@ pub const FORWARDED_PREFIX: &str = "x-forwarded-prefix";
 const IDENTITY: [&str; 4] = [TOKEN_ID, ORGANIZATION_ID, PLAN_TIER, FORWARDED_PREFIX];
 
 /// Fields that begin with `X-` and that some upstreams obey or believe: another target, another method, another sender.
-const X_OVERRIDES: [&str; 36] = [
+const X_OVERRIDES: [&str; 49] = [
     "x-original-url",
     "x-rewrite-url",
     "x-original-uri",
@@ -37,12 +37,15 @@ const X_OVERRIDES: [&str; 36] = [
     "x-original-forwarded-for",
     "x-override-url",
     "x-envoy-original-path",
+    "x-envoy-original-dst-host",
+    "x-middleware-subrequest",
     "x-host",
     "x-http-host-override",
     "x-http-path-override",
     "x-http-method-override",
     "x-http-method",
     "x-method-override",
+    "x-forwarded",
     "x-real-ip",
     "x-client-ip",
     "x-cluster-client-ip",
@@ -59,21 +62,33 @@ const X_OVERRIDES: [&str; 36] = [
     "x-ssl-client-verify",
     "x-ssl-client-dn",
     "x-ssl-client-s-dn",
+    "x-arr-clientcert",
     "x-auth-request-user",
     "x-auth-request-email",
     "x-authenticated-user",
     "x-webauth-user",
     "x-ms-client-principal",
+    "x-ms-client-principal-id",
+    "x-ms-client-principal-name",
+    "x-ms-client-principal-idp",
+    "x-amzn-oidc-identity",
+    "x-amzn-oidc-data",
+    "x-amzn-oidc-accesstoken",
+    "x-goog-authenticated-user-email",
+    "x-goog-authenticated-user-id",
+    "x-goog-iap-jwt-assertion",
 ];
 
 /// The same with other beginnings. A CGI reads `Proxy` as the variable `HTTP_PROXY`, which HTTP clients obey.
-const OTHER_OVERRIDES: [&str; 13] = [
+const OTHER_OVERRIDES: [&str; 16] = [
     "proxy",
     "true-client-ip",
     "client-ip",
     "client-cert",
     "cf-connecting-ip",
     "cf-connecting-ipv6",
+    "cf-access-authenticated-user-email",
+    "cf-access-jwt-assertion",
     "fastly-client-ip",
     "fly-client-ip",
     "front-end-https",
@@ -81,6 +96,7 @@ const OTHER_OVERRIDES: [&str; 13] = [
     "remote-addr",
     "ssl-client-cert",
     "ssl-client-verify",
+    "ssl-client-s-dn",
 ];
 
 /// Fields with this prefix tell an upstream through which proxies a request came.
@@ -235,6 +251,11 @@ mod tests {
             ("true-client-ip", Claim::Override),
             ("cf_connecting_ip", Claim::Override),
             ("remote_user", Claim::Override),
+            ("x-forwarded", Claim::Override),
+            ("x_forwarded", Claim::Override),
+            ("x-middleware-subrequest", Claim::Override),
+            ("cf_access.jwt-assertion", Claim::Override),
+            ("ssl_client_s_dn", Claim::Override),
             ("x-api-key", Claim::Credential),
             ("x_api_key", Claim::Credential),
             ("proxy_authorization", Claim::Credential),
@@ -255,7 +276,7 @@ mod tests {
         for name in [
             "host",
             "authorization",
-            "x-forwarded",
+            "x-forwards",
             "x-api-version",
             "x",
             "te",
@@ -283,6 +304,8 @@ mod tests {
             ("x-token-id", false, false),
             ("x-real-ip", false, false),
             ("x-original-url", false, false),
+            ("x-forwarded", false, false),
+            ("x-amzn-oidc-data", false, false),
             ("x-api-key", true, true),
             ("x_api_key", false, false),
             ("x!api!key", false, false),

@@ -44,9 +44,9 @@ pub fn has_parameters(path: &str) -> bool {
 }
 
 /// The rest of the canonical `path` after as many segments as `prefix` has; `path` begins with `prefix` in the form that
-/// is compared. The rest is empty or begins with `/`.
+/// is compared, so segments that are empty in that form do not count. The rest is empty or begins with `/`.
 pub fn without_prefix<'p>(path: &'p str, prefix: &str, fold: bool) -> &'p str {
-    let mut left = prefix.split('/').filter(|segment| !segment.is_empty()).count();
+    let mut left = prefix.split('/').filter(|segment| !name(segment, fold).is_empty()).count();
     let mut rest = path;
     while left > 0
         && let Some(after) = rest.strip_prefix('/')
@@ -123,6 +123,10 @@ mod tests {
             ("/a;1/b;2/c;3", "/a/b", false, "/c;3"),
             ("/STRIP./a", "/strip", true, "/a"),
             ("/a", "/", false, "/a"),
+            ("/x/secret", "/.../x", true, "/secret"),
+            ("/.../x/secret", "/.../x", true, "/secret"),
+            ("/.../x/secret", "/.../x", false, "/secret"),
+            ("/X%20/.../secret", "/x/%20", true, "/.../secret"),
         ] {
             assert_eq!(without_prefix(path, prefix, fold), rest, "{path} {prefix}");
         }

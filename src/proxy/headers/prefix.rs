@@ -1,5 +1,6 @@
 //! The prefix that a route strips, put back into the fields of an answer that hold paths: `Location`,
-//! `Content-Location`, and the `Path` of cookies. The upstream knows the paths without the prefix only.
+//! `Content-Location`, and the `Path` of cookies. The upstream knows the paths without the prefix only. A path that begins
+//! with the prefix stays: an upstream that heeds `X-Forwarded-Prefix` has put it there itself.
 
 use http::{HeaderMap, HeaderValue, header};
 
@@ -34,7 +35,7 @@ impl Prefix<'_> {
     fn url(&self, url: &[u8]) -> Option<Vec<u8>> {
         let scheme = match url {
             [b'/', b'/', ..] => 0,
-            [b'/', ..] => return Some([self.prefix.as_bytes(), url].concat()),
+            [b'/', ..] => return Some([self.before(url), url].concat()),
             _ if starts_with(url, b"http://") => 5,
             _ if starts_with(url, b"https://") => 6,
             _ => return None,
@@ -44,10 +45,19 @@ impl Prefix<'_> {
         let (authority, path) = rest.split_at(end);
         let is = |own: Option<&str>| own.is_some_and(|own| is_authority(authority, own));
         if is(self.host) {
-            return Some([&url[..scheme + 2], authority, self.prefix.as_bytes(), path].concat());
+            return Some([&url[..scheme + 2], authority, self.before(path), path].concat());
         }
         // A client cannot be expected to reach the endpoint, so the URL becomes a path of this gateway.
-        is(self.endpoint).then(|| [self.prefix.as_bytes(), path].concat())
+        is(self.endpoint).then(|| [self.before(path), path].concat())
+    }
+
+    /// What `path` lacks: the prefix, or nothing when `path` begins with it.
+    fn before(&self, path: &[u8]) -> &[u8] {
+        let prefix = self.prefix.as_bytes();
+        let is_there = path
+            .strip_prefix(prefix)
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?' | b'#' | b';')));
+        if is_there { b"" } else { prefix }
     }
 
     /// The cookie with the prefix before its path; `None` when it has none. A `__Host-` cookie must keep the path `/`
@@ -63,12 +73,13 @@ impl Prefix<'_> {
                 None => (attribute, &b""[..]),
             };
             let is_path = nth > 0 && name.trim_ascii().eq_ignore_ascii_case(b"path");
-            if !is_path || path.first() != Some(&b'/') {
+            let prefix = self.before(path);
+            if !is_path || path.first() != Some(&b'/') || prefix.is_empty() {
                 return attribute.to_vec();
             }
             changed = true;
             let path = if path == b"/" { b"" } else { path };
-            [name, b"=", self.prefix.as_bytes(), path].concat()
+            [name, b"=", prefix, path].concat()
         };
         let all: Vec<Vec<u8>> =
             cookie.split(|&byte| byte == b';').enumerate().map(attribute).collect();
@@ -104,6 +115,14 @@ mod tests {
             ("http://users:80/x", Some("/api/x")),
             ("http://users/x", Some("/api/x")),
             ("http://users?x", Some("/api?x")),
+            ("/api", Some("/api")),
+            ("/api/x?y", Some("/api/x?y")),
+            ("/api;x", Some("/api;x")),
+            ("/apis", Some("/api/apis")),
+            ("/x/api/y", Some("/api/x/api/y")),
+            ("http://shop.test:8080/api?x", Some("http://shop.test:8080/api?x")),
+            ("//shop.test:8080/api/x", Some("//shop.test:8080/api/x")),
+            ("http://users:80/api/x", Some("/api/x")),
             ("http://other.test/x", None),
             ("//other.test/x", None),
             ("http://shop.test:80801/x", None),
@@ -127,6 +146,9 @@ mod tests {
             ("a=b", None),
             ("a=b; Path", None),
             ("a=b; Path=x", None),
+            ("a=b; Path=/api", None),
+            ("a=b; PATH = /api/x ; Secure", None),
+            ("a=b; Path=/apis", Some("a=b; Path=/api/apis")),
             ("path=/x", None),
             ("__Host-a=b; Path=/; Secure", None),
         ] {
