@@ -1,6 +1,8 @@
 //! Tollgate: an API gateway on Pingora that checks every request's token and counts it exactly.
 //!
 //! This page is the map. What users see is in the README and in `docs/`; every key is in `docs/configuration.md`.
+//! Beside the rooms: `src/main.rs` calls [`cli::main`], `tests/` has the tests of the program, `benches/` the
+//! measurements, `conf/` configurations to start from.
 //!
 //! # The rooms, in reading order
 //!
@@ -9,42 +11,60 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`base`] | time as an argument, values that cannot be printed, client networks, classes of bytes, bounded files, hexadecimal digits, short texts, detached tasks | [`base::clock::Clock`] |
+//! | [`base`] | time as an argument, secrets that cannot be printed, client networks, bytes, files, hexadecimal digits, short texts, tasks | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure arithmetic | [`quota::Limit`] |
-//! | [`route`] | the canonical path, the table of prefixes, permitted paths, names of header fields, header rules | [`route::path`] |
+//! | [`route`] | hosts, the canonical path, reserved paths, the table of prefixes, permitted paths, names of header fields, header rules | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |
-//! | [`telemetry`] | metrics, the log, the access log; every room may use it | [`telemetry::metrics`] |
-//! | [`store`] | the traits of a store and its two kinds, memory and Redis: records, quota, membership | [`fn@store::open`] |
-//! | [`auth`] | from a credential to a principal; caches of records | [`auth::Authenticator`] |
+//! | [`telemetry`] | metrics, the log, the access log; every room after it in the list may use it | [`telemetry::metrics`] |
+//! | [`store`] | the traits [`store::RecordStore`], [`store::QuotaStore`], [`store::Membership`], and two kinds of store: memory and Redis | [`fn@store::open`] |
+//! | [`auth`] | from a credential to a principal; caches records, fetches issuers' keys, guards against guesses | [`auth::Authenticator`] |
 //! | [`limit`] | the ledger: decisions about limits, leases, settlement | [`limit::ledger`] |
 //! | [`upstream`] | endpoints, their rotation, their addresses, and how each attempt ended | [`upstream::pool`] |
-//! | [`config`] | the file and the environment become values of the rooms above, or a list of faults with their locations | [`config::Config`] |
+//! | [`config`] | the file and the environment become values of the rooms before it, or a list of faults with their locations | [`config::Config`] |
 //! | [`policy`] | one immutable snapshot of a configuration; a file a part | [`policy::Policy`] |
 //! | [`admission`] | the order of decisions, the permit, and every reason for a refusal | [`admission::Admission::admit`] |
 //! | [`listener`] | client connections: sockets, bounds, timers, and the strict reading of HTTP/1 | [`listener::accept`] |
 //! | [`proxy`] | Pingora's hooks, header fields, answers, and the outcome of a request | [`proxy::Proxy`] |
-//! | [`gateway`] | assembly, reload, shutdown, tasks in the background | [`gateway::Gateway`] |
+//! | [`gateway`] | assembly, reload, shutdown, tasks in the background, and an upgrade: sockets are handed to a successor | [`gateway::Gateway`] |
 //! | [`tokens`] | the life of a token: made, found, listed, imported, rotated, revoked | [`tokens::Tokens`] |
-//! | [`cli`] | arguments and printing; one file a command | [`cli::main`] |
+//! | [`cli`] | arguments and printing; a file for each command, a directory for the `token` commands | [`cli::main`] |
 //!
 //! Three choices that are easy to miss:
 //!
-//! - The arithmetic of windows is in [`quota`], below the stores. The memory store runs it, and the scripts of the Redis
-//!   store must compute the same.
-//! - The ledger is in [`limit`], above the stores. It decides with the quota that any store hands out.
+//! - The arithmetic of windows is in [`quota`], which is before [`store`] in the list. The memory store runs it, and
+//!   the scripts of the Redis store must compute the same.
+//! - The ledger is in [`limit`], which is after [`store`] in the list. It decides with the quota that any store hands
+//!   out.
 //! - Breakers and deadlines live inside a store. The ledger and the caches see one kind of failure,
 //!   [`store::StoreError`].
 //!
 //! # Questions and their places
 //!
-//! | question | place |
-//! | --- | --- |
-//! | Where does another store go, such as one in SQL? | a directory beside `store/redis` that implements [`store::RecordStore`]; [`fn@store::open`] chooses it; `tests/suites` is the behaviour that it must show |
-//! | Where does a new field of a record go? | one entry of [`record::field::FIELDS`], and a member of [`record::Grant`] |
-//! | Why was this request answered with 401? | the access log says `reason` and `error`; [`admission::Rejection`] maps the errors of each room to them |
-//! | What happens to a lease when Redis is lost? | [`limit::flight`](limit) cannot renew it; requests spend what is left, then [`limit::ledger::FailurePolicy`] decides; unused units go back when Redis answers again, or expire with their window |
-//! | Which keys need a restart? | the members of [`config::StartupConfig`]; all others are members of [`config::LiveConfig`] |
-//! | Where do TLS and HTTP/2 plug in? | [`listener::accept`], before `http1` is chosen; [`listener::rules`] judges a parsed head of any protocol |
+//! **Where does another store go, such as one in SQL?** In a directory beside `store/redis`. It implements the traits
+//! that [`store::Stores`] holds: [`store::RecordStore`] (four traits together), [`store::QuotaStore`] and
+//! [`store::Membership`]. [`fn@store::open`] chooses the store. Three places name Redis today: the section `redis` of
+//! the configuration (`config/file.rs`), [`store::StoreUrl`] (`store/open.rs`), and `--redis` of the commands
+//! (`cli/mod.rs`, `cli/token/session.rs`). The tests of every store: `tests/suites` for records and membership,
+//! `tests/store.rs` and `tests/limits.rs` for quota.
+//!
+//! **Where does a new field of a record go?** One entry of [`record::field::FIELDS`], and a member of
+//! [`record::Grant`].
+//!
+//! **Why was this request answered with 401?** The access log says `code`, `reason` and `error`. `missing_token` has
+//! neither reason nor error. A 401 without `code` is the upstream's own answer. [`admission::Rejection`], in
+//! `src/admission/reject.rs`, maps the errors of each room to the three.
+//!
+//! **What happens to a lease when Redis is lost?** Requests spend it until it is used up, its window ends or its life
+//! is over ([`limit::account`], [`limit::lease`]). What is left then is sent back once (`limit/exchange.rs`). If
+//! Redis does not answer, these units stay counted there until their window ends, and no request can spend them.
+//! Without a lease, [`limit::ledger::FailurePolicy`] decides. What `local` admits is kept in `limit/unreported.rs`,
+//! and the next flight of the subject (`limit/flight.rs`) reports it before it takes units.
+//!
+//! **Which keys need a restart?** The members of [`config::StartupConfig`]; all others are members of
+//! [`config::LiveConfig`].
+//!
+//! **Where do TLS and HTTP/2 plug in?** [`listener::accept`], before `http1` is chosen; [`listener::rules`] judges a
+//! parsed head of any protocol.
 //!
 //! # One request
 //!
@@ -57,7 +77,10 @@
 //!   request_filter      CanonicalPath::parse                                      400
 //!                       /health, /ready: answered here                            200 503
 //!     admission           RouteTable::find                                        404 405
-//!                         Authenticator::authenticate (no await when cached)      400 401 429 503
+//!                         the one credential that was sent                        400 401
+//!                         Authenticator::authenticate (no await when cached)      401 503
+//!                           auth::guard: not checked after too many failures      429
+//!                         count_failure: an invalid token, one too many           429
 //!                         Principal::may                                          403
 //!                         how many are in flight                                  429
 //!                         Ledger::admit for each subject: in memory, or a flight  429 503
@@ -84,12 +107,12 @@
 //!
 //! # Invariants
 //!
-//! Each is held by a type, by a lint (`clippy.toml`, `Cargo.toml`) or by a test.
+//! Brackets name what holds each: a type, a lint (`clippy.toml`, `Cargo.toml`) or a test.
 //!
 //! - **No upstream without a permit.** [`proxy::forwarding::Forwarding`] is made of an [`admission::Permit`], and only
 //!   [`admission::Admission::admit`] makes a permit. A forgotten check is not an open door. (type)
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`, before Pingora's retry loop.
-//!   (`tests/requests.rs`)
+//!   (`tests/faults.rs`)
 //! - **One reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and [`listener::rules`] refuse a
 //!   message that two servers could read differently, before Pingora sees it. [`route::path`] and [`route::host`] leave
 //!   one spelling, which is matched, checked, sent and logged. (`tests/requests.rs`, `tests/fuzz.rs`)
@@ -103,8 +126,8 @@
 //!   never 401, 403 or 429. (type, `tests/faults.rs`)
 //! - **Libraries stay in their rooms.** Only [`gateway`], [`listener`], [`proxy`] and [`upstream`] name Pingora's sessions
 //!   and peers, only `store::redis` the Redis client, only [`config`] YAML, only [`cli`] clap. (`tests/architecture.rs`)
-//! - **No policy below [`policy`].** The rooms that it compiles for know neither it nor [`config`], so each can be tested
-//!   with values. (`tests/architecture.rs`)
+//! - **No policy before [`policy`].** The rooms that it compiles for are before [`config`] in the list. They know
+//!   neither [`config`] nor [`policy`], so each can be tested with values. (`tests/architecture.rs`)
 //! - **Time is an argument.** The wall clock is read in [`base::clock`] alone, apart from places that say why. (lint)
 //! - **No wait without a deadline and no growth without a bound** on the way of a request, no blocked thread, and no panic:
 //!   `unwrap`, `expect`, `panic!`, sleeping and blocking calls are refused outside tests, apart from places that say

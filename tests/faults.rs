@@ -206,6 +206,18 @@ fn a_refused_connection_is_tried_elsewhere_whatever_the_method() {
 }
 
 #[test]
+fn a_request_that_is_tried_twice_counts_once() {
+    let origin = Origin::start();
+    let gateway = Gateway::start(&format!(
+        "upstreams: {{ up: {{ endpoints: [ \"http://{NOBODY}\", \"{}\" ], retries: 1 }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none, limits: [ {{ rate: 6/day, by: ip }} ] }} ]",
+        origin.url()
+    ));
+    let statuses: Vec<_> = (0..8).map(|_| gateway.get("/").status()).collect();
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 200, 429, 429]);
+}
+
+#[test]
 fn a_request_that_was_sent_is_repeated_only_if_that_is_safe() {
     let (closing, steady) = (Origin::start(), Origin::start());
     for path in ["/get", "/post"] {

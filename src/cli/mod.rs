@@ -1,4 +1,4 @@
-//! The command line: one file a command.
+//! The command line: one file for each command, and a directory for the token commands.
 //!
 //! A command returns the text to print, or its failure. Only this file prints and knows exit codes. It does not know
 //! how a command does its work.

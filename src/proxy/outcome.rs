@@ -1,7 +1,7 @@
 //! The outcome of a request: one value, made once at its end. Metrics, the access log and the line about a
 //! failure read this value and nothing else.
 //!
-//! `telemetry`, which any room may use, gets plain views ([`AccessLine`], handles of metrics) and knows no request.
+//! `telemetry` gets plain views ([`AccessLine`], handles of metrics) and knows no request.
 //! The value borrows from the request's context, so a reader copies what it keeps.
 
 use std::net::IpAddr;

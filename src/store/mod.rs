@@ -57,8 +57,20 @@ pub trait QuotaStore: Send + Sync {
     }
 
     /// Changes the counts of `subject`: gives back units that were taken and not used, or counts units that were
-    /// admitted while the store was away. A count that the store no longer keeps is left alone. A second call with
-    /// the same `id` changes nothing.
+    /// admitted while the store was away. A store whose answers may be lost remembers each `id` for a time: a second
+    /// call with the same `id` changes nothing.
+    ///
+    /// Units are given back only where the store still counts them, and no count falls below 0. What was admitted is
+    /// counted also where the store has no counter yet, unless it no longer matters. It depends on the algorithm:
+    /// - fixed window: only a change of the present window is made;
+    /// - sliding window: a change of the present window or of the one before it is made;
+    /// - sliding log: units of the grant with this mark go back; units are added unless their time is a window's
+    ///   length ago, and only as far as the log has room;
+    /// - token bucket: units that have leaked out since the grant do not go back again, and none go back to a grant
+    ///   later than the store's clock; units are added unless their time is a window's length ago, and only until
+    ///   the bucket is full.
+    ///
+    /// In windows a count grows no further than twice the quota. A counter whose value cannot be read is left alone.
     ///
     /// # Errors
     /// [`StoreError`] when the store did not answer in time. The counts may have changed or not.

@@ -1,4 +1,4 @@
-//! Metrics, the log, and the access log. Any room may import this room.
+//! Metrics, the log, and the access log. Every room after it in the list of `lib.rs` may use it.
 
 pub mod access_log;
 pub mod log_output;
