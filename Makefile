@@ -4,10 +4,10 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test simulate fuzz bench check
+.PHONY: help run build test restricted simulate fuzz bench check
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build the gateway quickly, less optimised, and start the demo (ARGS="--port 8081" for other arguments)
 	@scripts/dependencies build
@@ -20,6 +20,10 @@ build: ## Build the gateway as it is shipped: target/release/tollgate
 test: ## Run every test
 	@scripts/dependencies test
 	cargo test --locked
+
+restricted: ## Every test again, as a Redis user with the documented permissions alone and a prefix for all keys
+	@scripts/dependencies test
+	TOLLGATE_TEST_REDIS_ACL=1 TOLLGATE_TEST_REDIS_PREFIX=tests: cargo test --locked
 
 simulate: ## The simulation of the limits at length (RUNS=100000; SEED=n replays one run)
 	@scripts/dependencies build

@@ -155,7 +155,7 @@ fn tokens_are_made_listed_shown_and_revoked() {
     let file = write(
         dir.path(),
         "t.yaml",
-        &config(&gateway.address.to_string(), &redis.url(), &origin.url()),
+        &with_prefix(&config(&gateway.address.to_string(), &redis.url(), &origin.url())),
     );
     let file = file.to_str().unwrap();
     let program = |arguments: &[&str]| -> Value {

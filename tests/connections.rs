@@ -129,6 +129,9 @@ fn start_under(ulimit: &str, gateway: &Gateway) -> (Child, String) {
     let script = format!("{ulimit}; exec \"$0\" run -c \"$1\"");
     let mut command = Command::new("sh");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_tollgate")]).arg(&file).stdout(Stdio::piped());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TOLLGATE_")) {
+        command.env_remove(name);
+    }
     let mut child = command.spawn().unwrap();
     let mut log = String::new();
     let mut lines = BufReader::new(child.stdout.as_mut().unwrap());

@@ -331,7 +331,9 @@ routes: [ {{ prefix: /, upstream: up }} ]",
 
     let redis = Redis::start();
     let gateway = start(&redis);
-    redis.command(&["ACL", "SETUSER", "default", "-@all", "+ping"]);
+    for user in ["tollgate", "default"] {
+        redis.command(&["ACL", "SETUSER", user, "-@all", "+ping"]);
+    }
     assert!(reason_of(&gateway, "failed").contains("NOPERM"));
 }
 

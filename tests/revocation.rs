@@ -116,10 +116,11 @@ fn an_outage_serves_a_thousand_known_tokens_and_calls_no_unknown_one_wrong() {
     let gateway = &world.gateways[0];
     let key = |nth: usize| format!("imported-key-{nth}");
     let hash = |nth: usize| tollgate::record::key::hash(&key(nth)).unwrap();
-    let ids: Vec<_> = (0..500).flat_map(|nth| [format!("known-{nth}").into(), hash(nth)]).collect();
-    let script = "for _, id in ipairs(ARGV) do redis.call('HSET', 'token:' .. id, 'name', 'x') end";
+    let keys_of = |nth| [format!("token:known-{nth}"), format!("token:{}", hash(nth))];
+    let stored: Vec<_> = (0..500).flat_map(keys_of).collect();
+    let script = "for _, key in ipairs(ARGV) do redis.call('HSET', key, 'name', 'x') end";
     let words: Vec<&str> =
-        ["EVAL", script, "0"].into_iter().chain(ids.iter().map(|id| &**id)).collect();
+        ["EVAL", script, "0"].into_iter().chain(stored.iter().map(|key| &**key)).collect();
     world.redis.command(&words);
     let statuses = |credential: &dyn Fn(usize) -> (&'static str, String), count: usize| {
         let mut client = gateway.connect();

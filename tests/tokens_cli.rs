@@ -233,7 +233,7 @@ fn a_rotation_that_fails_in_the_middle_leaves_both_working() {
     let old = program(&["create", "--kind", "key", "--redis", &url]);
     // This user may write a record, and not shorten one.
     redis.command(&["ACL", "SETUSER", "half", "on", ">half", "~*", "&*", "+@all", "-hget"]);
-    let half = url.replace("redis://", "redis://half:half@");
+    let half = format!("redis://half:half@127.0.0.1:{}", redis.port());
     let id = text(&old, "api_key");
     let output = run(&["rotate", &id, "--grace", "1h", "--redis", &half, "--json"], "");
     assert_eq!(output.status.code(), Some(69), "{}", said(&output));
@@ -533,7 +533,7 @@ fn where_claims_stand_for_records_nothing_is_done_to_records_that_nobody_reads()
         + &format!(
             "auth: {{ jwt: {{ keys: [ {{ algorithm: HS256, secret: \"{SECRET}\" }} ], require_record: false }}, tokens: [ {{ api_key: kept }} ] }}\n"
         );
-    let file = write(&dir, "t.yaml", &yaml);
+    let file = write(&dir, "t.yaml", &with_prefix(&yaml));
     let file = file.to_str().unwrap();
     for id in ["bob", "kept"] {
         redis.record(id, &[("plan", "basic"), ("expires_at", "2035-01-31T12:00:00Z")]);
@@ -664,10 +664,10 @@ fn a_record_that_is_no_text_hides_no_other() {
     let redis = Redis::start();
     let url = redis.url();
     let script = "for i = 1, 50 do
-            redis.call('HSET', 'token:hash' .. i, 'name', '\\255\\254')
-            redis.call('SET', 'token:string' .. i, '\\255\\254')
+            redis.call('HSET', ARGV[1] .. i, 'name', '\\255\\254')
+            redis.call('SET', ARGV[2] .. i, '\\255\\254')
         end";
-    redis.command(&["EVAL", script, "0"]);
+    redis.command(&["EVAL", script, "0", "token:hash", "token:string"]);
     redis.record("good", &[("plan", "basic")]);
     let listed = program(&["list", "--redis", &url]);
     assert_eq!(listed.as_array().unwrap().len(), 101);
@@ -708,10 +708,10 @@ fn an_import_replaces_records_whole_and_mends_when_their_keys_expire() {
     let right = ["2053857600000".to_owned(), "-1".to_owned()];
     import(&both, false, "imported 2,");
     for script in [
-        "redis.call('PERSIST', 'token:ending') redis.call('PEXPIRE', 'token:lasting', 90000)",
-        "redis.call('PEXPIREAT', 'token:ending', 2053857605000)",
+        "redis.call('PERSIST', KEYS[1]) redis.call('PEXPIRE', KEYS[2], 90000)",
+        "redis.call('PEXPIREAT', KEYS[1], 2053857605000)",
     ] {
-        redis.command(&["EVAL", script, "0"]);
+        redis.command(&["EVAL", script, "2", "token:ending", "token:lasting"]);
         assert_ne!(expiries(), right);
         import(&both, false, "imported 0, replaced 0, unchanged 2,");
         assert_eq!(expiries(), right, "{script}");
