@@ -43,10 +43,10 @@ const FAILURES_TO_RECONNECT: u32 = 3;
 /// The least age of a connection that is replaced because another server may be the primary: the next one may lead to the
 /// same server, and is given twice the time then, up to the second number.
 const REPLACED_AFTER: Duration = Duration::from_secs(1);
-const MOST_REPLACED_AFTER: Duration = Duration::from_secs(64);
+const MOST_REPLACED_AFTER: Duration = Duration::from_secs(8);
 
-/// Probes in a row that this process was too busy for, and that count as held up.
-const MOST_HELD_UP: u32 = 10;
+/// How long calls may be held up by this process without any answer before they count as failed.
+const MOST_HELD_UP: Duration = Duration::from_secs(1);
 
 /// A server, or the server that Sentinels name.
 pub(super) struct Node {
@@ -57,8 +57,6 @@ pub(super) struct Node {
     refuses_writes: AtomicBool,
     available: AtomicBool,
     failed_probes: AtomicU32,
-    /// Probes in a row without an answer that this process was too busy for.
-    held_up: AtomicU32,
     signals: Arc<Signals>,
     link: watch::Receiver<Link>,
     /// The task that keeps the connection takes this.
@@ -83,6 +81,8 @@ struct Breakers {
     answers: Breaker,
     /// Open while the server answers and refuses writes.
     writes: Breaker,
+    /// When a call was held up by this process, if no answer has come since.
+    held_up_since: Option<Instant>,
 }
 
 /// What the outcome of a call says about the server.
@@ -121,6 +121,8 @@ pub(super) struct Session {
     since: Instant,
     /// How long it serves before it may be replaced although it answers.
     demotable_after: Duration,
+    /// Whether Sentinels name the primary.
+    has_sentinels: bool,
     /// The runtime that reads the answers.
     pub(super) home: Handle,
     /// Never carries a value; the channel closes with the connection.
@@ -138,7 +140,6 @@ impl Node {
             refuses_writes: AtomicBool::new(false),
             available: AtomicBool::new(false),
             failed_probes: AtomicU32::new(0),
-            held_up: AtomicU32::new(0),
             signals,
             link,
             link_keeper: Mutex::new(Some((config, link_keeper))),
@@ -198,9 +199,11 @@ impl Node {
         let result = run(Arc::clone(&session)).await;
         match result.as_ref().map_err(Cause::of) {
             Err(Cause::Replica) => session.retired.notify_one(),
-            // Another server may be the primary by now.
-            Err(Cause::ReadOnly | Cause::TooFewReplicas)
-                if session.since.elapsed() >= session.demotable_after =>
+            // Another server may be the primary by now. Replicas follow it only where Sentinels choose it.
+            Err(cause)
+                if (cause == Cause::ReadOnly
+                    || cause == Cause::TooFewReplicas && session.has_sentinels)
+                    && session.since.elapsed() >= session.demotable_after =>
             {
                 session.demoted.notify_one();
             }
@@ -212,23 +215,25 @@ impl Node {
     /// Counts the outcome of a call, and logs the reason when it changes how the server is used. A probe is a write.
     pub(super) fn count(&self, verdict: Verdict, is_probe: bool, reason: impl FnOnce() -> String) {
         let now = Instant::now();
+        let mut breakers = self.breakers.lock();
         // A busy process says nothing about the server, unless that goes on while no answer comes at all.
         let verdict = match verdict {
-            Verdict::Unknown
-                if is_probe && self.held_up.fetch_add(1, Ordering::Relaxed) >= MOST_HELD_UP =>
-            {
-                Verdict::Fails
+            Verdict::Unknown => {
+                let since = *breakers.held_up_since.get_or_insert(now);
+                match now.saturating_duration_since(since) >= MOST_HELD_UP {
+                    true => Verdict::Fails,
+                    false => return,
+                }
             }
             verdict => verdict,
         };
-        let mut breakers = self.breakers.lock();
         let answers = match verdict {
             Verdict::Serves | Verdict::RefusesWrites => breakers.answers.succeeded(now),
             Verdict::Fails => breakers.answers.failed(now),
-            Verdict::Unknown => return,
+            Verdict::Unknown => None,
         };
-        if verdict != Verdict::Fails && self.held_up.load(Ordering::Relaxed) > 0 {
-            self.held_up.store(0, Ordering::Relaxed);
+        if verdict != Verdict::Fails {
+            breakers.held_up_since = None;
         }
         let writes = match verdict {
             // A take that grants nothing writes nothing: only a probe shows that writes succeed.
@@ -397,7 +402,7 @@ async fn keep_connected(
                         false
                     }
                     () = session.demoted.notified() => {
-                        log::debug!("the connection to redis leads to a replica");
+                        log::debug!("the connection to redis may lead to a former primary");
                         true
                     }
                     () = hear(&mut changes, on_record, &signals.keys) => false,
@@ -503,6 +508,7 @@ pub(super) async fn connect(
         // The library asks them in order. A Sentinel that accepts and stays silent must not always be the first.
         fastrand::shuffle(hosts);
     }
+    let has_sentinels = matches!(config.server, ServerConfig::Sentinel { .. });
     let client = Client::new(config, None, Some(options), None);
     let (closes, open) = watch::channel(());
     let driver = Driver { task: client.init().await?, _open: closes };
@@ -532,6 +538,7 @@ pub(super) async fn connect(
         demoted: Notify::new(),
         since: Instant::now(),
         demotable_after,
+        has_sentinels,
         home: Handle::current(),
         open,
     };

@@ -1,6 +1,7 @@
-//! Waits for answers up to a deadline. A process that is busy with other work reads an answer late, which is no fault of
-//! the server: such a wait is told apart, and is granted its time once more. This file knows no server, only futures and
-//! time.
+//! Waits for answers up to a deadline that counts only time in which this process could have read an answer.
+//!
+//! A process that is busy with other work reads an answer late, which is no fault of the server. This file knows no
+//! server, only futures and time.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -14,11 +15,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::errors::{held_up, timed_out};
 
-/// How late an event loop is that is not busy, at most.
+/// The parts of a wait. This process was busy in a part whose timer fires late.
+const PARTS: u32 = 4;
+
+/// How late a timer fires in a process that is not busy, at most.
 const PUNCTUAL: Duration = Duration::from_millis(3);
 
-/// Waits for `answer` until `deadline`. Where this process was too busy to read an answer in time, the wait is granted the
-/// same time once more. `connection` is the runtime that reads the answers; `None` where that is this one.
+/// Waits for `answer` until `deadline`. Time in which this thread was busy is waited for again, up to twice the whole time.
+/// `connection` is the runtime that reads the answers; `None` where that is this one.
 pub(super) async fn answer_by<T>(
     deadline: Instant,
     connection: Option<&Handle>,
@@ -26,36 +30,40 @@ pub(super) async fn answer_by<T>(
 ) -> Result<T, Error> {
     let mut answer = pin!(answer);
     let whole = deadline.saturating_duration_since(Instant::now());
-    let mut due = deadline;
-    for may_extend in [true, false] {
-        if let Ok(answer) = timeout_at(due, answer.as_mut()).await {
+    let (part, latest) = (whole / PARTS, deadline + whole);
+    let mut parts_left = PARTS;
+    loop {
+        let end = Instant::now() + part;
+        if let Ok(answer) = timeout_at(end, answer.as_mut()).await {
             return answer;
         }
-        let lateness = lateness(due, connection, whole).await;
-        // The answer may have been read in the turns of the event loops that have just passed.
-        if let Poll::Ready(answer) = poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await {
-            return answer;
+        let now = Instant::now();
+        if now.saturating_duration_since(end) < PUNCTUAL {
+            parts_left -= 1;
         }
-        if lateness < PUNCTUAL {
-            return Err(timed_out());
+        if parts_left > 0 && now < latest {
+            continue;
         }
-        if may_extend {
-            due = Instant::now() + whole;
-        }
+        let is_busy = parts_left > 0 || is_busy(connection, part).await;
+        // The answer may have been read in this very turn of the event loop.
+        yield_now().await;
+        let last = poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await;
+        return match last {
+            Poll::Ready(answer) => answer,
+            Poll::Pending if is_busy => Err(held_up()),
+            Poll::Pending => Err(timed_out()),
+        };
     }
-    Err(held_up())
 }
 
-/// How late the event loops are, of this task and of the connection, after a timer that was `due`. It takes `most` at most.
-async fn lateness(due: Instant, connection: Option<&Handle>, most: Duration) -> Duration {
-    let now = Instant::now();
-    let own = now.saturating_duration_since(due);
-    yield_now().await;
-    let Some(connection) = connection else { return own };
-    // Both halves of the turn: the loop runs its tasks, then looks at its sockets, then runs this task again.
-    let _ = timeout(most, connection.spawn(yield_now())).await;
-    own.max(now.elapsed())
+/// Whether the event loop of `connection` finishes no turn within `most`.
+async fn is_busy(connection: Option<&Handle>, most: Duration) -> bool {
+    match connection {
+        Some(connection) => timeout(most, connection.spawn(yield_now())).await.is_err(),
+        None => false,
+    }
 }
+
 #[cfg(test)]
 mod tests {
     use std::future::pending;
