@@ -51,6 +51,9 @@ use shutdown::{Drain, Signals};
 /// How long a successor may take to become ready.
 const BECOME_READY: Duration = Duration::from_secs(10);
 
+/// Most open connections of those who read metrics.
+const METRICS_CONNECTIONS: usize = 64;
+
 /// Reads the configuration again; the error is text for people.
 pub type Load = Arc<dyn Fn() -> Result<Config, String> + Send + Sync>;
 
@@ -192,7 +195,8 @@ impl Gateway {
         if !bound.metrics.is_empty() {
             let metrics = pingora_prometheus::new_prometheus_server();
             let close = drain.never();
-            server.add_service(Listening::new(metrics, "metrics", bound.metrics, close));
+            let metrics = Listening::new(metrics, "metrics", bound.metrics, close);
+            server.add_service(metrics.at_most(METRICS_CONNECTIONS));
         }
         if let Some(echo) = echo {
             let app = HttpServer::new_app(Echo);

@@ -15,6 +15,7 @@ use super::SHORT;
 use super::handover::{self, Meeting};
 use crate::config::StartupConfig;
 use crate::limit::ledger::Ledger;
+use crate::listener::http1::FIRST;
 use crate::listener::sockets::NamedSocket;
 use crate::proxy::Readiness;
 
@@ -69,6 +70,8 @@ impl Drain {
         sleep(grace).await;
         self.close_listeners.send_replace(true);
         let deadline = Instant::now() + self.in_flight;
+        // Requests of the last connections begin until then.
+        sleep(3 * FIRST).await;
         loop {
             let left = self.readiness.in_flight.count();
             if left == 0 {

@@ -14,7 +14,7 @@ use pingora_core::apps::ServerApp;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service as ServiceTrait;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 
 use super::sockets::BoundSocket;
@@ -37,6 +37,7 @@ pub struct Listening<A> {
     label: &'static str,
     sockets: Vec<BoundSocket>,
     others: Vec<mpsc::Sender<Accepted>>,
+    places: Option<Arc<Semaphore>>,
     close: watch::Receiver<bool>,
     on_start: Option<Box<dyn FnOnce() + Send + Sync>>,
     before_accept: Option<BeforeAccept>,
@@ -55,8 +56,22 @@ impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
         sockets: Vec<BoundSocket>,
         close: watch::Receiver<bool>,
     ) -> Self {
-        let (app, others) = (Arc::new(app), Vec::new());
-        Self { app, label, sockets, others, close, on_start: None, before_accept: None }
+        Self {
+            app: Arc::new(app),
+            label,
+            sockets,
+            others: Vec::new(),
+            places: None,
+            close,
+            on_start: None,
+            before_accept: None,
+        }
+    }
+
+    /// Closes connections beyond `most` at once, for an application that counts none itself. It has no other threads.
+    pub fn at_most(mut self, most: usize) -> Self {
+        self.places = Some(Arc::new(Semaphore::new(most)));
+        self
     }
 
     /// One more thread, which serves its share of the connections with `app`, and calls `start` first.
@@ -100,6 +115,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     app: Arc<A>,
     listener: TcpListener,
     others: Vec<mpsc::Sender<Accepted>>,
+    places: Option<Arc<Semaphore>>,
     closed: watch::Receiver<bool>,
 ) {
     let mut turn = 0;
@@ -113,6 +129,16 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
         match accepted {
             Ok((socket, peer)) => {
                 let closed = closed.clone();
+                if let Some(places) = &places {
+                    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+                        let served = serve(Arc::clone(&app), socket, peer, closed);
+                        detach(async move {
+                            served.await;
+                            drop(place);
+                        });
+                    }
+                    continue;
+                }
                 turn = (turn + 1) % (others.len() + 1);
                 // A thread that is too busy to take more, or has died, leaves its share to this one.
                 match others.get(turn).map(mpsc::Sender::try_reserve) {
@@ -170,7 +196,7 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
         let accepting = self.sockets.drain(..).map(|bound| {
             let listener = bound.into_listener().unwrap_or_else(|error| fail(&error));
             let (app, others) = (Arc::clone(&self.app), self.others.clone());
-            tokio::spawn(accept(app, listener, others, closed.clone()))
+            tokio::spawn(accept(app, listener, others, self.places.clone(), closed.clone()))
         });
         join_all(accepting.collect::<Vec<_>>()).await;
         self.others.clear();

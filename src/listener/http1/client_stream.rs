@@ -272,14 +272,15 @@ impl ClientStream {
     pub fn is_gone(&self, closed: &Closed) -> bool {
         match closed {
             Closed::Whole => true,
-            // The end of the body may be among the bytes that wait.
-            Closed::Sending { waiting: None } => false,
-            Closed::Sending { waiting: Some(waiting) } => {
-                let mut body = self.body;
-                let both = [&self.ahead, &waiting[..]];
-                let is_broken = both.into_iter().any(|bytes| body.pass(bytes).is_err());
-                body != Body::Everything && !is_broken && !body.is_over()
-            }
+            Closed::Sending { number, bytes } => match self.body {
+                Body::Everything => false,
+                Body::Bytes(left) => left > number.saturating_add(self.ahead.len() as u64),
+                // The end of the body may be among the bytes that wait.
+                Body::Chunked(mut body) => bytes.as_ref().is_some_and(|bytes| {
+                    let passed = [&self.ahead, &bytes[..]].map(|bytes| body.pass(bytes));
+                    passed.iter().all(Result::is_ok) && !body.is_done()
+                }),
+            },
         }
     }
 

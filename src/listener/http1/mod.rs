@@ -37,9 +37,9 @@ pub use request_stream::{TokenEnds, answered_whole, end_of, ends_with, set_tunne
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;
 
-/// How long the first request of a connection may take to begin when the shutdown has begun: the client connected in
-/// time.
-const FIRST: Duration = Duration::from_millis(20);
+/// How long the first request of a connection may take to begin, and then its head, once the listeners have closed: the
+/// client connected in time.
+pub const FIRST: Duration = Duration::from_millis(20);
 
 /// A request that takes longer is watched: its token may end before it does.
 const LONG: Duration = Duration::from_secs(1);
@@ -79,7 +79,8 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         if !matches!(begun, Some(Ok(true))) {
             return;
         }
-        let head = match read_head(client, &mut alarm, timeouts.header).await {
+        let limit = if is_closing { FIRST } else { timeouts.header };
+        let head = match read_head(client, &mut alarm, limit).await {
             Ok(head) => client.begin_request(head),
             Err(None) => return,
             Err(Some(rejection)) => {

@@ -19,10 +19,12 @@ const LOOKED_AT: usize = 64 * 1024;
 /// How a client has closed its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// It sends no more than these bytes, which wait in the kernel. It may still read.
+    /// It sends no more than the bytes that wait in the kernel. It may still read.
     Sending {
+        /// How many bytes wait.
+        number: u64,
         /// The bytes; `None` where there are too many to look at.
-        waiting: Option<Vec<u8>>,
+        bytes: Option<Vec<u8>>,
     },
     /// It has left, or the connection is broken.
     Whole,
@@ -81,16 +83,17 @@ fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 async fn closed(client: TcpStream, signs: Interest) -> (TcpStream, Closed) {
     let closed = match client.ready(signs).await {
         Ok(ready) if ready.is_read_closed() && !ready.is_error() && !ready.is_write_closed() => {
-            Closed::Sending { waiting: waiting(&client) }
+            let number = rustix::io::ioctl_fionread(&client).unwrap_or(u64::MAX);
+            Closed::Sending { number, bytes: waiting(&client, number) }
         }
         _ => Closed::Whole,
     };
     (client, closed)
 }
 
-/// The bytes that wait in the kernel; `None` where there are too many.
-fn waiting(client: &TcpStream) -> Option<Vec<u8>> {
-    let number = usize::try_from(rustix::io::ioctl_fionread(client).ok()?).ok()?;
+/// The bytes that wait in the kernel, so many; `None` where there are too many.
+fn waiting(client: &TcpStream, number: u64) -> Option<Vec<u8>> {
+    let number = usize::try_from(number).ok()?;
     if number == 0 {
         return Some(Vec::new());
     }
