@@ -102,13 +102,6 @@ impl GuardedClient<'_> {
         let (Some(guard), Some(client)) = (self.guard, self.client) else { return Ok(()) };
         guard.is_over(client).map_or(Ok(()), |wait| Err(TooManyFailures { wait }))
     }
-
-    /// Counts a failure that the client is not told of.
-    pub fn note_failure(&self) {
-        if let (Some(guard), Some(client)) = (self.guard, self.client) {
-            guard.failed(client);
-        }
-    }
 }
 
 impl std::fmt::Debug for FailureGuard {

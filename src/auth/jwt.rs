@@ -172,7 +172,15 @@ impl JwtVerifier {
             None => client,
         };
         client.may_try()?;
-        let claims = self.verify_signature(token, client).await?;
+        let claims = match self.verify_signature(token, client).await {
+            Ok(claims) => claims,
+            Err(error) => {
+                if !matches!(error, AuthError::Jwt(JwtError::KeysUnavailable)) {
+                    self.verified.remove(token.as_bytes());
+                }
+                return Err(error);
+            }
+        };
         let verified = VerifiedToken::new(claims, token);
         // The time is checked last, because a fetch of keys may have taken long.
         self.check_time(&verified, clock.now())?;
@@ -234,11 +242,7 @@ impl JwtVerifier {
                 };
                 match again {
                     Checked::Right(generation) => generation,
-                    Checked::NoKey(why, _) if !fetched || jwks.is_in_doubt() => {
-                        // The answer blames nobody. The guard must count, or guesses would cost most just then.
-                        if matches!(why, JwtError::Signature | JwtError::MissingKid) {
-                            client.note_failure();
-                        }
+                    Checked::NoKey(..) if !fetched || jwks.is_in_doubt() => {
                         return Err(JwtError::KeysUnavailable.into());
                     }
                     Checked::NoKey(why, _) | Checked::Wrong(why, _) => return Err(why.into()),

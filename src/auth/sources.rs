@@ -189,12 +189,14 @@ impl Sources {
         self.subprotocols.iter().find(is_sent).map(String::as_str)
     }
 
+    /// Names of cookies keep their case, and their signs but for those that PHP does not take.
     fn is_cookie(&self, cookie: &[u8]) -> bool {
-        is_named(cookie, &self.cookies)
+        let folded = |byte: u8| if matches!(byte, b'.' | b' ' | b'[') { b'_' } else { byte };
+        is_named(cookie, &self.cookies, folded)
     }
 
     fn is_parameter(&self, parameter: &[u8]) -> bool {
-        is_named(parameter, &self.query)
+        is_named(parameter, &self.query, without_case_and_signs)
     }
 
     /// The protocols that stand after one of the sources.
@@ -215,7 +217,9 @@ impl Sources {
     }
 
     fn is_subprotocol(&self, protocol: &[u8]) -> bool {
-        self.subprotocols.iter().any(|own| own.as_bytes() == protocol)
+        let unquoted = protocol.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
+        let name = unquoted.unwrap_or(protocol);
+        self.subprotocols.iter().any(|own| own.as_bytes().eq_ignore_ascii_case(name))
     }
 
     fn remove_cookies(&self, headers: &mut HeaderMap) {
@@ -230,18 +234,31 @@ impl Sources {
             .flat_map(|value| cookies(value.as_bytes()))
             .filter(|cookie| !cookie.is_empty() && !self.is_cookie(cookie))
             .map(|cookie| self.without_listed(cookie))
+            .filter(|cookie| !cookie.is_empty())
             .collect();
         let kept = kept.join(&b"; "[..]);
         replace(headers, header::COOKIE, kept.trim_ascii());
     }
 
-    /// `cookie`, which is none of the cookies itself, without those that stand after a `,` in it.
+    /// `cookie`, which is none of the cookies itself, without those that begin in it.
     fn without_listed(&self, cookie: &[u8]) -> Vec<u8> {
-        let kept: Vec<&[u8]> = cookie
-            .split(|&byte| byte == b',')
-            .filter(|piece| !(piece.contains(&b'=') && self.is_cookie(piece)))
-            .collect();
-        kept.join(&b","[..])
+        let mut kept = Vec::with_capacity(cookie.len());
+        // Each piece is kept with the separator before it.
+        let mut begin = 0;
+        for piece in cookie.split(begins_cookie) {
+            let end = begin + piece.len();
+            if piece.contains(&b'=') && self.is_cookie(piece) {
+                while kept.last().is_some_and(begins_cookie) {
+                    kept.pop();
+                }
+            } else {
+                kept.extend_from_slice(
+                    cookie.get(begin.saturating_sub(1)..end).unwrap_or_default(),
+                );
+            }
+            begin = end + 1;
+        }
+        kept
     }
 
     fn remove_subprotocols(&self, headers: &mut HeaderMap) {
@@ -307,13 +324,17 @@ fn cookies(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b';').map(<[u8]>::trim_ascii)
 }
 
-/// The cookies of a field as servers may read them. Old ones begin a cookie after `,` too (RFC 2965 section 3.3.4); what
-/// has no `=` there is part of a value.
+/// The cookies of a field as servers may read them. Some begin a cookie after `,` (RFC 2965 section 3.3.4) or after white
+/// space too; what has no `=` there is part of a value.
 fn readings(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     cookies(value).flat_map(|cookie| {
-        let listed = cookie.split(|&byte| byte == b',').skip(1);
+        let listed = cookie.split(begins_cookie).skip(1);
         std::iter::once(cookie).chain(listed.filter(|piece| piece.contains(&b'=')))
     })
+}
+
+fn begins_cookie(byte: &u8) -> bool {
+    matches!(byte, b',' | b' ' | b'\t')
 }
 
 /// The value of a cookie, without the quotes it may have.
@@ -327,19 +348,25 @@ fn after_equals(pair: &[u8]) -> &[u8] {
     pair.iter().position(|&byte| byte == b'=').map_or(b"", |at| &pair[at + 1..])
 }
 
-/// Whether an upstream may read the name of `pair`, `name=value`, as one of `names`. Servers decode names, some ignore
-/// case, and some read every sign alike. PHP drops spaces before a name and ends it at NUL; frameworks read `name[]` and
+/// The form in which names of parameters are compared: some servers ignore case, and some read every sign alike.
+fn without_case_and_signs(byte: u8) -> u8 {
+    match byte.is_ascii_alphanumeric() {
+        true => byte.to_ascii_lowercase(),
+        false => b'-',
+    }
+}
+
+/// Whether an upstream may read the name of `pair`, `name=value`, as one of `names`. Servers decode names, and take the
+/// bytes for the same that `folded` makes the same. PHP drops spaces before a name and ends it at NUL; frameworks read `name[]` and
 /// `name[key]` as `name`, and Rack drops other brackets around it.
-fn is_named(pair: &[u8], names: &[String]) -> bool {
+fn is_named(pair: &[u8], names: &[String], folded: impl Fn(u8) -> u8) -> bool {
     let name = decoded(pair.split(|&byte| byte == b'=').next().unwrap_or_default());
     // In a query, `+` is a space.
     let is_dropped = |byte: &u8| b" \t\n\x0b\x0c\r+[]".contains(byte);
     let begin = name.iter().position(|byte| !is_dropped(byte)).unwrap_or(name.len());
-    let name = name.get(begin..).unwrap_or_default().trim_ascii_end();
-    let folded = |byte: u8| match byte.is_ascii_alphanumeric() {
-        true => byte.to_ascii_lowercase(),
-        false => b'-',
-    };
+    let name = name.get(begin..).unwrap_or_default();
+    let end = name.iter().rposition(|byte| !b" \t\n\x0b\x0c\r+".contains(byte));
+    let name = name.get(..=end.unwrap_or_default()).unwrap_or_default();
     names.iter().any(|own| {
         name.split_at_checked(own.len()).is_some_and(|(start, rest)| {
             matches!(rest.first(), None | Some(b'[' | b']' | 0))
@@ -353,15 +380,17 @@ fn parameters(query: &[u8]) -> impl Iterator<Item = &[u8]> {
     query.split(separates)
 }
 
-/// Whether a parameter of a query ends at `byte`. Some servers take `;` for a separator too.
+/// Whether a parameter of a query ends at `byte`. Some servers take `;` for a separator too, and some look for the query
+/// after the last `?`.
 fn separates(byte: &u8) -> bool {
-    matches!(byte, b'&' | b';')
+    matches!(byte, b'&' | b';' | b'?')
 }
 
-/// The protocols that a WebSocket asks for (RFC 6455 section 4.1).
+/// The protocols that a WebSocket asks for (RFC 6455 section 4.1), without empty elements (RFC 9110 section 5.6.1.2).
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let all = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
-    all.flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    let elements = all.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    elements.map(<[u8]>::trim_ascii).filter(|protocol| !protocol.is_empty())
 }
 
 /// `bytes` with their escapes decoded. A broken escape stays as it is.
@@ -490,12 +519,22 @@ mod tests {
             (&[("cookie", b"a=b; session=k; c=d")], "", Ok(Some("k"))),
             (&[("cookie", b"session=\"k\"")], "", Ok(Some("k"))),
             (&[("cookie", b"session=k"), ("cookie", b"session=l")], "", Err(Ambiguous)),
-            (&[("cookie", b"session=k; SESSION[x]=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k; session[x]=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k; SESSION=l")], "", Ok(Some("k"))),
             (&[("cookie", b"session=k; a=b, session=l")], "", Err(Ambiguous)),
             (&[("cookie", b"session=k, session=l")], "", Err(Ambiguous)),
             (&[("cookie", b"session=k; a=b,session,c")], "", Ok(Some("k"))),
             (&[("cookie", b"a=b,session=k,c")], "", Ok(Some("k"))),
             (&[("cookie", b"a=session=k")], "", Ok(None)),
+            (&[("cookie", b"session=k; a=1 session=l")], "", Err(Ambiguous)),
+            (&[("cookie", b"session=k; a=1\tsession=l")], "", Err(Ambiguous)),
+            (&[("x-api-key", b"k"), ("sec-websocket-protocol", b"bearer,,l")], "", Err(Ambiguous)),
+            (&[("x-api-key", b"k"), ("sec-websocket-protocol", b"Bearer, l")], "", Err(Ambiguous)),
+            (
+                &[("x-api-key", b"k"), ("sec-websocket-protocol", b"\"bearer\", l")],
+                "",
+                Err(Ambiguous),
+            ),
             (&[("sec-websocket-protocol", b"chat, bearer, k")], "", Ok(Some("k"))),
             (
                 &[("sec-websocket-protocol", b"bearer"), ("sec-websocket-protocol", b"k")],
@@ -533,14 +572,21 @@ mod tests {
             "+sess_ion",
             "%20%09+sess_ion[]",
             " sess_ion ",
+            "sess_ion+",
         ] {
-            assert!(is_named(name.as_bytes(), &own), "{name}");
-            assert!(is_named(format!("{name}=x").as_bytes(), &own), "{name}=x");
+            assert!(is_named(name.as_bytes(), &own, without_case_and_signs), "{name}");
+            assert!(
+                is_named(format!("{name}=x").as_bytes(), &own, without_case_and_signs),
+                "{name}=x"
+            );
         }
         for name in
             ["", "[]", "sess", "session", "sess_ions", "sess_ion.x", "x[sess_ion]", "x+sess_ion"]
         {
-            assert!(!is_named(format!("{name}=sess_ion").as_bytes(), &own), "{name}");
+            assert!(
+                !is_named(format!("{name}=sess_ion").as_bytes(), &own, without_case_and_signs),
+                "{name}"
+            );
         }
     }
 
@@ -585,9 +631,11 @@ mod tests {
             ("cookie", b"session=k", None),
             ("cookie", b"a=b;c=d", Some("a=b;c=d")),
             ("cookie", b"a=b, session=k; c=d,  e", Some("a=b; c=d,  e")),
-            ("cookie", b"a=b ,Session=k , c; d=e ,session[]=l", Some("a=b , c; d=e")),
+            ("cookie", b"a=b ,session=k , c; d=e ,session[]=l", Some("a=b , c; d=e")),
             ("cookie", b"a=b,session,c;d=e", Some("a=b,session,c;d=e")),
             ("cookie", b"a=b; session=k,l", Some("a=b")),
+            ("cookie", b"a=b session=k c=d\te", Some("a=b c=d\te")),
+            ("cookie", b"a=b; ,session=k; c=d", Some("a=b; c=d")),
             ("sec-websocket-protocol", b"chat, bearer, k, other", Some("chat, other")),
             ("sec-websocket-protocol", b"bearer, k", None),
             ("sec-websocket-protocol", b"chat", Some("chat")),

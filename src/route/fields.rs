@@ -109,7 +109,7 @@ const WRITTEN_FORWARDING: [&str; 3] = [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED
 const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
 /// Fields that hold a credential, and whose names another spelling may imitate.
-const CREDENTIALS: [&str; 2] = [API_KEY, "proxy-authorization"];
+const CREDENTIALS: [&str; 3] = [API_KEY, "proxy-authorization", "sec-websocket-protocol"];
 
 /// The claim that a field makes. An upstream may believe the claim, so a client may not make it, in any spelling that an
 /// upstream may read as the field's name.

@@ -140,22 +140,32 @@ fn is_no_text(first: u8, second: u8) -> bool {
 }
 
 /// `.` or `..`, alone or before anything but a character of a plain name. Another server may end the segment there: at
-/// parameters (`..;x`), at an encoded separator, question mark, space or line end. White space before the dots may be
-/// dropped too.
+/// parameters (`..;x`), at an encoded separator, question mark, space or line end. White space
+/// before the dots may be dropped too.
 fn is_dot_segment(segment: &str) -> bool {
     let mut rest = segment;
-    while let Some(escape) = rest.get(..3)
-        && SPACE.contains(&escape)
-    {
-        rest = rest.get(3..).unwrap_or_default();
+    while let Some(after) = without_space(rest) {
+        rest = after;
     }
     let Some(rest) = rest.strip_prefix('.') else { return false };
     let rest = rest.strip_prefix('.').unwrap_or(rest);
     !rest.bytes().next().is_some_and(is_unreserved)
 }
 
-/// White space, as canonical escapes.
-const SPACE: [&str; 6] = ["%09", "%0A", "%0B", "%0C", "%0D", "%20"];
+/// `segment` without the white space at its start: a control character or a space, or one of Unicode's.
+fn without_space(segment: &str) -> Option<&str> {
+    const UNICODE: [&str; 7] =
+        ["%C2%A0", "%C2%85", "%A0", "%85", "%EF%BB%BF", "%E2%80%", "%E3%80%80"];
+    let code = segment.strip_prefix('%').and_then(|rest| rest.get(..2));
+    match code.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        Some(..=b' ' | 0x7F) => segment.get(3..),
+        Some(_) => UNICODE.iter().find_map(|space| {
+            let after = segment.strip_prefix(space)?;
+            if space.ends_with('%') { after.get(2..) } else { Some(after) }
+        }),
+        None => None,
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -228,6 +238,9 @@ mod tests {
             ("/a/.%20/b", DotSegment),
             ("/a/%20../b", DotSegment),
             ("/a/%09%0d./b", DotSegment),
+            ("/a/%1f../b", DotSegment),
+            ("/a/%C2%A0../b", DotSegment),
+            ("/a/%A0..", DotSegment),
             ("/a/..%EF%BC%8Fb", DotSegment),
             ("/a/..%C3%A9", DotSegment),
             ("/a/..:b", DotSegment),
