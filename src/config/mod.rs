@@ -157,7 +157,7 @@ pub struct Server {
     pub grace_period_seconds: u64,
     /// Seconds that requests in flight may take after that.
     pub graceful_shutdown_timeout_seconds: u64,
-    /// Idle upstream connections kept, per worker thread pool.
+    /// Idle upstream connections kept, by all worker threads together.
     pub upstream_keepalive_pool_size: usize,
     /// The Unix socket over which a successor takes the listeners; `None` for one in a private directory.
     pub upgrade_sock: Option<String>,
