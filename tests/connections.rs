@@ -355,3 +355,18 @@ fn what_a_request_waits_for_does_not_cost_it_its_upstream_connection() {
         assert!(errors.is_empty(), "{errors:?}");
     }
 }
+
+#[test]
+fn a_connection_option_that_is_refused_costs_no_upstream_connection() {
+    let origin = Origin::start();
+    let gateway = Gateway::start_with_one_thread(&config(&origin, ""));
+    assert_eq!(gateway.get("/").status(), 200);
+    for options in
+        ["Host", "close, X-Forwarded-For", "\"Host\"", ":authority", "a,b,c,d,e,f,g,h,i,j"]
+    {
+        let answer = gateway.call("GET", "/", &[("Connection", options)], b"");
+        assert_eq!(answer.status(), 400, "{options}");
+    }
+    assert_eq!(gateway.get("/").status(), 200);
+    assert_eq!((origin.connections(), origin.requests().len()), (1, 2));
+}

@@ -12,7 +12,6 @@ use super::body::Body;
 use super::chunks::ChunkedBody;
 use crate::base::class::{Class, alphanumeric_and, span};
 use crate::listener::rules::{HeadError, MAX_FIELDS, RequestHead, malformed};
-use crate::route::fields::list_names;
 
 /// Largest head, request line and all fields, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -29,6 +28,12 @@ pub struct Head {
     pub body: Body,
 }
 
+/// Most options of the `Connection` fields of a request.
+const MAX_CONNECTION_OPTIONS: usize = 9;
+
+/// Fields that no `Connection` option may take away.
+const KEPT: [&[u8]; 4] = [b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+
 /// Reads a head line by line as its bytes arrive. It keeps ranges of the bytes instead of copies.
 #[derive(Debug, Default)]
 pub struct HeadReader {
@@ -39,8 +44,9 @@ pub struct HeadReader {
     host: Option<Range<usize>>,
     content_length: Option<u64>,
     chunked: bool,
+    connection_options: usize,
     connection_upgrade: bool,
-    websocket: bool,
+    websocket: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -110,12 +116,11 @@ impl HeadReader {
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length_field(value),
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.coding_field(value),
-            10 if name.eq_ignore_ascii_case(b"connection") => {
-                self.connection_upgrade |= list_names(value, b"upgrade");
-                Ok(())
-            }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.connection_field(value),
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                self.websocket |= value.eq_ignore_ascii_case(b"websocket");
+                // Pingora looks at the first one alone, and both must read the request alike.
+                let is_websocket = value.eq_ignore_ascii_case(b"websocket");
+                self.websocket.get_or_insert(is_websocket);
                 Ok(())
             }
             _ => Ok(()),
@@ -147,6 +152,25 @@ impl HeadReader {
         Ok(())
     }
 
+    /// Pingora refuses the same options, but only once it has a connection to an upstream.
+    fn connection_field(&mut self, value: &[u8]) -> Result<(), HeadError> {
+        let options = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        for option in options.filter(|option| !option.is_empty()) {
+            self.connection_options += 1;
+            if self.connection_options > MAX_CONNECTION_OPTIONS {
+                return malformed("there are too many Connection options");
+            }
+            if !span(option, &TOKEN).1.is_empty() {
+                return malformed("a Connection option is not a token");
+            }
+            if KEPT.iter().any(|name| option.eq_ignore_ascii_case(name)) {
+                return malformed("a Connection option names a field that every request keeps");
+            }
+            self.connection_upgrade |= option.eq_ignore_ascii_case(b"upgrade");
+        }
+        Ok(())
+    }
+
     /// The body that the fields announce; called when all fields are read.
     fn body(&self, version: Version) -> Result<Body, HeadError> {
         let http11 = version == Version::Http11;
@@ -156,7 +180,7 @@ impl HeadReader {
         if self.chunked {
             return Ok(Body::Chunked(ChunkedBody::default()));
         }
-        if http11 && self.connection_upgrade && self.websocket {
+        if http11 && self.connection_upgrade && self.websocket == Some(true) {
             return match self.content_length {
                 None | Some(0) => Ok(Body::Everything),
                 Some(_) => malformed("an upgrade request has a body"),
@@ -252,6 +276,8 @@ mod tests {
         assert_eq!(body(upgrade), Body::Everything);
         assert_eq!(body("Upgrade: websocket\r\n"), Body::Bytes(0));
         assert_eq!(body("Connection: upgrade\r\nUpgrade: h2c\r\n"), Body::Bytes(0));
+        let second = "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n";
+        assert_eq!(body(second), Body::Bytes(0));
     }
 
     #[test]
@@ -313,6 +339,10 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nX: a\r\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: \u{c}a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, Host\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: \"Host\"\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: :authority\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: a,b,c,d,e\r\nConnection: f,g,h,i,j\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
