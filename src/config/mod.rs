@@ -134,7 +134,7 @@ pub struct LiveConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Fields of requests that pass although the gateway would remove them.
     pub pass_fields: Vec<HeaderName>,
-    /// Whether case, trailing dots and trailing spaces of path segments do not take part in choosing a route.
+    /// Whether routes are chosen as a careless server reads the path.
     pub fold_paths: bool,
     /// How tokens are checked.
     pub auth: Auth,

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr2, memmem};
+use memchr::{memchr_iter, memchr2, memmem};
 
 /// `;` as an escape, in the canonical case.
 const ENCODED_SEMICOLON: &str = "%3B";
@@ -58,11 +58,25 @@ pub fn without_prefix<'p>(path: &'p str, prefix: &str, fold: bool) -> &'p str {
     rest
 }
 
-/// A segment without its parameters.
+/// A segment without its parameters. `fold`: as a careless server reads it, up to an encoded `?`, `#` or control character,
+/// without spaces around it and dots after it.
 fn name(segment: &str, fold: bool) -> &str {
     let name = segment.split(';').next().unwrap_or_default();
     let mut name = name.split(ENCODED_SEMICOLON).next().unwrap_or_default();
-    while fold && let Some(shorter) = name.strip_suffix('.').or_else(|| name.strip_suffix("%20")) {
+    if !fold {
+        return name;
+    }
+    let ends = |at: &usize| {
+        let digits =
+            name.get(at + 1..at + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        digits.is_some_and(|byte| byte.is_ascii_control() || matches!(byte, b'?' | b'#'))
+    };
+    let end = memchr_iter(b'%', name.as_bytes()).find(ends);
+    name = name.get(..end.unwrap_or(name.len())).unwrap_or_default();
+    while let Some(shorter) = name.strip_prefix("%20") {
+        name = shorter;
+    }
+    while let Some(shorter) = name.strip_suffix('.').or_else(|| name.strip_suffix("%20")) {
         name = shorter;
     }
     name
@@ -106,6 +120,9 @@ mod tests {
             ("/Admin.%20.;x/Y", "/admin/y"),
             ("/a.b%20c", "/a.b%20c"),
             ("/...", "/"),
+            ("/admin%3Fx", "/admin"),
+            ("/admin%23/x", "/admin/x"),
+            ("/%20Admin%09y/", "/admin/"),
             ("/a/", "/a/"),
         ] {
             assert_eq!(matched(path, true), form, "{path}");
