@@ -1,6 +1,7 @@
 //! What forged tokens cost those who hold valid ones: 500 connections, each of its own address, send ES512 and RS256 tokens
 //! with wrong signatures for 20 seconds. `cargo bench --bench forged`. Ends with an error where a valid token was refused, or
-//! where the 99th percentile of known tokens is more than three times that of the idle gateway.
+//! where the 99th percentile of known tokens is more than three times that of the idle gateway. Where the guard against
+//! guesses is off, that ratio is only printed: the gateway then verifies as fast as it can.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../tests/support/mod.rs"]
@@ -27,16 +28,16 @@ const IDLE: Duration = Duration::from_secs(5);
 const ALLOWED: f64 = 3.0;
 
 fn main() {
-    let mut failed = false;
+    let mut missed = false;
     for threads in [1, 2] {
         for max_failures in ["100/minute", "none"] {
-            failed |= !run(threads, max_failures);
+            missed |= run(threads, max_failures);
         }
     }
-    assert!(!failed, "a bound was missed");
+    assert!(!missed, "a bound was missed");
 }
 
-/// One gateway under one flood; whether all bounds hold.
+/// One gateway under one flood; whether a bound was missed.
 fn run(threads: usize, max_failures: &str) -> bool {
     let (redis, origin) = (Redis::start(), Origin::start());
     let (curve, rsa) = (Signer::new("ES512"), Signer::new("RS256"));
@@ -85,7 +86,8 @@ routes: [ {{ prefix: /, upstream: up }} ]",
         flooded.known,
     );
     let good = |statuses: &BTreeMap<u16, u64>| statuses.keys().all(|status| *status == 200);
-    ratio <= ALLOWED && good(&flooded.unseen) && good(&flooded.known)
+    let is_slow = ratio > ALLOWED && max_failures != "none";
+    is_slow || !good(&flooded.unseen) || !good(&flooded.known)
 }
 
 /// What users with valid tokens saw.
