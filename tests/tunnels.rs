@@ -285,3 +285,20 @@ fn the_tunnel_of_a_rotated_key_ends_with_its_own_record() {
     assert!(lasted < Duration::from_millis(700), "{lasted:?}");
     assert_eq!(reason(&gateway, "rotated"), "token_revoked");
 }
+
+#[test]
+fn a_tunnel_follows_the_present_expiry_of_its_record() {
+    let (redis, origin) = (Redis::start(), origin());
+    let gateway =
+        Gateway::start(&config(&origin, "30s", &format!("redis: {{ url: \"{}\" }}", redis.url())));
+    redis.record("longer", &[("expires_at", &(now() + 4).to_string())]);
+    let mut tunnel = Long::open(&gateway, "/ws", "longer", &bearer("longer"));
+    thread::sleep(Duration::from_millis(1_500));
+    redis.command(&["HSET", "token:longer", "expires_at", &(now() + 100).to_string()]);
+    thread::sleep(Duration::from_millis(4_000));
+    assert!(tunnel.echoes(), "its record lives on");
+    redis.command(&["HSET", "token:longer", "expires_at", &(now() + 2).to_string()]);
+    let lasted = tunnel.lasts();
+    assert!(lasted < Duration::from_millis(2_700), "{lasted:?}");
+    assert_eq!(reason(&gateway, "longer"), "token_expired");
+}

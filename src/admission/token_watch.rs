@@ -33,7 +33,7 @@ pub enum TokenEnd {
 pub struct TokenWatch {
     authenticator: Arc<Authenticator>,
     clock: Arc<dyn Clock>,
-    /// Who waits for changes, by the ids of records and revocations.
+    /// The watches, by the ids of records and revocations.
     waiting: Mutex<HashMap<Arc<str>, Waiting>>,
 }
 
@@ -82,18 +82,15 @@ impl TokenWatch {
                 change.as_mut().enable();
             });
             let rules = policy.load_full();
-            let leeway = rules.auth.jwt.leeway();
-            match self.authenticator.still_holds(&rules.auth, &principal, &*self.clock).await {
+            let held = self.authenticator.still_holds(&rules.auth, &principal, &*self.clock).await;
+            let end = match held {
+                Ok(end) => end,
                 // Nothing is known, and the failure policy is for new requests.
-                Ok(()) | Err(AuthError::Store(_)) => {}
+                Err(AuthError::Store(_)) => None,
                 Err(AuthError::Expired) => return TokenEnd::Expired,
                 Err(_) => return TokenEnd::Revoked,
-            }
-            let left = principal.ends_at(leeway).map(|end| end - self.clock.now());
-            if left == Some(Duration::ZERO) {
-                return TokenEnd::Expired;
-            }
-            let pause = left.map_or(LOOK, |left| left.min(LOOK));
+            };
+            let pause = end.map_or(LOOK, |end| LOOK.min(end - self.clock.now()));
             let _ = timeout(pause, futures_util::future::select_all(changes)).await;
         }
     }

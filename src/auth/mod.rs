@@ -120,19 +120,23 @@ impl Principal {
     }
 
     /// When the token ends by itself; a JWT's `exp` with this `leeway`. `None` for never.
-    pub fn ends_at(&self, leeway: Duration) -> Option<UnixTime> {
+    fn ends_at(&self, leeway: Duration) -> Option<UnixTime> {
         let exp = self.claims.as_ref().map(|claims| claims.exp + leeway);
         exp.into_iter().chain(self.expires_at()).min()
     }
 
     /// The ids under which changes of the token are told: of its record, and of its revocations.
     pub fn ids(&self) -> Vec<Arc<str>> {
+        let stateless = self.claims.as_ref().and_then(|claims| claims.stateless.as_ref());
+        let jti = stateless.and_then(|stateless| stateless.jti.clone());
+        [self.record_id()].into_iter().chain(jti).collect()
+    }
+
+    /// The id of the token's record.
+    fn record_id(&self) -> Arc<str> {
         match &self.claims {
-            None => vec![self.record.key().into()],
-            Some(claims) => {
-                let jti = claims.stateless.as_ref().and_then(|stateless| stateless.jti.clone());
-                [Arc::clone(&claims.api_key)].into_iter().chain(jti).collect()
-            }
+            Some(claims) => Arc::clone(&claims.api_key),
+            None => self.record.key().into(),
         }
     }
 
@@ -219,11 +223,10 @@ impl Authenticator {
             Box::pin(self.must_not_be_revoked(id, stateless)).await?;
             now = clock.now();
         }
-        let record = match (rules.records.get(id), stateless, &self.store) {
-            (Some(record), ..) => Arc::clone(record),
-            (None, Some(stateless), _) => Arc::clone(&stateless.record),
-            (None, None, None) => return Err(AuthError::NoRecord),
-            (None, None, Some(store)) => {
+        let record = match (held(rules, id, stateless), &self.store) {
+            (Some(record), _) => record,
+            (None, None) => return Err(AuthError::NoRecord),
+            (None, Some(store)) => {
                 let record = match store.records.recall(id, claims.map(|claims| &claims.memo)) {
                     Some(record) => record,
                     None => {
@@ -253,7 +256,8 @@ impl Authenticator {
         }
     }
 
-    /// Whether a token that was authenticated still holds: its record, its revocation and its time.
+    /// Whether a token that was authenticated still holds, by its record, its revocation and its time; and when it ends by
+    /// itself, by its present record.
     ///
     /// # Errors
     /// [`AuthError`] when it does not, or when the store does not say.
@@ -262,21 +266,16 @@ impl Authenticator {
         rules: &AuthRules,
         principal: &Principal,
         clock: &dyn Clock,
-    ) -> Result<(), AuthError> {
-        let claims = principal.claims.as_ref();
-        let id: Arc<str> = match claims {
-            Some(claims) => Arc::clone(&claims.api_key),
-            None => principal.record.key().into(),
-        };
+    ) -> Result<Option<UnixTime>, AuthError> {
+        let (id, claims) = (principal.record_id(), principal.claims.as_ref());
         let stateless = claims.and_then(|claims| claims.stateless.as_deref());
         if let Some(stateless) = stateless {
             self.must_not_be_revoked(&id, stateless).await?;
         }
-        let record = match (rules.records.get(&id), stateless, &self.store) {
-            (Some(record), ..) => Arc::clone(record),
-            (None, Some(stateless), _) => Arc::clone(&stateless.record),
-            (None, None, None) => return Err(AuthError::NoRecord),
-            (None, None, Some(store)) => store.records.get(&id).await??,
+        let record = match (held(rules, &id, stateless), &self.store) {
+            (Some(record), _) => record,
+            (None, None) => return Err(AuthError::NoRecord),
+            (None, Some(store)) => store.records.get(&id).await??,
         };
         if record.disabled {
             return Err(AuthError::Disabled);
@@ -284,7 +283,7 @@ impl Authenticator {
         let present = Principal { record, claims: principal.claims.clone() };
         match present.ends_at(rules.jwt.leeway()) {
             Some(end) if end <= clock.now() => Err(AuthError::Expired),
-            _ => Ok(()),
+            end => Ok(end),
         }
     }
 
@@ -308,4 +307,13 @@ impl Authenticator {
             (Ok(false), Ok(false)) => Ok(()),
         }
     }
+}
+
+/// The record of a token that needs no store: the configuration's, or that of claims which stand for a record.
+fn held(
+    rules: &AuthRules,
+    id: &Arc<str>,
+    stateless: Option<&Stateless>,
+) -> Option<Arc<TokenRecord>> {
+    rules.records.get(id).or(stateless.map(|stateless| &stateless.record)).cloned()
 }
