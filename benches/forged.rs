@@ -1,4 +1,4 @@
-//! What forged tokens cost those who hold valid ones: 500 connections, each of its own address, send ES512 and RS256 tokens
+//! The harm of forged tokens to the holders of valid ones: 500 connections, each of its own address, send ES512 and RS256 tokens
 //! with wrong signatures for 20 seconds. `cargo bench --bench forged`. Ends with an error where a valid token was refused, or
 //! where the 99th percentile of known tokens is more than three times that of the idle gateway. Where the guard against
 //! guesses is off, that ratio is only printed: the gateway then verifies as fast as it can.
@@ -90,7 +90,7 @@ routes: [ {{ prefix: /, upstream: up }} ]",
     is_slow || !good(&flooded.unseen) || !good(&flooded.known)
 }
 
-/// What users with valid tokens saw.
+/// The answers that users with valid tokens got.
 struct Seen {
     p99: Duration,
     /// Numbers of answers by status.

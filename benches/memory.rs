@@ -108,7 +108,7 @@ fn connections() -> Result<(), Box<dyn Error>> {
         }
         Ok(())
     };
-    // What the first connections need is no connection's own.
+    // The memory that the first connections need belongs to none of them.
     let mut first = TcpStream::connect(&*address)?;
     for _ in 0..100 {
         ask(&mut first)?;

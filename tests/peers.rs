@@ -6,6 +6,7 @@ mod support;
 
 use std::io::Write as _;
 
+use percent_encoding::percent_decode_str;
 use support::*;
 
 /// Requests of each kind; TOLLGATE_FUZZ_RUNS asks for another number.
@@ -31,21 +32,7 @@ routes:
 }
 
 fn decode(text: &str) -> String {
-    let (bytes, mut decoded, mut at) = (text.as_bytes(), Vec::new(), 0);
-    while at < bytes.len() {
-        let escape = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match (bytes[at], escape) {
-            (b'%', Some(byte)) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            (byte, _) => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 /// A path without empty segments, `.` and `..`.

@@ -6,16 +6,14 @@
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use memchr::memchr;
+use percent_encoding::percent_decode;
 
 use super::credential::{CredentialError, MAX_CREDENTIAL};
-use crate::base::class::{Class, alphanumeric_and, span};
+use crate::base::class::{TOKEN, span};
+use crate::route::fields::elements;
 
 // A name given as text would be parsed at each look-up.
 static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
-/// `tchar` of RFC 9110 section 5.6.2.
-const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
 /// One place in which a credential may stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +117,7 @@ impl Sources {
         if !self.query.is_empty() {
             for parameter in parameters(query.unwrap_or_default()) {
                 if self.is_parameter(parameter) {
-                    found.add(decoded(after_equals(parameter)))?;
+                    found.add(percent_decode(after_equals(parameter)).into())?;
                 }
             }
         }
@@ -357,10 +355,11 @@ fn without_case_and_signs(byte: u8) -> u8 {
 }
 
 /// Whether an upstream may read the name of `pair`, `name=value`, as one of `names`. Servers decode names, and take the
-/// bytes for the same that `folded` makes the same. PHP drops spaces before a name and ends it at NUL; frameworks read `name[]` and
-/// `name[key]` as `name`, and Rack drops other brackets around it.
+/// bytes for the same that `folded` makes the same. PHP drops spaces before a name and ends it at NUL; frameworks read
+/// `name[]` and `name[key]` as `name`, and Rack drops other brackets around it.
 fn is_named(pair: &[u8], names: &[String], folded: impl Fn(u8) -> u8) -> bool {
-    let name = decoded(pair.split(|&byte| byte == b'=').next().unwrap_or_default());
+    let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default();
+    let name: Cow<'_, [u8]> = percent_decode(name).into();
     // In a query, `+` is a space.
     let is_dropped = |byte: &u8| b" \t\n\x0b\x0c\r+[]".contains(byte);
     let begin = name.iter().position(|byte| !is_dropped(byte)).unwrap_or(name.len());
@@ -386,35 +385,10 @@ fn separates(byte: &u8) -> bool {
     matches!(byte, b'&' | b';' | b'?')
 }
 
-/// The protocols that a WebSocket asks for (RFC 6455 section 4.1), without empty elements (RFC 9110 section 5.6.1.2).
+/// The protocols that a WebSocket asks for (RFC 6455 section 4.1).
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let all = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
-    let elements = all.flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
-    elements.map(<[u8]>::trim_ascii).filter(|protocol| !protocol.is_empty())
-}
-
-/// `bytes` with their escapes decoded. A broken escape stays as it is.
-fn decoded(bytes: &[u8]) -> Cow<'_, [u8]> {
-    if memchr(b'%', bytes).is_none() {
-        return bytes.into();
-    }
-    let digit = |byte: Option<&u8>| {
-        char::from(*byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
-    };
-    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(&byte) = bytes.get(at) {
-        match (byte, digit(bytes.get(at + 1)), digit(bytes.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(high << 4 | low);
-                at += 3;
-            }
-            _ => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    decoded.into()
+    all.flat_map(|value| elements(value.as_bytes()))
 }
 
 /// Replaces every field called `name` by one with `value`, or by none when `value` is empty.

@@ -19,6 +19,9 @@ pub const fn alphanumeric_and(signs: &[u8]) -> Class {
     class
 }
 
+/// `tchar` of RFC 9110 section 5.6.2.
+pub const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+
 /// The longest start of `bytes` that belongs to `class`, and the rest.
 pub fn span<'a>(bytes: &'a [u8], class: &Class) -> (&'a [u8], &'a [u8]) {
     let end = bytes.iter().position(|&byte| !class[usize::from(byte)]);

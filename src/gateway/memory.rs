@@ -11,7 +11,7 @@ use tokio::time::sleep;
 /// How often the allocator gets the occasion.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// What is allocated: so large that no cached block serves.
+/// The size of the allocation: so large that no cached block serves.
 const BYTES: usize = 1 << 20;
 
 /// Allocates and frees now and then, for ever, on the runtime that serves requests.

@@ -249,7 +249,7 @@ fn server_conf(config: &StartupConfig) -> ServerConf {
         upstream_keepalive_pool_size: config
             .server
             .upstream_keepalive_pool_size
-            .div_ceil(config.server.threads.max(1)),
+            .div_ceil(config.server.threads),
         // Tokio's timers, for every timeout. Tokio forgets a timer that is dropped. Pingora's timers stay until they are
         // due, and read the clock each time one is made.
         fast_timeout_to_tokio_threshold_seconds: Some(0),

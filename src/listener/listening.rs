@@ -128,26 +128,24 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
         };
         match accepted {
             Ok((socket, peer)) => {
+                let place = places.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
+                let Ok(place) = place.transpose() else { continue };
                 let closed = closed.clone();
-                if let Some(places) = &places {
-                    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+                turn = (turn + 1) % (others.len() + 1);
+                // A thread that is too busy to take more, or has died, leaves its share to this one.
+                match others.get(turn).map(mpsc::Sender::try_reserve) {
+                    Some(Ok(room)) => {
+                        if let Some(accepted) = Accepted::new(socket, peer, closed) {
+                            room.send(accepted);
+                        }
+                    }
+                    _ => {
                         let served = serve(Arc::clone(&app), socket, peer, closed);
                         detach(async move {
                             served.await;
                             drop(place);
                         });
                     }
-                    continue;
-                }
-                turn = (turn + 1) % (others.len() + 1);
-                // A thread that is too busy to take more, or has died, leaves its share to this one.
-                match others.get(turn).map(mpsc::Sender::try_reserve) {
-                    Some(Ok(place)) => {
-                        if let Some(accepted) = Accepted::new(socket, peer, closed) {
-                            place.send(accepted);
-                        }
-                    }
-                    _ => detach(serve(Arc::clone(&app), socket, peer, closed)),
                 }
             }
             // The client was faster.

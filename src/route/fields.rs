@@ -225,7 +225,12 @@ pub fn belongs_to_connection(name: &str) -> bool {
 
 /// Whether the comma-separated list `value` names `wanted`, in any case (RFC 9110 section 5.6.1).
 pub fn list_names(value: &[u8], wanted: &[u8]) -> bool {
-    value.split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(wanted))
+    elements(value).any(|element| element.eq_ignore_ascii_case(wanted))
+}
+
+/// The elements of a list, without empty ones (RFC 9110 section 5.6.1.2).
+pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
 #[cfg(test)]

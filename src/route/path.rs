@@ -255,23 +255,7 @@ mod tests {
 
     /// What a server that decodes and trims carelessly reads of a segment.
     fn read_carelessly(segment: &str) -> String {
-        let bytes = segment.as_bytes();
-        let mut decoded = Vec::new();
-        let mut at = 0;
-        while at < bytes.len() {
-            let escape =
-                segment.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-            match (bytes[at], escape) {
-                (b'%', Some(byte)) => {
-                    decoded.push(byte);
-                    at += 3;
-                }
-                (byte, _) => {
-                    decoded.push(byte);
-                    at += 1;
-                }
-            }
-        }
+        let mut decoded: Vec<u8> = percent_encoding::percent_decode_str(segment).collect();
         let end =
             decoded.iter().position(|byte| b";?#\0\r\n\t :,|".contains(byte) || *byte >= 0x80);
         decoded.truncate(end.unwrap_or(decoded.len()));

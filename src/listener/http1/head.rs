@@ -10,8 +10,9 @@ use memchr::memchr_iter;
 
 use super::body::Body;
 use super::chunks::ChunkedBody;
-use crate::base::class::{Class, alphanumeric_and, span};
+use crate::base::class::{Class, TOKEN, alphanumeric_and, consists_of, span};
 use crate::listener::rules::{HeadError, MAX_FIELDS, RequestHead, malformed};
+use crate::route::fields::elements;
 
 /// Largest head, request line and all fields, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -154,13 +155,12 @@ impl HeadReader {
 
     /// Pingora refuses the same options, but only once it has a connection to an upstream.
     fn connection_field(&mut self, value: &[u8]) -> Result<(), HeadError> {
-        let options = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-        for option in options.filter(|option| !option.is_empty()) {
+        for option in elements(value) {
             self.connection_options += 1;
             if self.connection_options > MAX_CONNECTION_OPTIONS {
                 return malformed("there are too many Connection options");
             }
-            if !span(option, &TOKEN).1.is_empty() {
+            if !consists_of(option, &TOKEN) {
                 return malformed("a Connection option is not a token");
             }
             if KEPT.iter().any(|name| option.eq_ignore_ascii_case(name)) {
@@ -231,9 +231,6 @@ impl RequestLine {
         }
     }
 }
-
-/// `tchar` of RFC 9110 section 5.6.2.
-const TOKEN: Class = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
 /// The bytes of a request target before its query: those of RFC 3986, and those that browsers send raw.
 const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=@[]^_{|}~");

@@ -91,7 +91,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         };
         let request = stream.for_request();
         let mut processing = process(requests, request, head, timeouts.idle, shutdown);
-        // What Pingora hands back holds the stream, and is dropped here.
+        // The stream that Pingora hands back is dropped here.
         let handed_back = match alarm.within(LONG, &mut processing).await {
             Some(reused) => reused.is_some(),
             // Boxed, because few requests take long, and each connection's task would be larger.

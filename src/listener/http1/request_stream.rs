@@ -55,7 +55,8 @@ impl SharedStream {
     }
 
     /// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any
-    /// more, when its tunnel is idle for too long, or when its client leaves during a stalled upload. `token_end` waits for the end of a token.
+    /// more, when its tunnel is idle for too long, or when its client leaves during a stalled upload. `token_end`
+    /// waits for the end of a token.
     pub async fn watch<T>(
         &self,
         mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
