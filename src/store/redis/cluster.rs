@@ -268,12 +268,11 @@ impl Keeper {
         fastrand::shuffle(&mut seeds);
         let mut failed = Error::new(ErrorKind::Cluster, "no node is known");
         for seed in &seeds {
-            let found =
-                match connect(&config_of(&self.config, seed), patience, None, patience).await {
-                    // The connection lives as long as its driver.
-                    Ok((session, _driver)) => ask(&session.client, seed, patience).await,
-                    Err(error) => Err(error),
-                };
+            let found = match connect(&config_of(&self.config, seed), patience, None).await {
+                // The connection lives as long as its driver.
+                Ok((session, _driver)) => ask(&session.client, seed, patience).await,
+                Err(error) => Err(error),
+            };
             match found {
                 Ok(ranges) => return Ok(ranges),
                 Err(error) => failed = error,

@@ -116,11 +116,8 @@ pub(super) struct Session {
     pub(super) takes: Takes,
     /// Notified when the connection must be given up.
     retired: Notify,
-    /// Notified when the connection should be replaced, and serves until then.
+    /// Wakes the keeper when the connection should be replaced, and serves until then; heard once it is old enough.
     demoted: Notify,
-    since: Instant,
-    /// How long it serves before it may be replaced although it answers.
-    demotable_after: Duration,
     /// Whether Sentinels name the primary.
     has_sentinels: bool,
     /// The runtime that reads the answers.
@@ -200,13 +197,8 @@ impl Node {
         match result.as_ref().map_err(Cause::of) {
             Err(Cause::Replica) => session.retired.notify_one(),
             // Another server may be the primary by now. Replicas follow it only where Sentinels choose it.
-            Err(cause)
-                if (cause == Cause::ReadOnly
-                    || cause == Cause::TooFewReplicas && session.has_sentinels)
-                    && session.since.elapsed() >= session.demotable_after =>
-            {
-                session.demoted.notify_one();
-            }
+            Err(Cause::ReadOnly) => session.demoted.notify_waiters(),
+            Err(Cause::TooFewReplicas) if session.has_sentinels => session.demoted.notify_waiters(),
             _ => {}
         }
         result
@@ -376,7 +368,7 @@ async fn keep_connected(
     loop {
         let connected = tokio::select! {
             () = link.closed() => return,
-            connected = connect(&config, connect_timeout, on_record.map(|_| &signals.keys), demotable_after) => connected,
+            connected = connect(&config, connect_timeout, on_record.map(|_| &signals.keys)) => connected,
         };
         match connected {
             Ok((session, mut driver)) => {
@@ -391,6 +383,7 @@ async fn keep_connected(
                         drop(demoted);
                     });
                 }
+                let since = Instant::now();
                 let is_demoted = tokio::select! {
                     () = link.closed() => return,
                     _ = &mut driver.task => {
@@ -401,15 +394,14 @@ async fn keep_connected(
                         log::debug!("the connection to redis is given up");
                         false
                     }
-                    () = session.demoted.notified() => {
+                    () = async { sleep(demotable_after).await; session.demoted.notified().await } => {
                         log::debug!("the connection to redis may lead to a former primary");
                         true
                     }
                     () = hear(&mut changes, on_record, &signals.keys) => false,
                 };
                 // Where there is no other primary, looking for one more and more seldom spares the records in memory.
-                demotable_after = match is_demoted && session.since.elapsed() < demotable_after * 2
-                {
+                demotable_after = match is_demoted && since.elapsed() < demotable_after * 2 {
                     true => (demotable_after * 2).min(MOST_REPLACED_AFTER),
                     false => REPLACED_AFTER,
                 };
@@ -487,7 +479,6 @@ pub(super) async fn connect(
     config: &Config,
     connect_timeout: Duration,
     tells_changes_of: Option<&Keys>,
-    demotable_after: Duration,
 ) -> Result<(Arc<Session>, Driver), Error> {
     let options = ConnectionConfig {
         connection_timeout: connect_timeout,
@@ -536,8 +527,6 @@ pub(super) async fn connect(
         takes: Takes::default(),
         retired: Notify::new(),
         demoted: Notify::new(),
-        since: Instant::now(),
-        demotable_after,
         has_sentinels,
         home: Handle::current(),
         open,
