@@ -102,6 +102,7 @@ pub struct Server {
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     pub address: Maybe<SocketAddr>,
+    pub http2: Maybe<bool>,
 }
 
 #[derive(Default, Deserialize)]

@@ -122,6 +122,8 @@ pub struct LiveConfig {
     pub log_level: LevelFilter,
     /// `log.access`: whether each request gets a line.
     pub access_log: bool,
+    /// The rules of the listeners, in the order of [`StartupConfig::listeners`].
+    pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
     pub timeouts: ClientTimeouts,
     /// Largest request body, in bytes.
@@ -168,6 +170,13 @@ pub struct Server {
 pub struct Listener {
     /// `host:port`; port 0 lets the kernel choose.
     pub address: SocketAddr,
+}
+
+/// What a listener does with its connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerRules {
+    /// Whether clients may speak HTTP/2.
+    pub http2: bool,
 }
 
 /// Deadlines towards the client.
