@@ -25,6 +25,7 @@ use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
 use crate::route::headers::HeaderRules;
+use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
@@ -280,8 +281,8 @@ pub enum UnknownPlan {
 pub struct Route {
     /// The requests it serves.
     pub matcher: Matcher,
-    /// The upstream that its requests go to.
-    pub upstream: Arc<UpstreamRules>,
+    /// The upstreams that its requests go to, with their shares.
+    pub upstreams: Split<Arc<UpstreamRules>>,
     /// Whether a token is needed.
     pub auth_required: bool,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.

@@ -177,7 +177,7 @@ routes: [ {{ prefix: /, upstream: up }} ]"
         };
         let first = policy(&text("1s", "5/minute", 1), None);
         let upstream = |policy: &Policy| {
-            policy.routes.iter().map(|route| Arc::clone(&route.upstream)).next().unwrap()
+            policy.routes.iter().map(|route| Arc::clone(route.upstreams.get(0))).next().unwrap()
         };
         let guard = |policy: &Policy| policy.failures.clone().unwrap();
         for (leeway, failures, port) in [

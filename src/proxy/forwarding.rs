@@ -53,7 +53,7 @@ impl Forwarding {
     /// The `host:port` of the endpoint that the present attempt goes to.
     pub fn authority(&self) -> Option<&str> {
         let endpoint = self.attempts.last()?.endpoint?;
-        self.permit.route().upstream.endpoints().get(endpoint).map(|endpoint| &*endpoint.authority)
+        self.permit.upstream().endpoints().get(endpoint).map(|endpoint| &*endpoint.authority)
     }
 
     /// Starts the next attempt. `None` when no endpoint has an address.
@@ -61,7 +61,7 @@ impl Forwarding {
         // Each attempt sends the body from its beginning.
         self.body_seen = 0;
         let started = Instant::now();
-        let picked = self.permit.route().upstream.pick(&mut self.turn);
+        let picked = self.permit.upstream().pick(&mut self.turn);
         self.attempts.push(Attempt::new(picked.as_ref().map(|(endpoint, _)| *endpoint), started));
         if picked.is_none() {
             self.end_attempt(AttemptEnd::Failed(Failure::NoAddress), started);
@@ -91,18 +91,18 @@ impl Forwarding {
             && attempt.end.is_none()
         {
             attempt.end = Some((now.saturating_duration_since(attempt.started), end));
-            self.permit.route().upstream.attempt_ended(attempt);
+            self.permit.upstream().attempt_ended(attempt);
         }
     }
 
     /// Notes that the present attempt has no connection; whether another connection may be tried.
     pub fn may_connect_elsewhere(&mut self) -> bool {
         self.turn.connection_failed();
-        self.permit.route().upstream.has_another_address(&self.turn) || self.may_retry()
+        self.permit.upstream().has_another_address(&self.turn) || self.may_retry()
     }
 
     /// Whether another attempt may follow.
     pub fn may_retry(&self) -> bool {
-        self.turn.attempts() <= self.permit.route().upstream.rules().retries
+        self.turn.attempts() <= self.permit.upstream().rules().retries
     }
 }

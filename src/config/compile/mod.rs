@@ -4,6 +4,8 @@
 //! key's path, and returns `None` for a value it cannot make. Nothing here reads YAML or the environment.
 
 mod auth;
+mod destination;
+mod fields;
 mod limits;
 mod routing;
 mod tokens;
