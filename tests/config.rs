@@ -213,7 +213,7 @@ routes:
     assert_eq!(upstream.endpoints[0].to_string(), "http://127.0.0.1:1");
     assert_eq!((upstream.endpoints[1].weight, upstream.retries), (3, 0));
     let route = &config.live.routes[0];
-    assert_eq!(route.matcher.host.as_deref(), Some("api.example.com"));
+    assert_eq!(route.matcher.host.as_ref().unwrap().to_string(), "api.example.com");
     assert_eq!(route.matcher.methods, ["GET"]);
     assert!(!route.forward_credential);
     assert_eq!(route.request_headers.set[0].0, "x-a");

@@ -17,7 +17,7 @@ use url::Url;
 
 use super::UnknownPlan;
 use super::address::{EndpointUrl, KeyPrefix, MetricsAddress};
-use super::matching::{Host, Method, Prefix};
+use super::matching::{Method, Prefix};
 use super::request::PassedField;
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
@@ -30,6 +30,7 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
+use crate::route::host_pattern::HostPattern;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 
@@ -396,7 +397,7 @@ pub struct UpstreamTimeouts {
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub prefix: Maybe<Prefix>,
-    pub host: Maybe<Host>,
+    pub host: Maybe<HostPattern>,
     pub methods: List<Leaf<Method>>,
     pub upstream: Maybe<Identifier>,
     pub split: List<Share>,

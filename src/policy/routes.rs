@@ -69,7 +69,8 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         request_headers,
         response_headers,
     } = route;
-    let label = format!("{}{}", matcher.host.as_deref().unwrap_or_default(), matcher.prefix);
+    let host = matcher.host.as_ref().map(ToString::to_string).unwrap_or_default();
+    let label = format!("{host}{}", matcher.prefix);
     let route = Route {
         key: key(&label, &matcher.methods).into(),
         metrics: RouteMetrics::new(&label),

@@ -3,6 +3,7 @@
 pub mod fields;
 pub mod headers;
 pub mod host;
+pub mod host_pattern;
 pub mod matched;
 pub mod path;
 pub mod pattern;

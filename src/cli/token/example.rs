@@ -16,7 +16,7 @@ pub fn curl(credential: &Secret, config: Option<&Config>, allowed: &[String]) ->
         words.extend(["-X".into(), quoted(method)]);
     }
     if let Some(host) = route.and_then(|route| route.matcher.host.as_ref()) {
-        words.extend(["-H".into(), quoted(&format!("Host: {host}"))]);
+        words.extend(["-H".into(), quoted(&format!("Host: {}", host.example()))]);
     }
     words.extend(["-H".into(), quoted(&format!("Authorization: Bearer {}", credential.expose()))]);
     words.push(quoted(&format!("{}{path}", base(config))));
@@ -87,6 +87,7 @@ mod tests {
 
     use crate::quota::rule::LimitSet;
     use crate::route::headers::HeaderRules;
+    use crate::route::host_pattern::HostPattern;
     use crate::route::split::Split;
     use crate::route::table::Matcher;
     use crate::upstream::pool::{Timeouts, UpstreamRules};
@@ -101,7 +102,7 @@ mod tests {
             max_in_flight: None,
             matcher: Matcher {
                 prefix: prefix.into(),
-                host: host.map(str::to_owned),
+                host: host.and_then(HostPattern::parse),
                 methods: methods.iter().map(|&method| method.to_owned()).collect(),
             },
             upstreams: Split::whole(Arc::new(upstream)),

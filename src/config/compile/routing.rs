@@ -1,5 +1,6 @@
 //! Upstreams and routes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::Route;
@@ -11,6 +12,7 @@ use super::super::words::RouteAuth;
 use super::fields::{self, Towards};
 use super::{deadline, destination, each, limits, need, or};
 use crate::quota::Algorithm;
+use crate::route::host_pattern::HostPattern;
 use crate::route::table::Matcher;
 use crate::upstream::pool::{EndpointRules, Timeouts, UpstreamRules};
 
@@ -84,7 +86,9 @@ pub(super) fn routes(
 ) -> Vec<Route> {
     let at = KeyPath::top("routes");
     let mut routes = Vec::new();
-    let mut matchers: Vec<(usize, Matcher)> = Vec::new();
+    // By prefix and host, so that many routes do not take long.
+    let mut matchers: HashMap<(String, Option<HostPattern>), Vec<(usize, Matcher)>> =
+        HashMap::new();
     for (i, route) in written.unwrap_or_default().into_iter().enumerate() {
         let at = at.index(i);
         let Some(route) = route else {
@@ -94,24 +98,24 @@ pub(super) fn routes(
         let Some((matcher, route)) = self::route(route, context, &at, report) else {
             continue;
         };
-        if let Some((earlier, _)) = matchers.iter().find(|(_, other)| overlap(other, &matcher)) {
+        let alike = matchers.entry((matcher.prefix.clone(), matcher.host.clone())).or_default();
+        if let Some((earlier, _)) = alike.iter().find(|(_, other)| overlap(other, &matcher)) {
             report.fault(
                 &at,
                 format!("serves requests that routes[{earlier}] serves; write another prefix, host or methods"),
             );
         }
-        matchers.push((i, matcher));
+        alike.push((i, matcher));
         routes.extend(route);
     }
     routes
 }
 
-/// Whether some request would fit both routes equally well.
+/// Whether some request would fit both routes, whose prefix and host are the same, equally well.
 fn overlap(a: &Matcher, b: &Matcher) -> bool {
-    let methods = a.methods.is_empty()
+    a.methods.is_empty()
         || a.methods.iter().any(|method| b.serves_method(method))
-        || b.methods.iter().any(|method| a.serves_method(method));
-    a.prefix == b.prefix && a.host == b.host && methods
+        || b.methods.iter().any(|method| a.serves_method(method))
 }
 
 /// The requests a route serves, and the route unless its upstream has a fault.
@@ -167,7 +171,7 @@ fn route(
     let methods = each(written.methods, &at.key("methods"), report);
     let matcher = Matcher {
         prefix: prefix?.0,
-        host: written.host.map(|host| host.0.0),
+        host: written.host.map(|host| host.0),
         methods: methods.into_iter().map(|method| method.0).collect(),
     };
     let route = upstreams.map(|upstreams| Route {
