@@ -17,7 +17,9 @@ use url::Url;
 
 use super::UnknownPlan;
 use super::address::{EndpointUrl, KeyPrefix, MetricsAddress};
-use super::matching::{Method, Prefix};
+use super::cross_origin::{Field, Origin};
+use super::matching::{Method, Prefix, Replacement};
+use super::moment::{Moment, Page};
 use super::request::PassedField;
 use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
 use super::words::RouteAuth;
@@ -401,13 +403,43 @@ pub struct Route {
     pub methods: List<Leaf<Method>>,
     pub upstream: Maybe<Identifier>,
     pub split: List<Share>,
+    pub networks: Option<Networks>,
     pub auth: Maybe<RouteAuth>,
     pub limits: List<Limit>,
     pub max_in_flight: Maybe<MaxInFlight>,
+    pub max_body: Maybe<Size>,
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
     pub rewrite: Option<Rewrite>,
     pub headers: Option<RouteHeaders>,
+    pub cors: Option<Cors>,
+    pub deprecated: Option<Deprecated>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Networks {
+    pub allow: List<Leaf<IpNet>>,
+    pub deny: List<Leaf<IpNet>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cors {
+    pub origins: List<Leaf<Origin>>,
+    pub methods: List<Leaf<Method>>,
+    pub headers: List<Leaf<Field>>,
+    pub credentials: Maybe<bool>,
+    pub max_age: Maybe<Span<0, DAY>>,
+    pub expose: List<Leaf<Field>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deprecated {
+    pub since: Maybe<Moment>,
+    pub sunset: Maybe<Moment>,
+    pub link: Maybe<Page>,
 }
 
 /// The share that an upstream has of a route's requests.
@@ -421,6 +453,7 @@ pub struct Share {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rewrite {
+    pub prefix: Maybe<Replacement>,
     pub answers: Maybe<bool>,
 }
 

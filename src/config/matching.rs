@@ -31,6 +31,28 @@ impl Scalar for Prefix {
     }
 }
 
+/// What stands for the prefix when a request is forwarded, in canonical form and without a slash at its end.
+pub struct Replacement(pub String);
+
+impl Scalar for Replacement {
+    fn allowed() -> String {
+        "a path such as /v2, or \"\" for nothing".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let wrong = |reason: &str| Err(instead::<Self>(reason));
+        if matches!(text, "" | "/") {
+            return Ok(Self(String::new()));
+        }
+        check_path(text).map_err(|error| error.instead(&Self::allowed()))?;
+        match text.ends_with('/') {
+            true => wrong("ends with `/`"),
+            false if text.contains('*') => wrong("holds a `*`"),
+            false => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
 /// The hosts that a route serves.
 impl Scalar for HostPattern {
     fn allowed() -> String {

@@ -18,13 +18,15 @@ use crate::auth::guard::FailureRate;
 use crate::auth::issuer::IssuerRules;
 use crate::auth::jwt::JwtRules;
 use crate::auth::sources::Sources;
+use crate::base::net::NetworkRules;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
-use crate::route::headers::HeaderRules;
+use crate::route::cors::Cors;
+use crate::route::headers::{Deprecated, HeaderRules};
 use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
@@ -33,6 +35,7 @@ use crate::upstream::pool::UpstreamRules;
 
 mod address;
 mod compile;
+mod cross_origin;
 pub mod entry;
 mod environment;
 mod fault;
@@ -41,6 +44,7 @@ mod key_path;
 mod load;
 mod location;
 mod matching;
+mod moment;
 mod overlap;
 mod request;
 mod scalar;
@@ -285,20 +289,28 @@ pub struct Route {
     pub upstreams: Split<Arc<UpstreamRules>>,
     /// Whether a token is needed.
     pub auth_required: bool,
+    /// The networks whose clients are let in.
+    pub networks: NetworkRules,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.
     pub limits: LimitSet,
     /// Most requests at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
-    /// Whether the prefix is cut off before forwarding.
-    pub strip_prefix: bool,
+    /// Largest request body, in bytes; `None` for that of all routes.
+    pub max_body: Option<u64>,
+    /// What stands for the prefix when the request is forwarded; `None` for the prefix itself.
+    pub replacement: Option<String>,
     /// Whether the client's credential reaches the upstream.
     pub forward_credential: bool,
-    /// Whether an answer's paths get the prefix that was cut off.
+    /// Whether an answer's paths get the prefix that was replaced.
     pub rewrite_answers: bool,
     /// Changes to the request's fields.
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
     pub response_headers: HeaderRules,
+    /// What answers tell of the route's end.
+    pub deprecated: Option<Deprecated>,
+    /// How scripts of other origins may use the route.
+    pub cors: Option<Cors>,
 }
 
 #[cfg(test)]

@@ -123,6 +123,11 @@ impl Proxy {
                 false => None,
             },
         };
+        if let Some(route) = Admission::preflight(&ctx.policy, &asked, &mut ctx.findings)? {
+            // A write error means that the client has gone.
+            let _ = Box::pin(problem::answer_preflight(session, ctx, &route)).await;
+            return Ok(None);
+        }
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
     }
 
@@ -308,7 +313,7 @@ impl ProxyHttp for Proxy {
                 forward: route.forward_credential,
                 pass: &policy.pass_fields,
             },
-            stripped: (route.strip_prefix && route.prefix != "/").then_some(&*route.prefix),
+            stripped: route.stripped(),
             endpoint: forwarding.authority(),
             scheme: "http",
             request_id,
@@ -333,8 +338,9 @@ impl ProxyHttp for Proxy {
         }
         let forwarding = Forwarding::of(&mut ctx.forwarding)?;
         forwarding.body_seen += body.as_ref().map_or(0, |body| body.len() as u64);
-        if forwarding.body_seen > ctx.policy.max_body {
-            ctx.rejection = Some(Rejection::BodyTooLarge(ctx.policy.max_body));
+        let max_body = forwarding.permit().route().max_body;
+        if forwarding.body_seen > max_body {
+            ctx.rejection = Some(Rejection::BodyTooLarge(max_body));
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body too large").into_down());
         }
         Ok(())
@@ -387,9 +393,11 @@ impl ProxyHttp for Proxy {
             request_id: ctx.request_id.as_ref(),
             findings: &ctx.findings,
             rate_headers: ctx.policy.rate_headers,
-            rules: &route.response_headers,
+            route,
+            request: &request.headers,
             prefix: route.rewrite_answers.then(|| Prefix {
                 prefix: route.prefix.trim_end_matches('/'),
+                replacement: route.replacement.as_deref().unwrap_or_default(),
                 host: request.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
                 endpoint: forwarding.authority(),
             }),

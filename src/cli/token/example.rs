@@ -85,6 +85,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use crate::base::net::NetworkRules;
     use crate::quota::rule::LimitSet;
     use crate::route::headers::HeaderRules;
     use crate::route::host_pattern::HostPattern;
@@ -107,11 +108,15 @@ mod tests {
             },
             upstreams: Split::whole(Arc::new(upstream)),
             auth_required,
-            strip_prefix: false,
+            networks: NetworkRules::default(),
+            max_body: None,
+            replacement: None,
             rewrite_answers: false,
             forward_credential: true,
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
+            deprecated: None,
+            cors: None,
         }
     }
 

@@ -10,7 +10,8 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::words::RouteAuth;
 use super::fields::{self, Towards};
-use super::{deadline, destination, each, limits, need, or};
+use super::{cors, deadline, destination, each, limits, need, notices, or};
+use crate::base::net::NetworkRules;
 use crate::quota::Algorithm;
 use crate::route::host_pattern::HostPattern;
 use crate::route::table::Matcher;
@@ -158,16 +159,27 @@ fn route(
         &at_headers.key("response"),
         report,
     );
-    let strip_prefix = or(written.strip_prefix, false);
+    let at_rewrite = at.key("rewrite");
     let rewrite = written.rewrite.unwrap_or_default();
+    let strip_prefix = or(written.strip_prefix, false);
+    if strip_prefix && rewrite.prefix.is_some() {
+        let fault = "stands beside strip_prefix: true; write one of the two";
+        report.fault(&at_rewrite.key("prefix"), fault);
+    }
+    let replacement = rewrite.prefix.map(|prefix| prefix.0.0);
+    let replacement = replacement.or_else(|| strip_prefix.then(String::new));
     let rewrite_answers = or(rewrite.answers, false);
-    if rewrite_answers && !strip_prefix {
-        let at = at.key("rewrite").key("answers");
+    if rewrite_answers && replacement.is_none() {
         report.fault(
-            &at,
-            "puts back the prefix that strip_prefix cuts off; write strip_prefix: true too",
+            &at_rewrite.key("answers"),
+            "puts back a prefix that the route does not change; write rewrite.prefix or strip_prefix: true too",
         );
     }
+    let networks = networks(written.networks, &at.key("networks"), report);
+    let at_deprecated = at.key("deprecated");
+    let deprecated =
+        written.deprecated.and_then(|written| notices::deprecated(written, &at_deprecated, report));
+    let cors = written.cors.and_then(|written| cors::compile(written, &at.key("cors"), report));
     let methods = each(written.methods, &at.key("methods"), report);
     let matcher = Matcher {
         prefix: prefix?.0,
@@ -178,13 +190,30 @@ fn route(
         matcher: matcher.clone(),
         upstreams,
         auth_required,
+        networks,
         limits,
         max_in_flight: written.max_in_flight.and_then(|most| most.0.0),
-        strip_prefix,
+        max_body: written.max_body.map(|size| size.0.0),
+        replacement,
         forward_credential: or(written.forward_credential, true),
         rewrite_answers,
         request_headers,
         response_headers,
+        deprecated,
+        cors,
     });
     Some((matcher, route))
+}
+
+/// The networks whose clients the route at `at` lets in.
+fn networks(written: Option<file::Networks>, at: &KeyPath, report: &mut Report) -> NetworkRules {
+    let written = written.unwrap_or_default();
+    let at_allow = at.key("allow");
+    if written.allow.as_ref().is_some_and(Vec::is_empty) && !report.has_fault_within(&at_allow) {
+        report.fault(&at_allow, "lets no client in; write at least one network, or leave it out");
+    }
+    NetworkRules {
+        allow: each(written.allow, &at_allow, report),
+        deny: each(written.deny, &at.key("deny"), report),
+    }
 }

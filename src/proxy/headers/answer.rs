@@ -6,11 +6,12 @@ use pingora_http::ResponseHeader;
 
 use super::prefix::Prefix;
 use super::rate::set_rate_fields;
+use super::route::set_route_fields;
 use super::{OWN_FIELDS, X_REQUEST_ID, apply, value};
 use crate::admission::Findings;
 use crate::limit::headers::RateHeaders;
+use crate::policy::Route;
 use crate::route::fields;
-use crate::route::headers::HeaderRules;
 
 /// Removes the fields that concern the upstream's connection alone, and leaves one framing.
 ///
@@ -102,8 +103,10 @@ pub struct Own<'a> {
     pub findings: &'a Findings,
     /// The rate fields that answers carry.
     pub rate_headers: RateHeaders,
-    /// The route's rules for answers.
-    pub rules: &'a HeaderRules,
+    /// The route of the request.
+    pub route: &'a Route,
+    /// The fields of the request.
+    pub request: &'a HeaderMap,
     /// The prefix that is put back into the paths of the answer.
     pub prefix: Option<Prefix<'a>>,
     /// The protocol that is selected when a WebSocket was accepted without one.
@@ -115,7 +118,9 @@ pub struct Own<'a> {
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
 pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<()> {
-    let Own { client, request_id, findings, rate_headers, rules, prefix, subprotocol } = own;
+    let Own { client, request_id, findings, rate_headers, route, request, prefix, subprotocol } =
+        own;
+    let rules = &route.response_headers;
     // The version is this hop's, not the upstream's (RFC 9112 section 2.3).
     response.set_version(Version::HTTP_11);
     let usual = response.status.canonical_reason();
@@ -140,6 +145,7 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
     {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(subprotocol)?);
     }
+    set_route_fields(headers, route, request);
     apply(rules, headers);
     *response = parts.into();
     if reason.is_some() {

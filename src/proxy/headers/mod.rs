@@ -13,6 +13,7 @@ pub mod ids;
 pub mod prefix;
 pub mod rate;
 pub mod request;
+pub mod route;
 pub mod seen;
 
 // The http crate has no constant for this name. A name given as text would be parsed at each use.
