@@ -190,3 +190,63 @@ fn a_deprecated_route_says_so_in_every_answer() {
     assert_eq!((older.header("sunset"), older.header("link")), (None, None));
     assert_eq!(gateway.get("/elsewhere").header("deprecation"), None);
 }
+
+#[test]
+fn header_rules_take_values_from_the_request() {
+    let origin = Origin::start();
+    let tokens =
+        auth("[ { api_key: alice, organization_id: acme, plan: gold }, { api_key: bob } ]");
+    let config = |set: &str| {
+        format!(
+            r#"auth: {tokens}
+trusted_proxies: [ 127.0.0.0/8 ]
+plans: {{ gold: {{ limits: [] }} }}
+upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
+routes:
+  - prefix: /made
+    upstream: up
+    headers:
+      request: {{ set: {{ X-Real-IP: "%{{client_ip}}", X-Who: "%{{token_id}}@%{{organization_id}}/%{{plan}}", X-Where: "%{{host}}%{{route}}", X-Plain: '{{"a":"%%{{plan}}"}}', Host: "%{{organization_id}}.internal" }} }}
+      response: {{ set: {{ X-Tenant: "{set}", X-Trace: "%{{request_id}}" }} }}
+  - {{ prefix: /open, upstream: up, auth: none, headers: {{ request: {{ set: {{ X-Who: "%{{token_id}}", X-Real-IP: "%{{client_ip}}" }} }} }} }}"#,
+            origin.url()
+        )
+    };
+    let gateway = Gateway::start(&config("%{organization_id}"));
+    let call = |case: &str, path: &str, api_key: &str| {
+        let bearer = bearer(api_key);
+        let fields = [
+            ("Authorization", &*bearer),
+            ("Host", "Shop.Example:80"),
+            ("X-Forwarded-For", "192.0.2.7"),
+            ("X-Request-ID", case),
+            ("X-Case", case),
+            ("X-Who", "forged"),
+        ];
+        let answer = gateway.call("GET", path, &fields, b"");
+        assert_eq!(answer.status(), 200);
+        (answer, origin.case(case).unwrap())
+    };
+    let (answer, seen) = call("one", "/made", "alice");
+    assert_eq!(seen.all("x-real-ip"), ["192.0.2.7"]);
+    assert_eq!(seen.all("x-who"), ["alice@acme/gold"]);
+    assert_eq!(seen.all("x-where"), ["shop.example:80/made"]);
+    assert_eq!(seen.all("x-plain"), [r#"{"a":"%{plan}"}"#]);
+    assert_eq!(seen.all("host"), ["acme.internal"]);
+    assert_eq!(answer.all("x-tenant"), ["acme"]);
+    assert_eq!(answer.all("x-trace"), ["one"]);
+
+    let (answer, seen) = call("two", "/made", "bob");
+    assert_eq!(seen.header("x-who"), None, "neither empty nor the client's");
+    assert_eq!(seen.all("host"), ["shop.example:80"]);
+    assert_eq!(answer.header("x-tenant"), None);
+    let (_, seen) = call("three", "/open", "alice");
+    assert_eq!(seen.header("x-who"), None, "the route looks at no token");
+    assert_eq!(seen.all("x-real-ip"), ["192.0.2.7"]);
+
+    gateway.reload(&config("of %{organization_id}"));
+    wait_for("the new rule", || {
+        let answer = gateway.get_as("alice", "/made");
+        (answer.header("x-tenant")? == "of acme").then_some(())
+    });
+}

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use http::HeaderValue;
 use ipnet::IpNet;
 use log::LevelFilter;
 use serde::Deserialize;
@@ -33,6 +32,7 @@ use crate::quota::Algorithm;
 use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
 use crate::route::host_pattern::HostPattern;
+use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 
@@ -467,18 +467,26 @@ pub struct RouteHeaders {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeaderRules {
-    pub set: Map<Leaf<HeaderValue>>,
+    pub set: Map<Leaf<FieldValue>>,
     pub remove: List<Leaf<String>>,
 }
 
-impl Scalar for HeaderValue {
+impl Scalar for FieldValue {
     fn allowed() -> String {
         "printable ASCII text (quote numbers)".into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        HeaderValue::from_str(text)
-            .map_err(|_| super::scalar::instead::<Self>("is not the value of a header field"))
+        let names = || Variable::NAMES.map(|(name, _)| format!("%{{{name}}}")).join(", ");
+        Self::parse(text).map_err(|error| match error {
+            TemplateError::Text => {
+                super::scalar::instead::<Self>("is not the value of a header field")
+            }
+            TemplateError::Open => "holds %{ without a name and }; write %%{ for a plain %{".into(),
+            TemplateError::Name => {
+                format!("holds %{{…}} with an unknown name; write one of {}", names())
+            }
+        })
     }
 }
 

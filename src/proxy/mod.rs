@@ -306,6 +306,8 @@ impl ProxyHttp for Proxy {
         let origin = request::Origin {
             seen: ctx.seen,
             peer: peer_ip(session.client_addr()),
+            client: ctx.client_ip,
+            route: &route.label,
             trusted: ctx.trusted_peer,
             credentials: &policy.credentials,
             onward: Onward {
@@ -390,6 +392,7 @@ impl ProxyHttp for Proxy {
         let version = request.version;
         let own = answer::Own {
             client: version,
+            client_ip: ctx.client_ip,
             request_id: ctx.request_id.as_ref(),
             findings: &ctx.findings,
             rate_headers: ctx.policy.rate_headers,

@@ -2,11 +2,15 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Changes to header fields: first `remove`, then `set`.
+use super::template::Template;
+
+/// Changes to header fields: first `remove`, then `set` and `made`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderRules {
     /// Fields that replace those of the same name.
     pub set: Vec<(HeaderName, HeaderValue)>,
+    /// The same with values that are made of the request. Where the request lacks a value, the field is removed.
+    pub made: Vec<(HeaderName, Template)>,
     /// Fields that are removed.
     pub remove: Vec<HeaderName>,
 }

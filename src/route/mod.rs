@@ -11,4 +11,5 @@ pub mod pattern;
 pub mod reserved;
 pub mod split;
 pub mod table;
+pub mod template;
 pub mod written;

@@ -1,5 +1,7 @@
 //! The fields of an upstream's answer as the client gets them.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
@@ -7,6 +9,7 @@ use pingora_http::ResponseHeader;
 use super::prefix::Prefix;
 use super::rate::set_rate_fields;
 use super::route::set_route_fields;
+use super::values::Values;
 use super::{OWN_FIELDS, X_REQUEST_ID, apply, value};
 use crate::admission::Findings;
 use crate::limit::headers::RateHeaders;
@@ -97,6 +100,8 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
 pub struct Own<'a> {
     /// The version of the request.
     pub client: Version,
+    /// The client's address.
+    pub client_ip: Option<IpAddr>,
     /// The request's id.
     pub request_id: Option<&'a HeaderValue>,
     /// The decisions about limits.
@@ -118,8 +123,17 @@ pub struct Own<'a> {
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
 pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<()> {
-    let Own { client, request_id, findings, rate_headers, route, request, prefix, subprotocol } =
-        own;
+    let Own {
+        client,
+        client_ip,
+        request_id,
+        findings,
+        rate_headers,
+        route,
+        request,
+        prefix,
+        subprotocol,
+    } = own;
     let rules = &route.response_headers;
     // The version is this hop's, not the upstream's (RFC 9112 section 2.3).
     response.set_version(Version::HTTP_11);
@@ -128,7 +142,7 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
     let nothing = http::Response::new(()).into_parts().0.into();
     let mut parts = http::response::Parts::from(std::mem::replace(response, nothing));
     let headers = &mut parts.headers;
-    headers.reserve(OWN_FIELDS + rules.set.len());
+    headers.reserve(OWN_FIELDS + rules.set.len() + rules.made.len());
     if *client == Version::HTTP_10 {
         // HTTP/1.0 knows no chunks: the end of the connection ends the body (RFC 9112 section 6.3).
         headers.remove(header::TRANSFER_ENCODING);
@@ -146,7 +160,14 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(subprotocol)?);
     }
     set_route_fields(headers, route, request);
-    apply(rules, headers);
+    let values = Values {
+        client: *client_ip,
+        request_id: *request_id,
+        principal: findings.principal.as_ref(),
+        host: if rules.made.is_empty() { None } else { request.get(header::HOST) },
+        route: &route.label,
+    };
+    apply(rules, headers, &values);
     *response = parts.into();
     if reason.is_some() {
         response.set_reason_phrase(reason.as_deref())?;
