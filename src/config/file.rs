@@ -31,6 +31,7 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
+use crate::route::coding::Coding;
 use crate::route::host_pattern::HostPattern;
 use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
@@ -413,6 +414,7 @@ pub struct Route {
     pub rewrite: Option<Rewrite>,
     pub headers: Option<RouteHeaders>,
     pub cors: Option<Cors>,
+    pub compress: List<Leaf<Coding>>,
     pub deprecated: Option<Deprecated>,
 }
 

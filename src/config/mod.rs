@@ -25,6 +25,7 @@ use crate::quota::Algorithm;
 use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
+use crate::route::coding::Coding;
 use crate::route::cors::Cors;
 use crate::route::headers::{Deprecated, HeaderRules};
 use crate::route::split::Split;
@@ -311,6 +312,8 @@ pub struct Route {
     pub deprecated: Option<Deprecated>,
     /// How scripts of other origins may use the route.
     pub cors: Option<Cors>,
+    /// The codings in which answers may be sent; empty for none.
+    pub codings: Vec<Coding>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::upstreams::Upstreams;
 use crate::base::net::NetworkRules;
 use crate::config;
 use crate::quota::rule::Group;
+use crate::route::coding::Coding;
 use crate::route::cors::Cors;
 use crate::route::headers::{Deprecated, HeaderRules};
 use crate::route::split::Split;
@@ -45,6 +46,8 @@ pub struct Route {
     pub deprecated: Option<Deprecated>,
     /// How scripts of other origins may use the route.
     pub cors: Option<Cors>,
+    /// The codings in which answers may be sent; empty for none.
+    pub codings: Vec<Coding>,
     /// Limits that apply besides the token's.
     pub limits: Arc<[Group]>,
     /// Most requests of it at the same time, in this process.
@@ -95,6 +98,7 @@ fn route(
         response_headers,
         deprecated,
         cors,
+        codings,
     } = route;
     let host = matcher.host.as_ref().map(ToString::to_string).unwrap_or_default();
     let label = format!("{host}{}", matcher.prefix);
@@ -116,6 +120,7 @@ fn route(
         response_headers,
         deprecated,
         cors,
+        codings,
     };
     (matcher, route)
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
+use super::compression::Compression;
 use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
@@ -39,6 +40,8 @@ pub struct RequestContext {
     pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
+    /// The compression of the answer, where the route compresses it.
+    pub compression: Option<Box<Compression>>,
     /// Whether an upstream takes the request's body.
     pub uploads: bool,
     /// How the request ended; the hooks set it when they learn it.
@@ -77,6 +80,7 @@ impl RequestContext {
             findings: Findings::default(),
             forwarding: None,
             rejection: None,
+            compression: None,
             uploads: false,
             end: End::Answered,
             _in_flight: in_flight,

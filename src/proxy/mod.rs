@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -29,6 +29,7 @@ use crate::route::reserved::{Probe, probe};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
+pub mod compression;
 pub mod context;
 pub mod forwarding;
 pub mod headers;
@@ -37,6 +38,7 @@ pub mod outcome;
 pub mod problem;
 pub mod target;
 
+use compression::Compression;
 use context::{End, RequestContext, fresh_request_id};
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
@@ -412,11 +414,36 @@ impl ProxyHttp for Proxy {
             },
         };
         answer::finish_response(response, &own)?;
+        if !route.codings.is_empty() {
+            ctx.compression = Compression::begin(&route.codings, request, response)?;
+        }
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        match &mut ctx.compression {
+            Some(compression) => compression.pass(body, end_of_stream).map(|()| None),
+            None => Ok(None),
+        }
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _upstream_trailers: &mut HeaderMap,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Bytes>> {
+        ctx.compression.as_mut().map_or(Ok(None), |compression| compression.end())
     }
 
     fn fail_to_connect(

@@ -238,6 +238,9 @@ pub async fn answer_preflight(
     if let Some(cors) = &route.cors {
         cors.set_preflight(&mut parts.headers, &session.req_header().headers);
     }
+    if let Some(deprecated) = &route.deprecated {
+        deprecated.set(&mut parts.headers);
+    }
     send(session, parts.into(), Bytes::new()).await
 }
 

@@ -1,5 +1,6 @@
 //! The route that a request takes: one canonical path, matched against a table of prefixes.
 
+pub mod coding;
 pub mod cors;
 pub mod fields;
 pub mod headers;

@@ -76,10 +76,7 @@ impl<T> Hosts<T> {
 
     /// The routes that serve `host`: those of the host itself, those of the longest names that it is beneath, those of
     /// any host.
-    fn serving<'s, 'h>(
-        &'s self,
-        host: Option<&'h str>,
-    ) -> impl Iterator<Item = &'s (Vec<String>, T)> {
+    fn serving<'s>(&'s self, host: Option<&str>) -> impl Iterator<Item = &'s (Vec<String>, T)> {
         let exact = host.and_then(|host| self.exact.get(host));
         let beneath = self.lengths.iter().filter_map(move |length| {
             let (labels, name) = host?.split_at_checked(host?.len().checked_sub(*length)?)?;

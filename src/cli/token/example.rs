@@ -117,6 +117,7 @@ mod tests {
             response_headers: HeaderRules::default(),
             deprecated: None,
             cors: None,
+            codings: Vec::new(),
         }
     }
 

@@ -13,7 +13,6 @@ use super::fields::{self, Towards};
 use super::{cors, deadline, destination, each, limits, need, notices, or};
 use crate::base::net::NetworkRules;
 use crate::quota::Algorithm;
-use crate::route::host_pattern::HostPattern;
 use crate::route::table::Matcher;
 use crate::upstream::pool::{EndpointRules, Timeouts, UpstreamRules};
 
@@ -88,8 +87,7 @@ pub(super) fn routes(
     let at = KeyPath::top("routes");
     let mut routes = Vec::new();
     // By prefix and host, so that many routes do not take long.
-    let mut matchers: HashMap<(String, Option<HostPattern>), Vec<(usize, Matcher)>> =
-        HashMap::new();
+    let mut matchers: HashMap<_, Vec<(usize, Matcher)>> = HashMap::new();
     for (i, route) in written.unwrap_or_default().into_iter().enumerate() {
         let at = at.index(i);
         let Some(route) = route else {
@@ -179,6 +177,11 @@ fn route(
     let at_deprecated = at.key("deprecated");
     let deprecated =
         written.deprecated.and_then(|written| notices::deprecated(written, &at_deprecated, report));
+    let at_compress = at.key("compress");
+    let codings = each(written.compress, &at_compress, report);
+    if (1..codings.len()).any(|i| codings[..i].contains(&codings[i])) {
+        report.fault(&at_compress, "names a coding twice; write each once");
+    }
     let cors = written.cors.and_then(|written| cors::compile(written, &at.key("cors"), report));
     let methods = each(written.methods, &at.key("methods"), report);
     let matcher = Matcher {
@@ -201,6 +204,7 @@ fn route(
         response_headers,
         deprecated,
         cors,
+        codings,
     });
     Some((matcher, route))
 }
