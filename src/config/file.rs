@@ -413,6 +413,7 @@ pub struct Route {
     pub forward_credential: Maybe<bool>,
     pub rewrite: Option<Rewrite>,
     pub headers: Option<RouteHeaders>,
+    pub mirror: Option<Mirror>,
     pub cors: Option<Cors>,
     pub compress: List<Leaf<Coding>>,
     pub deprecated: Option<Deprecated>,
@@ -434,6 +435,15 @@ pub struct Cors {
     pub credentials: Maybe<bool>,
     pub max_age: Maybe<Span<0, DAY>>,
     pub expose: List<Leaf<Field>>,
+}
+
+/// Copies of a route's requests.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    pub upstream: Maybe<Identifier>,
+    pub percent: Maybe<Whole<1, 100>>,
+    pub methods: List<Leaf<Method>>,
 }
 
 #[derive(Deserialize)]

@@ -28,6 +28,7 @@ use crate::record::key::is_hash;
 use crate::route::coding::Coding;
 use crate::route::cors::Cors;
 use crate::route::headers::{Deprecated, HeaderRules};
+use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
@@ -310,6 +311,8 @@ pub struct Route {
     pub response_headers: HeaderRules,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
+    /// The copies of its requests.
+    pub mirror: Option<Mirror<Arc<UpstreamRules>>>,
     /// How scripts of other origins may use the route.
     pub cors: Option<Cors>,
     /// The codings in which answers may be sent; empty for none.

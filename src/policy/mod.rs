@@ -25,7 +25,7 @@ mod upstreams;
 
 pub use limits::MissingPlan;
 use limits::TokenLimits;
-pub use routes::Route;
+pub use routes::{Route, RouteMirror};
 use upstreams::Upstreams;
 
 /// The rules that requests are judged by.

@@ -9,9 +9,10 @@ use crate::quota::rule::Group;
 use crate::route::coding::Coding;
 use crate::route::cors::Cors;
 use crate::route::headers::{Deprecated, HeaderRules};
+use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::route::table::{Matcher, RouteTable};
-use crate::telemetry::metrics::RouteMetrics;
+use crate::telemetry::metrics::{MirrorMetrics, RouteMetrics};
 use crate::upstream::pool::Upstream;
 
 /// One route, ready to use.
@@ -44,6 +45,8 @@ pub struct Route {
     pub response_headers: HeaderRules,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
+    /// The copies of its requests.
+    pub mirror: Option<RouteMirror>,
     /// How scripts of other origins may use the route.
     pub cors: Option<Cors>,
     /// The codings in which answers may be sent; empty for none.
@@ -54,6 +57,15 @@ pub struct Route {
     pub max_in_flight: Option<isize>,
     /// Its counters.
     pub metrics: RouteMetrics,
+}
+
+/// Who gets copies of a route's requests.
+#[derive(Clone, Debug)]
+pub struct RouteMirror {
+    /// Which requests are copied, and for whom.
+    pub rules: Mirror<Arc<Upstream>>,
+    /// What became of the copies.
+    pub metrics: MirrorMetrics,
 }
 
 impl Route {
@@ -97,6 +109,7 @@ fn route(
         request_headers,
         response_headers,
         deprecated,
+        mirror,
         cors,
         codings,
     } = route;
@@ -119,6 +132,10 @@ fn route(
         request_headers,
         response_headers,
         deprecated,
+        mirror: mirror.map(|mirror| RouteMirror {
+            metrics: MirrorMetrics::new(&mirror.upstream.name),
+            rules: mirror.map(|rules| upstreams.of(&rules)),
+        }),
         cors,
         codings,
     };

@@ -11,6 +11,7 @@ use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
 use super::in_flight::RequestInFlight;
+use super::mirror::CopyState;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
 use crate::listener::http1::end::RequestEnd;
@@ -40,6 +41,8 @@ pub struct RequestContext {
     pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
+    /// The copy of the request, where the route has copies made.
+    pub copy: CopyState,
     /// The compression of the answer, where the route compresses it.
     pub compression: Option<Box<Compression>>,
     /// Whether an upstream takes the request's body.
@@ -80,6 +83,7 @@ impl RequestContext {
             findings: Findings::default(),
             forwarding: None,
             rejection: None,
+            copy: CopyState::Undecided,
             compression: None,
             uploads: false,
             end: End::Answered,

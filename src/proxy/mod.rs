@@ -22,7 +22,7 @@ use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
 use crate::listener::http1::end::RequestEnd;
-use crate::policy::Policy;
+use crate::policy::{Policy, RouteMirror};
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
@@ -34,6 +34,7 @@ pub mod context;
 pub mod forwarding;
 pub mod headers;
 pub mod in_flight;
+pub mod mirror;
 pub mod outcome;
 pub mod problem;
 pub mod target;
@@ -45,6 +46,7 @@ use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
+use mirror::{CopyState, Mirrors, RequestCopy};
 use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
@@ -71,6 +73,7 @@ pub struct Proxy {
     policy: Arc<ArcSwap<Policy>>,
     admission: Arc<Admission>,
     readiness: Arc<Readiness>,
+    mirrors: Arc<Mirrors>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
 }
@@ -83,7 +86,7 @@ impl Proxy {
         readiness: Arc<Readiness>,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, unrouted }
+        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -131,6 +134,35 @@ impl Proxy {
             return Ok(None);
         }
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
+    }
+
+    /// Copies a request for the upstream of `mirror`, when its first attempt is sent.
+    fn copy(
+        &self,
+        session: &mut Session,
+        request: &RequestHeader,
+        mirror: &RouteMirror,
+        copy: &mut CopyState,
+    ) {
+        match copy {
+            CopyState::Undecided => {
+                let may = !session.is_upgrade_req();
+                let begun = may.then(|| RequestCopy::begin(&self.mirrors, mirror, request));
+                *copy = match begun.flatten() {
+                    // Pingora does not ask the hooks about a body that is not there.
+                    Some(begun) if session.as_mut().is_body_empty() => begun.send(),
+                    Some(begun) => CopyState::Waiting(begun),
+                    None => CopyState::Done,
+                };
+            }
+            CopyState::Waiting(copy) => copy.restart(),
+            CopyState::Done => {}
+        }
+    }
+
+    /// The proxy for another thread, which has connections of its own.
+    pub fn for_another_thread(&self) -> Self {
+        Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
     }
 
     /// Lets the answer say that the connection ends, when this process is about to go.
@@ -324,17 +356,20 @@ impl ProxyHttp for Proxy {
             principal: permit.principal(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
-        match target {
-            Some(target) => upstream_request.set_raw_path(&target),
-            None => Ok(()),
+        if let Some(target) = target {
+            upstream_request.set_raw_path(&target)?;
         }
+        if let Some(mirror) = &route.mirror {
+            self.copy(session, upstream_request, mirror, &mut ctx.copy);
+        }
+        Ok(())
     }
 
     async fn request_body_filter(
         &self,
         session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         if session.was_upgraded() {
@@ -347,6 +382,7 @@ impl ProxyHttp for Proxy {
             ctx.rejection = Some(Rejection::BodyTooLarge(max_body));
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body too large").into_down());
         }
+        ctx.copy.pass(body.as_ref(), end_of_stream);
         Ok(())
     }
 

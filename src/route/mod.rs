@@ -7,6 +7,7 @@ pub mod headers;
 pub mod host;
 pub mod host_pattern;
 pub mod matched;
+pub mod mirror;
 pub mod path;
 pub mod pattern;
 pub mod reserved;

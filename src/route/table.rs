@@ -25,7 +25,8 @@ impl Matcher {
     }
 }
 
-fn serves(methods: &[String], method: &str) -> bool {
+/// Whether `methods` hold `method`, or are empty.
+pub(super) fn serves(methods: &[String], method: &str) -> bool {
     methods.is_empty()
         || methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
 }

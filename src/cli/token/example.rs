@@ -116,6 +116,7 @@ mod tests {
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
             deprecated: None,
+            mirror: None,
             cors: None,
             codings: Vec::new(),
         }

@@ -6,7 +6,8 @@ use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::scalar::{Identifier, Scalar as _};
-use super::{need, unknown};
+use super::{each, need, unknown};
+use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::upstream::pool::UpstreamRules;
 
@@ -37,6 +38,30 @@ pub(super) fn upstreams(
             None
         }
     }
+}
+
+/// The methods of requests that are copied where none are written: those that change nothing (RFC 9110 section 9.2.1).
+const SAFE: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
+
+/// The copies of a route's requests, as they are written at `at`.
+pub(super) fn mirror(
+    written: file::Mirror,
+    known: &Named,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Mirror<Arc<UpstreamRules>>> {
+    let at_upstream = at.key("upstream");
+    let upstream = need(written.upstream, &at_upstream, report)
+        .and_then(|name| named(&name.0, known, &at_upstream, report));
+    let methods = each(written.methods, &at.key("methods"), report);
+    Some(Mirror {
+        upstream: upstream?,
+        percent: written.percent.map_or(100, |percent| percent.0.0),
+        methods: match methods.is_empty() {
+            true => SAFE.map(str::to_owned).into(),
+            false => methods.into_iter().map(|method| method.0).collect(),
+        },
+    })
 }
 
 /// The rules of the upstream called `name`, which is written at `at`.

@@ -126,7 +126,11 @@ fn route(
 ) -> Option<(Matcher, Option<Route>)> {
     let Context { upstreams, has_credentials, algorithm } = *context;
     let prefix = need(written.prefix, &at.key("prefix"), report);
-    let upstreams = destination::upstreams(written.upstream, written.split, upstreams, at, report);
+    let destination =
+        destination::upstreams(written.upstream, written.split, upstreams, at, report);
+    let mirror = written
+        .mirror
+        .and_then(|mirror| destination::mirror(mirror, upstreams, &at.key("mirror"), report));
     let auth_required = or(written.auth, RouteAuth::Required) == RouteAuth::Required;
     let keys = KeyPath::top("auth").key("jwt").key("keys");
     if auth_required && !has_credentials && !report.has_fault_within(&keys) {
@@ -189,7 +193,7 @@ fn route(
         host: written.host.map(|host| host.0),
         methods: methods.into_iter().map(|method| method.0).collect(),
     };
-    let route = upstreams.map(|upstreams| Route {
+    let route = destination.map(|upstreams| Route {
         matcher: matcher.clone(),
         upstreams,
         auth_required,
@@ -203,6 +207,7 @@ fn route(
         request_headers,
         response_headers,
         deprecated,
+        mirror,
         cors,
         codings,
     });

@@ -1,0 +1,216 @@
+//! Copies of requests, whose answers nobody waits for.
+//!
+//! A copy has the fields and the target that the upstream of the request gets. It is sent once the request has its
+//! permit and its body is known, on a task of its own: an upstream for copies that is slow, dead or wrong costs the
+//! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Version, header};
+use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
+use pingora_core::{Error, ErrorType, OkOrErr as _, Result};
+use pingora_http::RequestHeader;
+use tokio::time::timeout;
+
+use crate::base::task::detach;
+use crate::policy::RouteMirror;
+use crate::route::fields;
+use crate::upstream::pool::Turn;
+
+/// Most copies on their way at the same time, in this process.
+const MAX_IN_FLIGHT: usize = 256;
+
+/// The largest body of a copy, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// The longest time of a copy, from its connection to the end of its answer.
+const MAX_TIME: Duration = Duration::from_secs(10);
+
+/// A larger answer is not read to its end, in bytes; its connection is closed.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// Sends the copies of one thread.
+#[derive(Default)]
+pub struct Mirrors {
+    /// Made when the first copy is sent. A connection belongs to the thread that made it.
+    connector: OnceLock<Connector>,
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl Mirrors {
+    /// For another thread; the copies of all threads are counted together.
+    pub fn for_another_thread(&self) -> Self {
+        Self { connector: OnceLock::new(), in_flight: Arc::clone(&self.in_flight) }
+    }
+
+    fn slot(&self) -> Option<Slot> {
+        let slot = Slot(Arc::clone(&self.in_flight));
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_IN_FLIGHT).then_some(slot)
+    }
+}
+
+/// A place among the copies on their way.
+struct Slot(Arc<AtomicUsize>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How far the copy of a request is.
+pub enum CopyState {
+    /// No attempt of the request was sent yet.
+    Undecided,
+    /// The body of the request is not known yet.
+    Waiting(Box<RequestCopy>),
+    /// It was sent, or there is none.
+    Done,
+}
+
+impl CopyState {
+    /// Passes on a part of the request's body, which may be the last one.
+    pub fn pass(&mut self, part: Option<&Bytes>, last: bool) {
+        let Self::Waiting(copy) = self else { return };
+        let fits = copy.take(part.map(|part| &part[..]).unwrap_or_default());
+        if (last || !fits)
+            && let Self::Waiting(copy) = std::mem::replace(self, Self::Done)
+            && fits
+        {
+            copy.send();
+        }
+    }
+}
+
+/// A copy that waits for the request's body.
+pub struct RequestCopy {
+    header: Box<RequestHeader>,
+    body: Vec<u8>,
+    mirror: RouteMirror,
+    mirrors: Arc<Mirrors>,
+    _slot: Slot,
+}
+
+impl RequestCopy {
+    /// Begins a copy of the request `header`, as the upstream gets it, if the rules of `mirror` say so and there is room.
+    pub fn begin(
+        mirrors: &Arc<Mirrors>,
+        mirror: &RouteMirror,
+        header: &RequestHeader,
+    ) -> Option<Box<Self>> {
+        if !mirror.rules.copies(header.method.as_str(), || fastrand::u64(..100)) {
+            return None;
+        }
+        let Some(slot) = mirrors.slot() else {
+            mirror.metrics.dropped.inc();
+            return None;
+        };
+        Some(Box::new(Self {
+            header: Box::new(header.clone()),
+            body: Vec::new(),
+            mirror: mirror.clone(),
+            mirrors: Arc::clone(mirrors),
+            _slot: slot,
+        }))
+    }
+
+    /// Forgets the body: another attempt of the request begins to send it.
+    pub fn restart(&mut self) {
+        self.body.clear();
+    }
+
+    /// Takes a part of the body; `false` when the body has become too large.
+    fn take(&mut self, part: &[u8]) -> bool {
+        let fits = self.body.len() + part.len() <= MAX_BODY;
+        if fits {
+            self.body.extend_from_slice(part);
+        } else {
+            self.mirror.metrics.dropped.inc();
+        }
+        fits
+    }
+
+    /// Sends the copy, and waits for nothing.
+    pub fn send(self: Box<Self>) -> CopyState {
+        detach(async move {
+            let metrics = self.mirror.metrics.clone();
+            match timeout(MAX_TIME, self.exchange()).await {
+                Ok(Ok(())) => metrics.sent.inc(),
+                Ok(Err(_)) | Err(_) => metrics.failed.inc(),
+            }
+        });
+        CopyState::Done
+    }
+
+    async fn exchange(self: Box<Self>) -> Result<()> {
+        let Self { mut header, body, mirror, mirrors, _slot } = *self;
+        let peer = peer(&mirror).or_err(ErrorType::ConnectNoRoute, "no endpoint has an address")?;
+        let connector = mirrors.connector.get_or_init(|| Connector::new(None));
+        let (mut session, _) = connector.get_http_session(&*peer).await?;
+        session.set_read_timeout(peer.options.read_timeout);
+        session.set_write_timeout(peer.options.write_timeout);
+        frame(&mut header, body.len())?;
+        session.write_request_header(header).await?;
+        if !body.is_empty() {
+            session.write_request_body(body.into(), true).await?;
+        }
+        session.finish_request_body().await?;
+        match read_answer(&mut session).await? {
+            true => connector.release_http_session(session, &*peer, peer.idle_timeout()).await,
+            false => session.shutdown().await,
+        }
+        Ok(())
+    }
+}
+
+/// The endpoint whose turn it is. Copies speak HTTP/1.1, whatever else the endpoint speaks.
+fn peer(mirror: &RouteMirror) -> Option<Box<HttpPeer>> {
+    let (_, mut peer) = mirror.rules.upstream.pick(&mut Turn::default())?;
+    peer.options.set_http_version(1, 1);
+    Some(peer)
+}
+
+/// Reads the answer to its end; `false` when it is too large for that.
+async fn read_answer(session: &mut HttpSession) -> Result<bool> {
+    loop {
+        session.read_response_header().await?;
+        let status = session.response_header().map(|answer| answer.status);
+        match status {
+            Some(status) if status == http::StatusCode::SWITCHING_PROTOCOLS => return Ok(false),
+            Some(status) if status.is_informational() => {}
+            Some(_) => break,
+            None => return Error::e_explain(ErrorType::InvalidHTTPHeader, "no answer"),
+        }
+    }
+    let mut left = MAX_ANSWER;
+    while let Some(part) = session.read_response_body().await? {
+        match left.checked_sub(part.len()) {
+            Some(less) => left = less,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Gives the copy a length instead of the framing that the request had, and no field of a connection.
+fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
+    let of_connection = |name: &&HeaderName| fields::belongs_to_connection(name.as_str());
+    let names: Vec<HeaderName> = header.headers.keys().filter(of_connection).cloned().collect();
+    let had_body = names.contains(&header::CONTENT_LENGTH)
+        || names.contains(&header::TRANSFER_ENCODING)
+        || length > 0;
+    for name in &names {
+        header.remove_header(name);
+    }
+    if had_body {
+        header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length))?;
+    }
+    header.set_version(Version::HTTP_11);
+    Ok(())
+}
