@@ -9,6 +9,7 @@ use super::scalar::{Scalar, instead};
 use crate::base::secret::Secret;
 use crate::store::StoreUrl;
 use crate::store::open::{URL_FORMS, is_prefix};
+use crate::upstream::rules::EndpointUrl;
 
 impl Scalar for SocketAddr {
     fn allowed() -> String {
@@ -67,16 +68,6 @@ impl Scalar for KeyPrefix {
             false => Err(instead::<Self>("is not a prefix")),
         }
     }
-}
-
-/// The URL of one server of an upstream.
-pub struct EndpointUrl {
-    /// A name or an address.
-    pub host: String,
-    /// The port, which may be the scheme's own.
-    pub port: u16,
-    /// Whether the scheme is https.
-    pub tls: bool,
 }
 
 impl Scalar for EndpointUrl {

@@ -16,10 +16,12 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
 use super::UnknownPlan;
-use super::address::{EndpointUrl, KeyPrefix, MetricsAddress};
+use super::address::{KeyPrefix, MetricsAddress};
 use super::matching::{Host, Method, Prefix};
 use super::request::PassedField;
-use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
+use super::scalar::{
+    DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
+};
 use super::words::RouteAuth;
 use crate::auth::guard::FailureRate;
 use crate::auth::sources::Source;
@@ -32,6 +34,7 @@ use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::upstream::rules::EndpointUrl;
 
 /// A scalar that may be absent.
 pub type Maybe<T> = Option<Leaf<T>>;
@@ -347,6 +350,15 @@ pub struct Upstream {
     pub endpoints: List<Endpoint>,
     pub timeouts: Option<UpstreamTimeouts>,
     pub retries: Maybe<Whole<0, 15>>,
+    pub breaker: Option<Breaker>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Breaker {
+    pub failures: Maybe<MaxInFlight>,
+    pub open_for: Maybe<Deadline>,
+    pub statuses: List<Leaf<StatusRange>>,
 }
 
 /// A URL, or a mapping.

@@ -241,7 +241,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
-            Some(mut peer) => {
+            Ok(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora would look for each hop-by-hop field, and the request has none.
                     peer.options.http_upstream_request_policy =
@@ -256,9 +256,9 @@ impl ProxyHttp for Proxy {
                 }
                 Ok(peer)
             }
-            None => {
-                ctx.rejection = Some(Failure::NoAddress.into());
-                Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint has an address")
+            Err(reason) => {
+                ctx.rejection = Some(reason.into());
+                Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint can get the request")
             }
         }
     }
@@ -355,10 +355,8 @@ impl ProxyHttp for Proxy {
             session.set_read_timeout(None);
             http1::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
-        if !upstream_response.status.is_informational() {
-            Forwarding::of(&mut ctx.forwarding)?.answer_began();
-        }
         if switching || !upstream_response.status.is_informational() {
+            Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
             // Pingora may close the connection to the upstream from here on without telling.
             forget_upload(session, ctx);
         }
@@ -432,9 +430,17 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         forget_upload(session, ctx);
         let request_end = http1::end_of(&session.downstream_session);
+        // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
+        // sent again even when the connection was new.
+        let broken_off = matches!(
+            e.etype(),
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
+        ) && *e.esource() == ErrorSource::Upstream
+            && answer_of(session).is_none();
         let end = match request_end {
             Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
             Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
+            _ if broken_off && client_reused => AttemptEnd::Stale,
             _ => AttemptEnd::of(&e),
         };
         end_attempt(ctx, end);
@@ -444,13 +450,6 @@ impl ProxyHttp for Proxy {
             && session.req_header().method.is_idempotent()
             && !session.retry_buffer_truncated()
             && may_retry(ctx);
-        // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
-        // sent again even when the connection was new.
-        let broken_off = matches!(
-            e.etype(),
-            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
-        ) && *e.esource() == ErrorSource::Upstream
-            && answer_of(session).is_none();
         match repeatable {
             true if broken_off => e.set_retry(true),
             true => e.retry.decide_reuse(client_reused),
