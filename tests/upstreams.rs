@@ -7,7 +7,7 @@ mod support;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::*;
 
@@ -59,7 +59,8 @@ fn a_breaker_opens_after_failures_in_a_row_and_one_request_tries_the_endpoint() 
     assert_eq!((refused.status(), refused.code().as_str()), (503, "upstream_unavailable"));
     let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=2).contains(&wait), "{wait}");
-    let line = gateway.wait_log("its line", |line| line["request_id"] == "refused");
+    let line = gateway
+        .wait_log("its line", |line| line["request_id"] == "refused" && line["status"].is_u64());
     assert_eq!(line["reason"], "breaker_open", "{line}");
     assert_eq!(is_open(&gateway, &url), Some(1.0));
 
@@ -184,4 +185,94 @@ fn a_reload_keeps_what_is_known_about_endpoints_that_stay() {
             assert_eq!(statuses, [200; 6], "{nth}: it gets no requests");
         }
     }
+}
+
+#[test]
+fn retries_stay_within_their_budget() {
+    let origin = Origin::start();
+    origin.on("/closes", |_, _| Ok(false));
+    for (budget, allowed) in [("0%", 30), ("50%", 60), ("100%", 60)] {
+        let gateway = Gateway::start(&config(
+            &[&origin.url()],
+            &format!("retries: 1, retry_budget: {budget}, breaker: {{ failures: none }}"),
+        ));
+        let before = origin.requests_for("/closes").len();
+        for _ in 0..60 {
+            assert_eq!(gateway.get("/closes").status(), 502);
+        }
+        let retries = origin.requests_for("/closes").len() - before - 60;
+        assert_eq!(retries, allowed, "{budget}");
+        let count = |name: &str| gateway.metric(&format!("{name}{{upstream=\"up\"}}")).unwrap();
+        assert_eq!(count("tollgate_upstream_retries_total") as usize, retries);
+        assert_eq!(count("tollgate_upstream_retries_refused_total") as usize, 60 - retries);
+    }
+}
+
+/// Requests of several clients, one after the other on a kept connection, until `during` is over. Gives every answer that
+/// was not the expected one, and the number of requests.
+fn under_load(gateway: &Gateway, during: impl FnOnce()) -> (Vec<String>, usize) {
+    const CLIENTS: usize = 4;
+    let (ends, requests) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let wrong = parking_lot::Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut client = gateway.connect();
+                while !ends.load(Ordering::Relaxed) {
+                    requests.fetch_add(1, Ordering::Relaxed);
+                    client.send(request("GET", "/load", &[], b""));
+                    match client.try_read(false) {
+                        Ok(answer) if answer.text() == "GET /load HTTP/1.1" => {}
+                        answer => {
+                            wrong.lock().push(format!("{answer:?}"));
+                            client = gateway.connect();
+                        }
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+        during();
+        ends.store(true, Ordering::Relaxed);
+    });
+    (wrong.into_inner(), requests.into_inner())
+}
+
+#[test]
+fn no_client_sees_that_an_endpoint_dies_stands_still_or_is_replaced() {
+    let mut servers: Vec<_> = (0..4).map(|_| ServerProcess::start()).collect();
+    let urls: Vec<_> = servers.iter().map(ServerProcess::url).collect();
+    let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+    let more = "timeouts: { connect: 500ms, read: 500ms }, breaker: { open_for: 1s }";
+    let gateway = Gateway::start(&config(&urls, more));
+    let works = |url: &str, expected: f64| {
+        wait_for(url, || (is_open(&gateway, url) == Some(expected)).then_some(()));
+    };
+    let (wrong, requests) = under_load(&gateway, || {
+        thread::sleep(Duration::from_millis(300));
+        servers[0].kill();
+        works(urls[0], 1.0);
+        servers[0].start_again();
+        works(urls[0], 0.0);
+        servers[1].signal("STOP");
+        works(urls[1], 1.0);
+        servers[1].signal("CONT");
+        works(urls[1], 0.0);
+        for server in &mut servers {
+            server.start_again();
+            thread::sleep(Duration::from_millis(200));
+        }
+        // A reload in the middle harms nothing and forgets nothing.
+        servers[2].kill();
+        works(urls[2], 1.0);
+        gateway.reload(&config(&urls, &format!("{more}, retries: 3")));
+        wait_for("the reload", || {
+            (gateway.metric("tollgate_config_generation") == Some(2.0)).then_some(())
+        });
+        assert_eq!(is_open(&gateway, urls[2]), Some(1.0));
+        servers[2].start_again();
+        works(urls[2], 0.0);
+    });
+    assert!(requests > 100, "{requests}");
+    assert!(wrong.is_empty(), "{} of {requests}: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
 }

@@ -20,7 +20,7 @@ use super::address::{KeyPrefix, MetricsAddress};
 use super::matching::{Host, Method, Prefix};
 use super::request::PassedField;
 use super::scalar::{
-    DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
+    DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
 };
 use super::words::RouteAuth;
 use crate::auth::guard::FailureRate;
@@ -350,6 +350,7 @@ pub struct Upstream {
     pub endpoints: List<Endpoint>,
     pub timeouts: Option<UpstreamTimeouts>,
     pub retries: Maybe<Whole<0, 15>>,
+    pub retry_budget: Maybe<Percent>,
     pub breaker: Option<Breaker>,
 }
 

@@ -211,6 +211,23 @@ impl Scalar for Size {
     }
 }
 
+/// A share in whole percent.
+pub struct Percent(pub u32);
+
+impl Scalar for Percent {
+    fn allowed() -> String {
+        "a whole share from 0% to 100%".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%').and_then(|number| number.parse().ok()) {
+            Some(number) if number <= 100 => Ok(Self(number)),
+            Some(_) => Err(instead::<Self>("is out of range")),
+            None => Err(instead::<Self>("is not a share")),
+        }
+    }
+}
+
 /// A status of an answer, or a range of statuses (RFC 9110 section 15).
 pub struct StatusRange(pub RangeInclusive<u16>);
 
@@ -293,6 +310,10 @@ mod tests {
         }
         for text in ["0", "2TiB", "-1", "ten", ""] {
             assert!(Size::read(text).is_err(), "{text}");
+        }
+        assert_eq!(Percent::read("20%").unwrap().0, 20);
+        for text in ["", "20", "101%", "-1%", "1.5%", "%"] {
+            assert!(Percent::read(text).is_err(), "{text}");
         }
         for (text, range) in [("503", 503..=503), ("500-599", 500..=599)] {
             assert_eq!(StatusRange::read(text).unwrap().0, range, "{text}");

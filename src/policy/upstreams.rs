@@ -55,6 +55,7 @@ mod tests {
                 weight: 1,
             }],
             retries: 0,
+            retry_budget: 20,
             timeouts: Timeouts { connect: second, read: second, write: second, idle: second },
             breaker: BreakerRules {
                 failures: None,

@@ -118,16 +118,16 @@ impl Forwarding {
         }
     }
 
-    /// Notes that the present attempt has no connection; whether another connection may be tried.
-    pub fn may_connect_elsewhere(&mut self) -> bool {
+    /// Notes that the present attempt has no connection. Whether another connection is tried: at another address of the
+    /// endpoint, or in another attempt.
+    pub fn connects_elsewhere(&mut self) -> bool {
         self.turn.connection_failed();
-        self.upstream().has_another_address(&self.turn) || self.may_retry()
+        self.upstream().has_another_address(&self.turn) || self.take_retry()
     }
 
-    /// Whether another attempt may follow.
-    pub fn may_retry(&self) -> bool {
-        self.turn.attempts() <= self.upstream().rules().retries
-            && self.upstream().has_usable(Instant::now())
+    /// Whether the request gets another attempt. It is taken from the budget of the upstream.
+    pub fn take_retry(&self) -> bool {
+        self.upstream().take_retry(&self.turn, Instant::now())
     }
 
     /// Whether an endpoint may get the request that has not had it yet.

@@ -416,7 +416,7 @@ impl ProxyHttp for Proxy {
         end_attempt(ctx, AttemptEnd::of(&e));
         // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
-        e.set_retry(forwarding.is_some_and(Forwarding::may_connect_elsewhere));
+        e.set_retry(forwarding.is_some_and(Forwarding::connects_elsewhere));
         e
     }
 
@@ -445,16 +445,29 @@ impl ProxyHttp for Proxy {
         };
         end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
-        // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
         let repeatable = request_end != Some(RequestEnd::ClientGone)
-            && session.req_header().method.is_idempotent()
-            && !session.retry_buffer_truncated()
-            && may_retry(ctx);
-        match repeatable {
-            true if broken_off => e.set_retry(true),
-            true => e.retry.decide_reuse(client_reused),
-            false => e.set_retry(false),
-        }
+            && answer_of(session).is_none()
+            && !session.retry_buffer_truncated();
+        let forwarding = ctx.forwarding.as_ref().filter(|_| repeatable);
+        // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
+        let is_idempotent = session.req_header().method.is_idempotent();
+        let repeats = forwarding.is_some_and(|forwarding| {
+            let is_safe = match end {
+                _ if was_not_processed(&e) => true,
+                _ if !is_idempotent => false,
+                _ if broken_off => true,
+                // The same endpoint would most likely be silent again.
+                AttemptEnd::Failed(failure) if failure.is_timeout() && request_end.is_none() => {
+                    forwarding.has_another_endpoint()
+                }
+                _ => {
+                    e.retry.decide_reuse(client_reused);
+                    e.retry()
+                }
+            };
+            is_safe && forwarding.take_retry()
+        });
+        e.set_retry(repeats);
         e
     }
 
@@ -548,6 +561,10 @@ fn end_attempt(ctx: &mut RequestContext, end: AttemptEnd) {
     }
 }
 
-fn may_retry(ctx: &RequestContext) -> bool {
-    ctx.forwarding.as_ref().is_some_and(Forwarding::may_retry)
+/// Whether the server of an HTTP/2 connection has said that it did not process the request (RFC 9113 section 8.7).
+fn was_not_processed(e: &Error) -> bool {
+    let Some(cause) = e.root_cause().downcast_ref::<h2::Error>() else { return false };
+    let is_reset = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+    let is_going_away = cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR);
+    cause.is_remote() && (is_reset || is_going_away)
 }

@@ -2,6 +2,7 @@
 
 pub mod attempt;
 pub mod breaker;
+pub mod budget;
 pub mod endpoint;
 pub mod pool;
 pub mod resolve;

@@ -12,9 +12,10 @@ use pingora_core::upstreams::peer::HttpPeer;
 
 use super::attempt::{Attempt, AttemptEnd};
 use super::breaker::{Pass, Verdict};
+use super::budget::Budget;
 use super::endpoint::{Endpoint, Unusable};
 use super::rules::UpstreamRules;
-use crate::telemetry::metrics::{self, Histogram};
+use crate::telemetry::metrics::UpstreamMetrics;
 
 /// The distance that an endpoint of weight 1 moves with each request. See [`Member::moved`].
 const DISTANCE: u64 = 1 << 20;
@@ -25,8 +26,8 @@ pub struct Upstream {
     members: Vec<Member>,
     /// Where the endpoint that was chosen last stood.
     position: AtomicU64,
-    /// Time from the choice of an endpoint to the header of its answer.
-    seconds: Histogram,
+    budget: Arc<Budget>,
+    metrics: UpstreamMetrics,
 }
 
 /// An endpoint, and its part in this upstream.
@@ -102,7 +103,11 @@ impl Upstream {
         Self {
             members: members.collect(),
             position: AtomicU64::new(0),
-            seconds: metrics::upstream_seconds(&rules.name),
+            budget: match previous {
+                Some(previous) => Arc::clone(&previous.budget),
+                None => Arc::new(Budget::new(Instant::now())),
+            },
+            metrics: UpstreamMetrics::new(&rules.name),
             rules,
         }
     }
@@ -153,6 +158,9 @@ impl Upstream {
                 return Ok(picked);
             }
         }
+        if turn.attempts == 0 {
+            self.budget.count_request(now);
+        }
         turn.attempts += 1;
         let is_new = |at: usize| before.iter().all(|attempt| attempt.endpoint != Some(at));
         let chosen = self.choose(turn, now, is_new);
@@ -163,8 +171,19 @@ impl Upstream {
         chosen.ok_or_else(|| self.unusable(now))
     }
 
-    /// Whether another attempt of a request could go anywhere at `now`.
-    pub fn has_usable(&self, now: Instant) -> bool {
+    /// Whether the request of `turn` gets another attempt at `now`: it has one left, an endpoint may get requests, and the
+    /// budget allows it.
+    pub fn take_retry(&self, turn: &Turn, now: Instant) -> bool {
+        if turn.attempts > self.rules.retries || !self.has_usable(now) {
+            return false;
+        }
+        let allowed = self.budget.take_retry(self.rules.retry_budget, now);
+        let counter = if allowed { &self.metrics.retries } else { &self.metrics.retries_refused };
+        counter.inc();
+        allowed
+    }
+
+    fn has_usable(&self, now: Instant) -> bool {
         self.endpoints().any(|endpoint| endpoint.unusable(now).is_none())
     }
 
@@ -250,7 +269,7 @@ impl Upstream {
     /// Records an attempt that has ended in this way, at `now`.
     pub fn attempt_ended(&self, attempt: &Attempt, end: AttemptEnd, now: Instant) {
         if let Some(first_byte) = attempt.first_byte {
-            self.seconds.observe(first_byte.as_secs_f64());
+            self.metrics.seconds.observe(first_byte.as_secs_f64());
         }
         self.learn(attempt, self.verdict(attempt, end), now);
     }
@@ -293,6 +312,7 @@ mod tests {
             name: "u".into(),
             endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
             retries: 2,
+            retry_budget: 20,
             timeouts: Timeouts { connect: SECOND, read: SECOND, write: SECOND, idle: SECOND },
             breaker: BreakerRules {
                 failures: Some(2),

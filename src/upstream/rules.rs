@@ -13,6 +13,8 @@ pub struct UpstreamRules {
     pub endpoints: Vec<EndpointRules>,
     /// How many further attempts a request gets after the first has failed.
     pub retries: usize,
+    /// How many percent of the requests may be retries.
+    pub retry_budget: u32,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// When an endpoint gets no requests because it failed.

@@ -99,6 +99,7 @@ mod tests {
             name: "u".into(),
             endpoints: Vec::new(),
             retries: 0,
+            retry_budget: 20,
             timeouts,
             breaker,
         };

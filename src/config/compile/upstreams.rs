@@ -25,6 +25,7 @@ pub(super) fn upstream(
             idle: deadline(timeouts.idle, 60),
         },
         retries: super::count(written.retries.map(|n| n.0.0), 2),
+        retry_budget: written.retry_budget.map_or(20, |share| share.0.0),
         breaker: breaker(written.breaker.unwrap_or_default(), &at.key("breaker"), report),
     }))
 }
