@@ -16,7 +16,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
 use super::UnknownPlan;
-use super::address::{KeyPrefix, MetricsAddress};
+use super::address::{KeyPrefix, MetricsAddress, ServerName};
 use super::matching::{Host, Method, Prefix};
 use super::request::PassedField;
 use super::scalar::{
@@ -34,7 +34,7 @@ use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
-use crate::upstream::rules::EndpointUrl;
+use crate::upstream::rules::{EndpointUrl, Http2};
 
 /// A scalar that may be absent.
 pub type Maybe<T> = Option<Leaf<T>>;
@@ -352,6 +352,17 @@ pub struct Upstream {
     pub retries: Maybe<Whole<0, 15>>,
     pub retry_budget: Maybe<Percent>,
     pub breaker: Option<Breaker>,
+    pub tls: Option<UpstreamTls>,
+    pub http2: Maybe<Http2>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    pub ca: Maybe<String>,
+    pub certificate: Maybe<String>,
+    pub private_key: Maybe<String>,
+    pub server_name: Maybe<ServerName>,
 }
 
 #[derive(Default, Deserialize)]

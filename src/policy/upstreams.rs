@@ -44,16 +44,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::upstream::rules::{BreakerRules, EndpointRules, EndpointUrl, Timeouts};
+    use crate::upstream::rules::{BreakerRules, EndpointRules, EndpointUrl, Scheme, Timeouts};
 
     fn rules(port: u16) -> Arc<UpstreamRules> {
         let second = Duration::from_secs(1);
         Arc::new(UpstreamRules {
             name: "users".into(),
             endpoints: vec![EndpointRules {
-                url: EndpointUrl { host: "127.0.0.1".into(), port, tls: false },
+                url: EndpointUrl { host: "127.0.0.1".into(), port, scheme: Scheme::Http },
                 weight: 1,
             }],
+            connections: Default::default(),
             retries: 0,
             retry_budget: 20,
             timeouts: Timeouts { connect: second, read: second, write: second, idle: second },

@@ -1,6 +1,7 @@
 //! The state of one request, from its header to its log line.
 
 use std::net::IpAddr;
+use std::os::unix::io::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -39,6 +40,8 @@ pub struct RequestContext {
     pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
+    /// The socket to the upstream, between the connection and the request's header, when a body follows.
+    pub upload_socket: Option<RawFd>,
     /// Whether an upstream takes the request's body.
     pub uploads: bool,
     /// How the request ended; the hooks set it when they learn it.
@@ -77,6 +80,7 @@ impl RequestContext {
             findings: Findings::default(),
             forwarding: None,
             rejection: None,
+            upload_socket: None,
             uploads: false,
             end: End::Answered,
             _in_flight: in_flight,

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use crate::admission::Permit;
 use crate::upstream::attempt::{Attempt, AttemptEnd};
 use crate::upstream::breaker::Pass;
-use crate::upstream::endpoint::Unusable;
+use crate::upstream::endpoint::{Endpoint, Unusable};
 use crate::upstream::pool::{Picked, Turn, Upstream};
 
 /// A request on its way to an upstream.
@@ -62,6 +62,13 @@ impl Forwarding {
     pub fn authority(&self) -> Option<&str> {
         let endpoint = self.attempts.last()?.endpoint?;
         self.upstream().endpoint(endpoint).map(|endpoint| &*endpoint.authority)
+    }
+
+    /// Whether the present attempt may go out over HTTP/2 only.
+    pub fn needs_http2(&self) -> bool {
+        let endpoint = self.attempts.last().and_then(|attempt| attempt.endpoint);
+        let endpoint = endpoint.and_then(|at| self.upstream().endpoint(at));
+        endpoint.is_some_and(Endpoint::needs_http2)
     }
 
     /// Starts the next attempt.

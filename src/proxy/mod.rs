@@ -247,10 +247,15 @@ impl ProxyHttp for Proxy {
                     peer.options.http_upstream_request_policy =
                         HttpUpstreamRequestPolicy::preserve();
                 }
-                if ctx.seen.upgrade
-                    && session.is_upgrade_req()
-                    && let Some(limit) = peer.options.read_timeout.take()
+                let is_upgrade = ctx.seen.upgrade && session.is_upgrade_req();
+                if is_upgrade
+                    && peer.is_tls()
+                    && !Forwarding::of(&mut ctx.forwarding)?.needs_http2()
                 {
+                    // Only HTTP/1.1 has upgrades.
+                    peer.options.set_http_version(1, 1);
+                }
+                if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
                     let client = &session.downstream_session;
                     http1::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
@@ -273,10 +278,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         Forwarding::of(&mut ctx.forwarding)?.connected(reused);
-        if !session.is_body_done() {
-            http1::set_upload(&session.downstream_session, Some(fd));
-            ctx.uploads = true;
-        }
+        ctx.upload_socket = (!session.is_body_done()).then_some(fd);
         Ok(())
     }
 
@@ -287,6 +289,16 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let forwarding = Forwarding::of(&mut ctx.forwarding)?;
+        let is_http2 = upstream_request.version == Version::HTTP_2;
+        if forwarding.needs_http2() && !is_http2 {
+            let refused = "the endpoint does not speak HTTP/2, and http2 is always";
+            return Err(Error::explain(ErrorType::H2Error, refused).into_up());
+        }
+        // An HTTP/2 connection has other requests, too: it does not end with an upload.
+        if let Some(socket) = ctx.upload_socket.take().filter(|_| !is_http2) {
+            http1::set_upload(&session.downstream_session, Some(socket));
+            ctx.uploads = true;
+        }
         let permit = forwarding.permit();
         let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
         let route = permit.route();

@@ -16,12 +16,26 @@ use pingora_core::upstreams::peer::HttpPeer;
 
 use super::breaker::{Breaker, Pass, Transition, Verdict};
 use super::resolve::Schedule;
-use super::rules::{BreakerRules, EndpointUrl};
+use super::rules::{BreakerRules, ConnectionRules, EndpointUrl, Http2, Scheme};
+
+/// Most requests at the same time on one HTTP/2 connection; beyond that there is another connection.
+const STREAMS: usize = 100;
+
+/// How many bytes of an answer an HTTP/2 endpoint may send before the client has read them. An answer that its client does
+/// not read takes no more of the connection's window than this, so that other answers go on.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// How many bytes of all answers on an HTTP/2 connection may wait for their clients.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// How often an HTTP/2 connection is asked whether it is alive.
+const PING: Duration = Duration::from_secs(10);
 
 /// One server, with a peer for each address of its host.
 pub struct Endpoint {
     upstream: String,
     url: EndpointUrl,
+    connections: ConnectionRules,
     /// `host:port`, for logs and the Host field.
     pub authority: String,
     peers: ArcSwap<Vec<HttpPeer>>,
@@ -67,10 +81,11 @@ impl Unusable {
 
 impl Endpoint {
     /// An endpoint of the upstream called `upstream`. One whose host is a name has no address until it is resolved.
-    pub fn new(upstream: &str, url: &EndpointUrl) -> Self {
+    pub fn new(upstream: &str, url: &EndpointUrl, connections: &ConnectionRules) -> Self {
         let endpoint = Self {
             upstream: upstream.to_owned(),
             url: url.clone(),
+            connections: connections.clone(),
             authority: format!("{}:{}", url.host, url.port),
             peers: ArcSwap::default(),
             has_address: AtomicBool::new(false),
@@ -89,21 +104,59 @@ impl Endpoint {
         &self.url
     }
 
+    /// Whether this is the endpoint at `url` to which connections are made by these rules.
+    pub fn is(&self, url: &EndpointUrl, connections: &ConnectionRules) -> bool {
+        self.url == *url && self.connections == *connections
+    }
+
     /// The address of an endpoint whose host is an address; `None` when the host is a name.
     pub fn literal(&self) -> Option<SocketAddr> {
-        let host = self.url.host.trim_start_matches('[').trim_end_matches(']');
-        host.parse().ok().map(|ip| SocketAddr::new(ip, self.url.port))
+        self.host().parse().ok().map(|ip| SocketAddr::new(ip, self.url.port))
     }
 
     /// Replaces the peers by peers at `addresses`.
     pub fn set_addresses(&self, addresses: &[SocketAddr]) {
-        // The peer is cloned for each request, and without TLS nothing reads its name.
-        let server_name = if self.url.tls { &*self.url.host } else { "" };
-        // `HttpPeer::new` would look up a name here, blocking, and would panic when that fails.
-        let peer =
-            |address: &SocketAddr| HttpPeer::new(*address, self.url.tls, server_name.to_owned());
-        self.peers.store(Arc::new(addresses.iter().map(peer).collect()));
+        self.peers
+            .store(Arc::new(addresses.iter().map(|address| self.peer_at(*address)).collect()));
         self.has_address.store(!addresses.is_empty(), Ordering::Relaxed);
+    }
+
+    /// The host, an IPv6 address without its brackets.
+    fn host(&self) -> &str {
+        self.url.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    fn peer_at(&self, address: SocketAddr) -> HttpPeer {
+        let ConnectionRules { tls, http2 } = &self.connections;
+        let is_tls = self.url.scheme == Scheme::Https;
+        // The peer is cloned for each request, and without TLS nothing reads its name.
+        let name = if is_tls { tls.server_name().unwrap_or(self.host()) } else { "" };
+        // `HttpPeer::new` would look up a name here, blocking, and would panic when that fails.
+        let mut peer = HttpPeer::new(address, is_tls, name.to_owned());
+        let (most, least) = match (self.url.scheme, http2) {
+            (Scheme::Http, _) | (Scheme::Https, Http2::Never) => (1, 1),
+            (Scheme::Https, Http2::Auto) => (2, 1),
+            (Scheme::Https, Http2::Always) | (Scheme::H2c, _) => (2, 2),
+        };
+        peer.options.set_http_version(most, least);
+        if most == 2 {
+            peer.options.max_h2_streams = STREAMS;
+            peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
+            peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+            peer.options.h2_ping_interval = Some(PING);
+        }
+        if is_tls {
+            peer.options.ca = tls.authorities();
+            peer.client_cert_key = tls.identity();
+            // A connection serves only requests whose rules for connections are the same.
+            peer.group_key = tls.group().wrapping_add(*http2 as u64);
+        }
+        peer
+    }
+
+    /// Whether requests may go out over HTTP/2 only.
+    pub fn needs_http2(&self) -> bool {
+        self.url.scheme == Scheme::Https && self.connections.http2 == Http2::Always
     }
 
     /// Whether the endpoint has an address.

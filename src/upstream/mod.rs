@@ -7,3 +7,4 @@ pub mod endpoint;
 pub mod pool;
 pub mod resolve;
 pub mod rules;
+pub mod tls;

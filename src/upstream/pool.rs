@@ -87,13 +87,14 @@ impl Upstream {
     /// is resolved.
     pub fn new(rules: Arc<UpstreamRules>, previous: Option<&Self>) -> Self {
         let members = rules.endpoints.iter().map(|endpoint| {
-            let same = |member: &&Member| *member.endpoint.url() == endpoint.url;
+            let connections = &rules.connections;
+            let same = |member: &&Member| member.endpoint.is(&endpoint.url, connections);
             let kept = previous.and_then(|previous| previous.members.iter().find(same));
             let distance = DISTANCE / u64::from(endpoint.weight.max(1));
             Member {
                 endpoint: match kept {
                     Some(kept) => Arc::clone(&kept.endpoint),
-                    None => Arc::new(Endpoint::new(&rules.name, &endpoint.url)),
+                    None => Arc::new(Endpoint::new(&rules.name, &endpoint.url, connections)),
                 },
                 distance,
                 // Half a step makes the sequence of several weights more even.
@@ -203,7 +204,7 @@ impl Upstream {
     ) -> Option<Picked> {
         // Another request may be on trial meanwhile, or a look-up may find no address: then the next is chosen.
         for _ in 0..=self.members.len() {
-            let at = self.next(now, &admits)?;
+            let at = self.next(turn, now, &admits)?;
             let endpoint = &self.members[at].endpoint;
             let address = match at == turn.endpoint && turn.attempts > 1 {
                 true => turn.address + turn.addresses,
@@ -218,13 +219,17 @@ impl Upstream {
     }
 
     /// The endpoint that has moved least of those that `admits` and that may get requests at `now`.
-    fn next(&self, now: Instant, admits: impl Fn(usize) -> bool) -> Option<usize> {
+    fn next(&self, turn: &Turn, now: Instant, admits: impl Fn(usize) -> bool) -> Option<usize> {
         let fits = |at: &usize| admits(*at) && self.members[*at].endpoint.unusable(now).is_none();
         if self.members.len() == 1 {
             return Some(0).filter(fits);
         }
         let moved = |at: usize| (self.members[at].moved.load(Ordering::Relaxed), at);
         let (moved, at) = (0..self.members.len()).filter(fits).map(moved).min()?;
+        // A retry takes no turn: the endpoint that fails would be the next again, because the other has moved.
+        if turn.attempts > 1 {
+            return Some(at);
+        }
         let member = &self.members[at];
         // An endpoint that got no requests for a while begins beside the others, or it would get all of them.
         let position = self.position.load(Ordering::Relaxed);
@@ -297,7 +302,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::super::attempt::Failure;
-    use super::super::rules::{BreakerRules, EndpointRules, EndpointUrl, Timeouts};
+    use super::super::rules::{BreakerRules, EndpointRules, EndpointUrl, Scheme, Timeouts};
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -305,12 +310,13 @@ mod tests {
     /// Rules of an upstream whose endpoints have these hosts and weights, at the ports from 1000 on.
     fn rules(endpoints: &[(&str, u32)]) -> UpstreamRules {
         let endpoint = |(at, &(host, weight)): (usize, &(&str, u32))| EndpointRules {
-            url: EndpointUrl { host: host.into(), port: 1_000 + at as u16, tls: false },
+            url: EndpointUrl { host: host.into(), port: 1_000 + at as u16, scheme: Scheme::Http },
             weight,
         };
         UpstreamRules {
             name: "u".into(),
             endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
+            connections: Default::default(),
             retries: 2,
             retry_budget: 20,
             timeouts: Timeouts { connect: SECOND, read: SECOND, write: SECOND, idle: SECOND },

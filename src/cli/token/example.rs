@@ -98,6 +98,7 @@ mod tests {
         let upstream = UpstreamRules {
             name: "u".into(),
             endpoints: Vec::new(),
+            connections: Default::default(),
             retries: 0,
             retry_budget: 20,
             timeouts,
