@@ -89,7 +89,7 @@ auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ], jwks: { unknown
 plans: { basic: { unknown: 1 } }
 limits: { unknown: 1 }
 upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 }, breaker: { unknown: 1 }, tls: { unknown: 1 } } }
-routes: [ { unknown: 1, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
+routes: [ { unknown: 1, split: [ { unknown: 1 } ], headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
 ";
     let faults = read(probe, &[]).unwrap_err();
     let known: Vec<&str> = faults
@@ -247,7 +247,7 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.startup.listeners[1].address.to_string(), "127.0.0.1:8081");
     assert_eq!(first_secret(&config), SECRET);
     assert_eq!(config.live.plans["basic"].rules()[0].to_string(), "5/second");
-    assert_eq!(config.live.routes[0].upstream.name, "users");
+    assert_eq!(config.live.routes[0].upstreams.get(0).name, "users");
     assert_eq!(config.live.max_body, 1 << 20);
 }
 

@@ -11,6 +11,7 @@
 mod bare;
 mod load;
 mod origin;
+#[allow(dead_code, reason = "the edge bench asks for more")]
 mod processes;
 mod redis;
 mod report;

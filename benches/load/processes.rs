@@ -183,6 +183,17 @@ impl Process {
         let ticks = user.parse::<u64>()? + system.parse::<u64>()?;
         Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
     }
+
+    /// The most memory that it had resident since it started, in bytes (proc(5), `VmHWM`).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn peak_memory(&self) -> Result<u64, Failure> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kilobytes.ok_or("/proc/PID/status has no VmHWM")?.trim().parse::<u64>()? * 1024)
+    }
 }
 
 impl Drop for Process {

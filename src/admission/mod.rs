@@ -10,12 +10,15 @@ use http::{HeaderMap, header};
 use crate::auth::guard::GuardedClient;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
+use crate::base::net::Network;
 use crate::limit::ledger::Ledger;
 use crate::policy::{Policy, Route};
 use crate::route::host::without_port;
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
+use crate::route::split;
 use crate::route::table::Found;
+use crate::upstream::pool::Upstream;
 
 mod counting;
 mod reject;
@@ -60,6 +63,8 @@ pub struct Findings {
 /// Proof that a request passed every check. Only [`Admission::admit`] makes one.
 pub struct Permit {
     route: Arc<Route>,
+    /// The side of the route's upstreams that the request is on.
+    side: usize,
     principal: Option<Principal>,
     /// The request's slots among those in flight, given up with the permit.
     _slots: Slots,
@@ -69,6 +74,11 @@ impl Permit {
     /// The route to take.
     pub fn route(&self) -> &Route {
         &self.route
+    }
+
+    /// The upstream to take.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        self.route.upstreams.get(self.side)
     }
 
     /// The principal of the request's token; `None` on a route that needs no token.
@@ -131,7 +141,8 @@ impl Admission {
         if request.content_length.is_some_and(|length| length > policy.max_body) {
             return Err(Rejection::BodyTooLarge(policy.max_body));
         }
-        Ok(Permit { route, principal, _slots: slots })
+        let side = side(&route, principal.as_ref(), request.client);
+        Ok(Permit { route, side, principal, _slots: slots })
     }
 
     async fn identify(
@@ -184,6 +195,16 @@ fn count_failure(policy: &Policy, request: &Request<'_>, error: AuthError) -> Re
         },
         (rejection, ..) => rejection,
     }
+}
+
+/// The side of the route's upstreams that a request is on: that of its token, also after a rotation, or else of its
+/// client's network.
+fn side(route: &Route, principal: Option<&Principal>, client: Option<IpAddr>) -> usize {
+    route.upstreams.side(|| match (principal, client) {
+        (Some(principal), _) => split::hash(principal.record().subject.as_bytes()),
+        (None, Some(client)) => split::hash(&Network::of(client).octets()),
+        (None, None) => 0,
+    })
 }
 
 fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {

@@ -27,6 +27,14 @@ impl Network {
             }
         })
     }
+
+    /// The first address of the network, as bytes of an IPv6 address.
+    pub fn octets(self) -> [u8; 16] {
+        match self.0 {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        }
+    }
 }
 
 impl fmt::Display for Network {

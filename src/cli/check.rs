@@ -2,13 +2,15 @@
 //!
 //! It shows valid values: [`config`](crate::config) finds the faults.
 
+use std::sync::Arc;
+
 use super::limits_text;
 use super::{ConfigArguments, Failure};
 use crate::auth::issuer::{IssuerKey, IssuerRules};
 use crate::config::{Config, LiveConfig, Route};
 use crate::limit::ledger::FailurePolicy;
 use crate::route::table::Matcher;
-use crate::upstream::rules::EndpointRules;
+use crate::upstream::rules::{EndpointRules, UpstreamRules};
 
 /// Loads the configuration and returns its summary, with warnings about routes that are valid and may surprise.
 ///
@@ -47,10 +49,19 @@ fn summary(config: &Config) -> String {
         rows.push([
             "route".into(),
             pattern(route),
-            format!("-> {}, {}{}", route.upstream.name, auth(route), route_limits(route)),
+            format!("-> {}, {}{}", upstreams(route), auth(route), route_limits(route)),
         ]);
     }
     aligned(&rows)
+}
+
+/// The upstreams of a route, each with its weight where there are several.
+fn upstreams(route: &Route) -> String {
+    let share = |(rules, weight): (&Arc<UpstreamRules>, Option<u32>)| match weight {
+        Some(weight) => format!("{} (weight {weight})", rules.name),
+        None => rules.name.clone(),
+    };
+    route.upstreams.iter().map(share).collect::<Vec<_>>().join(" or ")
 }
 
 /// The limits of a route, which apply besides those of tokens.

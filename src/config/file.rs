@@ -105,6 +105,7 @@ pub struct Server {
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     pub address: Maybe<SocketAddr>,
+    pub http2: Maybe<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -422,6 +423,7 @@ pub struct Route {
     pub host: Maybe<Host>,
     pub methods: List<Leaf<Method>>,
     pub upstream: Maybe<Identifier>,
+    pub split: List<Share>,
     pub auth: Maybe<RouteAuth>,
     pub limits: List<Limit>,
     pub max_in_flight: Maybe<MaxInFlight>,
@@ -429,6 +431,14 @@ pub struct Route {
     pub forward_credential: Maybe<bool>,
     pub rewrite: Option<Rewrite>,
     pub headers: Option<RouteHeaders>,
+}
+
+/// The share that an upstream has of a route's requests.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    pub upstream: Maybe<Identifier>,
+    pub weight: Maybe<Whole<0, 1000>>,
 }
 
 #[derive(Default, Deserialize)]

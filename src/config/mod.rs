@@ -25,6 +25,7 @@ use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
 use crate::route::headers::HeaderRules;
+use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
@@ -122,6 +123,8 @@ pub struct LiveConfig {
     pub log_level: LevelFilter,
     /// `log.access`: whether each request gets a line.
     pub access_log: bool,
+    /// The rules of the listeners, in the order of [`StartupConfig::listeners`].
+    pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
     pub timeouts: ClientTimeouts,
     /// Largest request body, in bytes.
@@ -168,6 +171,13 @@ pub struct Server {
 pub struct Listener {
     /// `host:port`; port 0 lets the kernel choose.
     pub address: SocketAddr,
+}
+
+/// What a listener does with its connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerRules {
+    /// Whether clients may speak HTTP/2.
+    pub http2: bool,
 }
 
 /// Deadlines towards the client.
@@ -271,8 +281,8 @@ pub enum UnknownPlan {
 pub struct Route {
     /// The requests it serves.
     pub matcher: Matcher,
-    /// The upstream that its requests go to.
-    pub upstream: Arc<UpstreamRules>,
+    /// The upstreams that its requests go to, with their shares.
+    pub upstreams: Split<Arc<UpstreamRules>>,
     /// Whether a token is needed.
     pub auth_required: bool,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.

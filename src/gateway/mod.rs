@@ -25,6 +25,7 @@ use crate::limit::ledger::{FailurePolicy, Ledger};
 use crate::listener::accept::Connections;
 use crate::listener::bounds::OpenConnections;
 use crate::listener::listening::Listening;
+use crate::listener::server::Plain;
 use crate::listener::sockets::{BindError, Bound, BoundSocket};
 use crate::policy::Policy;
 use crate::proxy::in_flight::RequestsInFlight;
@@ -196,13 +197,13 @@ impl Gateway {
             server.add_service(worker);
         }
         if !bound.metrics.is_empty() {
-            let metrics = pingora_prometheus::new_prometheus_server();
+            let metrics = Plain(Arc::new(pingora_prometheus::new_prometheus_server()));
             let close = drain.never();
             let metrics = Listening::new(metrics, "metrics", bound.metrics, close);
             server.add_service(metrics.at_most(METRICS_CONNECTIONS));
         }
         if let Some(echo) = echo {
-            let app = HttpServer::new_app(Echo);
+            let app = Plain(Arc::new(HttpServer::new_app(Echo)));
             server.add_service(Listening::new(app, "echo", vec![echo], drain.never()));
         }
         let reload = Arc::new(Reload::new(load, pending, config, Arc::clone(&policy)));

@@ -93,11 +93,16 @@ impl Reload {
     async fn next_policy(&self) -> Result<Policy, String> {
         // A file system that does not answer must delay neither the other background tasks nor the shutdown.
         let load = Arc::clone(&self.load);
-        let Config { startup, live } = tokio::task::spawn_blocking(move || load())
+        let Config { startup, mut live } = tokio::task::spawn_blocking(move || load())
             .await
             .map_err(|error| format!("reading it failed: {error}"))??;
         let log_level = live.log_level;
-        let policy = Policy::compile(live, Some(&self.policy.load()));
+        let current = self.policy.load();
+        if startup.listeners != self.started_with.listeners {
+            // The rules belong to addresses that are not listened on before a restart.
+            live.listeners.clone_from(&current.listeners);
+        }
+        let policy = Policy::compile(live, Some(&current));
         learn(&policy).await;
         log::set_max_level(log_level);
         let kept = self.started_with.changed_keys(&startup);

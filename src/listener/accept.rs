@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use pingora_core::apps::{HttpServerApp, ServerApp};
-use pingora_core::protocols::Stream;
+use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::{GetSocketDigest, l4};
 use pingora_core::server::ShutdownWatch;
 
 use super::bounds::{Bounds, OpenConnections};
 use super::connection::{Connection, peer_ip};
 use super::http1::{self, RefusalBytes, TokenEnds};
+use super::server::ConnectionServer;
 use crate::admission::TokenWatch;
 use crate::base::net::{self, Network};
 use crate::policy::Policy;
@@ -40,12 +41,13 @@ impl<A> Connections<A> {
 }
 
 #[async_trait]
-impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
-    async fn process_new(
-        self: &Arc<Self>,
-        stream: Stream,
+impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<A> {
+    async fn serve(
+        self: Arc<Self>,
+        stream: l4::stream::Stream,
+        _listener: usize,
         shutdown: &ShutdownWatch,
-    ) -> Option<Stream> {
+    ) {
         // A connection over the bound gets no answer: answering a flood would cost what the bound saves.
         let _open = {
             let policy = self.policy.load();
@@ -57,9 +59,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
                 all: policy.max_connections,
                 per_client: policy.max_connections_per_client,
             };
-            self.open.admit(client.map(Network::of), bounds)?
+            let Some(open) = self.open.admit(client.map(Network::of), bounds) else { return };
+            open
         };
-        let connection = Connection::new(stream);
+        let connection = Connection::new(Box::new(stream));
         // Every connection speaks HTTP/1.
         let timeouts = || self.policy.load().timeouts;
         let token_end = |principal| -> TokenEnds {
@@ -68,7 +71,6 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         };
         let (requests, refusal_bytes) = (&self.requests, self.refusal_bytes);
         http1::serve(requests, connection, timeouts, refusal_bytes, &token_end, shutdown).await;
-        None
     }
 
     async fn cleanup(&self) {

@@ -10,13 +10,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use log::{error, info};
-use pingora_core::apps::ServerApp;
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service as ServiceTrait;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 
+use super::server::ConnectionServer;
 use super::sockets::BoundSocket;
 use super::worker::{Accepted, Worker, serve};
 use crate::base::task::detach;
@@ -47,7 +47,7 @@ pub struct Listening<A> {
 type BeforeAccept =
     Pin<Box<dyn Future<Output = Result<(), Box<dyn Error + Send + Sync>>> + Send + Sync>>;
 
-impl<A: ServerApp + Send + Sync + 'static> Listening<A> {
+impl<A: ConnectionServer> Listening<A> {
     /// Serves the connections of `sockets` with `app`, and closes the sockets when `close` becomes true or when Pingora
     /// shuts down. The log calls the service `label`.
     pub fn new(
@@ -110,10 +110,11 @@ fn fail(failure: &dyn Error) -> ! {
     std::process::exit(69)
 }
 
-/// Accepts connections until `closed` becomes true. This thread and the `others` get one in turn.
-async fn accept<A: ServerApp + Send + Sync + 'static>(
+/// Accepts connections at the `listener` with this index until `closed` becomes true. This thread and the `others` get one in turn.
+async fn accept<A: ConnectionServer>(
     app: Arc<A>,
-    listener: TcpListener,
+    sockets: TcpListener,
+    listener: usize,
     others: Vec<mpsc::Sender<Accepted>>,
     places: Option<Arc<Semaphore>>,
     closed: watch::Receiver<bool>,
@@ -123,7 +124,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     let mut end = pin!(watched.wait_for(|closed| *closed));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = sockets.accept() => accepted,
             _ = &mut end => return,
         };
         match accepted {
@@ -135,12 +136,12 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
                 // A thread that is too busy to take more, or has died, leaves its share to this one.
                 match others.get(turn).map(mpsc::Sender::try_reserve) {
                     Some(Ok(room)) => {
-                        if let Some(accepted) = Accepted::new(socket, peer, closed) {
+                        if let Some(accepted) = Accepted::new(socket, peer, listener, closed) {
                             room.send(accepted);
                         }
                     }
                     _ => {
-                        let served = serve(Arc::clone(&app), socket, peer, closed);
+                        let served = serve(Arc::clone(&app), socket, peer, listener, closed);
                         detach(async move {
                             served.await;
                             drop(place);
@@ -163,7 +164,7 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
 }
 
 #[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
+impl<A: ConnectionServer> ServiceTrait for Listening<A> {
     #[expect(clippy::disallowed_methods, reason = "the tasks end with the service")]
     async fn start_service(&mut self, _: Option<ListenFds>, mut shutdown: ShutdownWatch, _: usize) {
         for bound in &self.sockets {
@@ -191,10 +192,17 @@ impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Listening<A> {
             // The accepting tasks would take a dropped sender for the signal to close.
             closing.closed().await;
         });
-        let accepting = self.sockets.drain(..).map(|bound| {
-            let listener = bound.into_listener().unwrap_or_else(|error| fail(&error));
+        let accepting = self.sockets.drain(..).enumerate().map(|(listener, bound)| {
+            let sockets = bound.into_listener().unwrap_or_else(|error| fail(&error));
             let (app, others) = (Arc::clone(&self.app), self.others.clone());
-            tokio::spawn(accept(app, listener, others, self.places.clone(), closed.clone()))
+            tokio::spawn(accept(
+                app,
+                sockets,
+                listener,
+                others,
+                self.places.clone(),
+                closed.clone(),
+            ))
         });
         join_all(accepting.collect::<Vec<_>>()).await;
         self.others.clear();

@@ -19,6 +19,7 @@ pub mod connection;
 pub mod http1;
 pub mod listening;
 pub mod rules;
+pub mod server;
 pub mod sockets;
 mod timer;
 pub mod worker;

@@ -9,12 +9,12 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pingora_core::apps::ServerApp;
-use pingora_core::protocols::{GetSocketDigest, SocketDigest, Stream, l4};
+use pingora_core::protocols::{GetSocketDigest, SocketDigest, l4};
 use pingora_core::server::{ListenFds, ShutdownWatch};
 use pingora_core::services::Service as ServiceTrait;
 use tokio::sync::{mpsc, watch};
 
+use super::server::ConnectionServer;
 use crate::base::task::detach;
 
 /// Connections that may wait for a thread.
@@ -24,18 +24,20 @@ const WAITING: usize = 128;
 pub(super) struct Accepted {
     socket: TcpStream,
     peer: SocketAddr,
+    listener: usize,
     closed: watch::Receiver<bool>,
 }
 
 impl Accepted {
-    /// The connection `socket` of `peer`, taken out of the event loop that accepted it. `closed` becomes true when
-    /// connections must end. `None` when the system refuses.
+    /// The connection `socket` of `peer`, taken out of the event loop that accepted it at the `listener` with this index.
+    /// `closed` becomes true when connections must end. `None` when the system refuses.
     pub(super) fn new(
         socket: tokio::net::TcpStream,
         peer: SocketAddr,
+        listener: usize,
         closed: watch::Receiver<bool>,
     ) -> Option<Self> {
-        Some(Self { socket: socket.into_std().ok()?, peer, closed })
+        Some(Self { socket: socket.into_std().ok()?, peer, listener, closed })
     }
 }
 
@@ -55,11 +57,12 @@ impl<A> Worker<A> {
     }
 }
 
-/// Serves the connection `socket` of `peer` on this thread, until it ends.
-pub(super) async fn serve<A: ServerApp + Send + Sync + 'static>(
+/// Serves the connection `socket` of `peer` on this thread, until it ends. It was accepted at the `listener` with this index.
+pub(super) async fn serve<A: ConnectionServer>(
     app: Arc<A>,
     socket: tokio::net::TcpStream,
     peer: SocketAddr,
+    listener: usize,
     closed: watch::Receiver<bool>,
 ) {
     let mut stream = l4::stream::Stream::from(socket);
@@ -69,20 +72,17 @@ pub(super) async fn serve<A: ServerApp + Send + Sync + 'static>(
     stream.set_socket_digest(digest);
     // An error means that the client has closed already.
     let _ = stream.set_nodelay();
-    let mut next: Option<Stream> = Some(Box::new(stream));
-    while let Some(stream) = next {
-        next = app.process_new(stream, &closed).await;
-    }
+    app.serve(stream, listener, &closed).await;
 }
 
 #[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> ServiceTrait for Worker<A> {
+impl<A: ConnectionServer> ServiceTrait for Worker<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
         (self.start)();
-        while let Some(Accepted { socket, peer, closed }) = self.accepted.recv().await {
+        while let Some(Accepted { socket, peer, listener, closed }) = self.accepted.recv().await {
             // Only a lack of kernel memory keeps a connection out of the event loop. It is closed then.
             if let Ok(socket) = tokio::net::TcpStream::from_std(socket) {
-                detach(serve(Arc::clone(&self.app), socket, peer, closed));
+                detach(serve(Arc::clone(&self.app), socket, peer, listener, closed));
             }
         }
         self.app.cleanup().await;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::auth::guard::FailureGuard;
 use crate::auth::sources::Sources;
 use crate::auth::{AuthRules, Principal};
-use crate::config::{self, ClientTimeouts, Jwt, LiveConfig};
+use crate::config::{self, ClientTimeouts, Jwt, ListenerRules, LiveConfig};
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::rule::Group;
@@ -45,6 +45,8 @@ pub struct Policy {
     pub sync: SyncMode,
     /// Which rate fields answers carry.
     pub rate_headers: RateHeaders,
+    /// The rules of the listeners, in the order in which they were configured at the start.
+    pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
     pub timeouts: ClientTimeouts,
     /// Largest request body, in bytes.
@@ -77,6 +79,7 @@ impl Policy {
             // The log belongs to the process: its level is set where the policy is put into effect.
             log_level: _,
             access_log,
+            listeners,
             timeouts,
             max_body,
             max_connections,
@@ -111,6 +114,7 @@ impl Policy {
             on_store_failure,
             sync,
             rate_headers,
+            listeners,
             timeouts,
             max_body,
             max_connections,
@@ -173,7 +177,7 @@ routes: [ {{ prefix: /, upstream: up }} ]"
         };
         let first = policy(&text("1s", "5/minute", 1), None);
         let upstream = |policy: &Policy| {
-            policy.routes.iter().map(|route| Arc::clone(&route.upstream)).next().unwrap()
+            policy.routes.iter().map(|route| Arc::clone(route.upstreams.get(0))).next().unwrap()
         };
         let guard = |policy: &Policy| policy.failures.clone().unwrap();
         for (leeway, failures, port) in [

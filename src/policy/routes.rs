@@ -6,6 +6,7 @@ use super::upstreams::Upstreams;
 use crate::config;
 use crate::quota::rule::Group;
 use crate::route::headers::HeaderRules;
+use crate::route::split::Split;
 use crate::route::table::{Matcher, RouteTable};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::pool::Upstream;
@@ -20,8 +21,8 @@ pub struct Route {
     pub key: Arc<str>,
     /// The canonical prefix.
     pub prefix: String,
-    /// The upstream of its requests.
-    pub upstream: Arc<Upstream>,
+    /// The upstreams of its requests, with their shares.
+    pub upstreams: Split<Arc<Upstream>>,
     /// Whether a token is needed.
     pub auth_required: bool,
     /// Whether the prefix is cut off before forwarding.
@@ -58,7 +59,7 @@ pub(super) fn table(
 fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
     let config::Route {
         matcher,
-        upstream,
+        upstreams: shares,
         auth_required,
         limits,
         max_in_flight,
@@ -74,7 +75,7 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         metrics: RouteMetrics::new(&label),
         label: label.into(),
         prefix: matcher.prefix.clone(),
-        upstream: upstreams.of(&upstream),
+        upstreams: shares.map(|rules| upstreams.of(&rules)),
         auth_required,
         strip_prefix,
         forward_credential,

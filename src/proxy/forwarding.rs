@@ -50,7 +50,7 @@ impl Forwarding {
 
     /// The upstream that the request goes to.
     fn upstream(&self) -> &Upstream {
-        &self.permit.route().upstream
+        self.permit.upstream()
     }
 
     /// The attempts, the last one last.
@@ -80,7 +80,7 @@ impl Forwarding {
         self.body_seen = 0;
         let started = Instant::now();
         let Self { permit, turn, attempts, .. } = self;
-        match permit.route().upstream.pick(turn, attempts, started) {
+        match permit.upstream().pick(turn, attempts, started) {
             Ok(Picked { endpoint, pass, peer }) => {
                 attempts.push(Attempt::new(Some(endpoint), pass, started));
                 Ok(peer)
@@ -111,7 +111,7 @@ impl Forwarding {
             if status != StatusCode::SWITCHING_PROTOCOLS {
                 attempt.first_byte = Some(now.saturating_duration_since(attempt.started));
             }
-            permit.route().upstream.answer_began(attempt, status, now);
+            permit.upstream().answer_began(attempt, status, now);
         }
     }
 
@@ -121,7 +121,7 @@ impl Forwarding {
             && attempt.end.is_none()
         {
             attempt.end = Some((now.saturating_duration_since(attempt.started), end));
-            self.permit.route().upstream.attempt_ended(attempt, end, now);
+            self.permit.upstream().attempt_ended(attempt, end, now);
         }
     }
 

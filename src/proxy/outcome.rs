@@ -43,6 +43,8 @@ pub struct RequestOutcome<'a> {
     pub client: Option<IpAddr>,
     /// The route, the principal and the decisions about limits, as far as they were found out.
     pub findings: &'a Findings,
+    /// The upstream that was asked.
+    pub upstream: Option<&'a str>,
     /// The attempts to have the request answered by an upstream, the last one last.
     pub attempts: &'a [Attempt],
     /// The status of the answer.
@@ -59,6 +61,8 @@ impl<'a> RequestOutcome<'a> {
     /// The outcome of the request of `session` and `ctx`, which took `duration`.
     pub fn new(session: &'a Session, ctx: &'a RequestContext, duration: Duration) -> Self {
         let request = session.req_header();
+        let forwarding = ctx.forwarding.as_ref();
+        let asked = forwarding.filter(|forwarding| !forwarding.attempts().is_empty());
         let answered = answer_of(session).map(|response| response.status.as_u16());
         Self {
             request_id: ctx.request_id.as_ref(),
@@ -67,7 +71,8 @@ impl<'a> RequestOutcome<'a> {
             path: ctx.canonical_path.as_deref().unwrap_or(request.uri.path()),
             client: ctx.client_ip,
             findings: &ctx.findings,
-            attempts: ctx.forwarding.as_ref().map_or(&[], Forwarding::attempts),
+            upstream: asked.map(|forwarding| forwarding.permit().upstream().rules().name.as_str()),
+            attempts: forwarding.map_or(&[], Forwarding::attempts),
             status: answered.unwrap_or(CLIENT_CLOSED_REQUEST),
             bytes: session.body_bytes_sent() as u64,
             duration,
@@ -110,9 +115,7 @@ impl<'a> RequestOutcome<'a> {
             route: route.map(|route| &*route.label),
             status: self.status,
             duration: self.duration,
-            upstream: route
-                .filter(|_| !self.attempts.is_empty())
-                .map(|route| route.upstream.rules().name.as_str()),
+            upstream: self.upstream,
             upstream_duration: self.attempts.iter().rev().find_map(|attempt| attempt.first_byte),
             bytes: self.bytes,
             client_ip: client_ip.as_deref(),

@@ -7,5 +7,6 @@ pub mod matched;
 pub mod path;
 pub mod pattern;
 pub mod reserved;
+pub mod split;
 pub mod table;
 pub mod written;

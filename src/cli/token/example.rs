@@ -87,6 +87,7 @@ mod tests {
 
     use crate::quota::rule::LimitSet;
     use crate::route::headers::HeaderRules;
+    use crate::route::split::Split;
     use crate::route::table::Matcher;
     use crate::upstream::rules::{BreakerRules, Timeouts, UpstreamRules};
 
@@ -112,7 +113,7 @@ mod tests {
                 host: host.map(str::to_owned),
                 methods: methods.iter().map(|&method| method.to_owned()).collect(),
             },
-            upstream: Arc::new(upstream),
+            upstreams: Split::whole(Arc::new(upstream)),
             auth_required,
             strip_prefix: false,
             rewrite_answers: false,

@@ -4,6 +4,8 @@
 //! key's path, and returns `None` for a value it cannot make. Nothing here reads YAML or the environment.
 
 mod auth;
+mod destination;
+mod fields;
 mod limits;
 mod routing;
 mod tokens;
@@ -17,12 +19,15 @@ use super::fault::Report;
 use super::file::{self, File, List, Map, Maybe};
 use super::key_path::KeyPath;
 use super::scalar::{Identifier, Leaf, Scalar};
-use super::{ClientTimeouts, Config, Listener, LiveConfig, Redis, Server, StartupConfig};
+use super::{
+    ClientTimeouts, Config, Listener, ListenerRules, LiveConfig, Redis, Server, StartupConfig,
+};
 use crate::telemetry::log_output::{LogColor, LogFormat};
 
 /// The valid configuration, unless something was reported on the way.
 pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
-    let listeners = listeners(file.listeners, report);
+    let (listeners, listener_rules): (Vec<_>, Vec<_>) =
+        listeners(file.listeners, report).into_iter().unzip();
     let metrics = metrics(file.metrics.unwrap_or_default(), &listeners, report);
     let written_limits = file.limits.unwrap_or_default();
     let algorithm = limits::algorithm(&written_limits);
@@ -49,6 +54,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     let live = LiveConfig {
         log_level: or(log.level, log::LevelFilter::Info),
         access_log: or(log.access, true),
+        listeners: listener_rules,
         timeouts: client_timeouts(file.timeouts.unwrap_or_default()),
         max_body: file.max_body.map_or(10 << 20, |size| size.0.0),
         max_connections: count(file.max_connections.map(|n| n.0.0), 10_000),
@@ -87,10 +93,12 @@ fn server(written: file::Server) -> Server {
     }
 }
 
-fn listeners(written: List<file::Listener>, report: &mut Report) -> Vec<Listener> {
+/// The listeners: the address of each, and its rules.
+fn listeners(written: List<file::Listener>, report: &mut Report) -> Vec<(Listener, ListenerRules)> {
     let at = KeyPath::top("listeners");
     let Some(written) = written else {
-        return vec![Listener { address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)) }];
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
+        return vec![(Listener { address }, ListenerRules { http2: false })];
     };
     if written.is_empty() {
         report
@@ -100,14 +108,15 @@ fn listeners(written: List<file::Listener>, report: &mut Report) -> Vec<Listener
     let mut listeners = Vec::new();
     for (i, listener) in written.into_iter().enumerate() {
         let at = at.index(i).key("address");
-        let Some(address) = need(listener.and_then(|listener| listener.address), &at, report)
-        else {
+        let (address, http2) =
+            listener.map_or((None, None), |listener| (listener.address, listener.http2));
+        let Some(address) = need(address, &at, report) else {
             continue;
         };
         if address.port() != 0 && !seen.insert(address) {
             report.fault(&at, "is the address of another listener; write each address once");
         }
-        listeners.push(Listener { address });
+        listeners.push((Listener { address }, ListenerRules { http2: or(http2, false) }));
     }
     listeners
 }

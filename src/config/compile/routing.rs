@@ -1,19 +1,15 @@
-//! Routes and their header rules.
+//! Routes.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-
-use http::header::{self, HeaderName};
 
 use super::super::Route;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::words::RouteAuth;
-use super::{each, limits, need, or, unknown};
+use super::fields::{self, Towards};
+use super::{destination, each, limits, need, or};
 use crate::quota::Algorithm;
-use crate::route::fields;
-use crate::route::headers::HeaderRules;
 use crate::route::table::Matcher;
 use crate::upstream::rules::UpstreamRules;
 
@@ -73,14 +69,7 @@ fn route(
 ) -> Option<(Matcher, Option<Route>)> {
     let Context { upstreams, has_credentials, algorithm } = *context;
     let prefix = need(written.prefix, &at.key("prefix"), report);
-    let upstream = need(written.upstream, &at.key("upstream"), report).map(|name| {
-        let found = upstreams.iter().find(|(existing, _)| *existing == name.0);
-        if found.is_none() && !report.is_broken(&KeyPath::top("upstreams").key(&name.0)) {
-            let message = unknown("upstream", &name.0, upstreams.iter().map(|(name, _)| name));
-            report.fault(&at.key("upstream"), message);
-        }
-        found.and_then(|(_, rules)| rules.clone())
-    });
+    let upstreams = destination::upstreams(written.upstream, written.split, upstreams, at, report);
     let auth_required = or(written.auth, RouteAuth::Required) == RouteAuth::Required;
     let keys = KeyPath::top("auth").key("jwt").key("keys");
     if auth_required && !has_credentials && !report.has_fault_within(&keys) {
@@ -99,13 +88,13 @@ fn route(
     }
     let headers = written.headers.unwrap_or_default();
     let at_headers = at.key("headers");
-    let request_headers = header_rules(
+    let request_headers = fields::rules(
         headers.request.unwrap_or_default(),
         Towards::Upstream,
         &at_headers.key("request"),
         report,
     );
-    let response_headers = header_rules(
+    let response_headers = fields::rules(
         headers.response.unwrap_or_default(),
         Towards::Client,
         &at_headers.key("response"),
@@ -127,9 +116,9 @@ fn route(
         host: written.host.map(|host| host.0.0),
         methods: methods.into_iter().map(|method| method.0).collect(),
     };
-    let route = upstream?.map(|upstream| Route {
+    let route = upstreams.map(|upstreams| Route {
         matcher: matcher.clone(),
-        upstream,
+        upstreams,
         auth_required,
         limits,
         max_in_flight: written.max_in_flight.and_then(|most| most.0.0),
@@ -140,64 +129,4 @@ fn route(
         response_headers,
     });
     Some((matcher, route))
-}
-
-/// Which way a header section goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Towards {
-    Upstream,
-    Client,
-}
-
-fn header_rules(
-    written: file::HeaderRules,
-    towards: Towards,
-    at: &KeyPath,
-    report: &mut Report,
-) -> HeaderRules {
-    let mut rules = HeaderRules::default();
-    let mut seen = BTreeSet::new();
-    for (text, value) in written.set.unwrap_or_default() {
-        let at = at.key("set").key(&text);
-        let name = field(&text, towards, &at, report);
-        if let Some(name) = &name
-            && !seen.insert(name.as_str().to_owned())
-        {
-            report.fault(&at, "is set twice, in different case; write each field once");
-        }
-        if let (Some(name), Some(value)) = (name, need(value, &at, report)) {
-            rules.set.push((name, value));
-        }
-    }
-    let at = at.key("remove");
-    for (i, text) in written.remove.unwrap_or_default().into_iter().enumerate() {
-        let at = at.index(i);
-        let Some(text) = need(text, &at, report) else {
-            continue;
-        };
-        let Some(name) = field(&text, towards, &at, report) else {
-            continue;
-        };
-        if towards == Towards::Upstream && name == header::HOST {
-            report
-                .fault(&at, "is host, which every request needs; write it under set to change it");
-        }
-        rules.remove.push(name);
-    }
-    rules
-}
-
-/// The name of a field that a rule may touch.
-fn field(text: &str, towards: Towards, at: &KeyPath, report: &mut Report) -> Option<HeaderName> {
-    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
-        report.fault(at, "is not the name of a header field; write letters, digits and `-`");
-        return None;
-    };
-    if fields::belongs_to_connection(name.as_str()) {
-        report
-            .fault(at, "belongs to the connection, not to the message; write another header field");
-    } else if towards == Towards::Upstream && fields::is_own(name.as_str()) {
-        report.fault(at, "is a field the gateway writes itself; write another header field");
-    }
-    Some(name)
 }

@@ -1,0 +1,75 @@
+//! Rules about header fields: which fields a rule may touch, and the values that it sets.
+
+use std::collections::BTreeSet;
+
+use http::header::{self, HeaderName};
+
+use super::super::fault::Report;
+use super::super::file;
+use super::super::key_path::KeyPath;
+use super::need;
+use crate::route::fields;
+use crate::route::headers::HeaderRules;
+
+/// Which way a header section goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Towards {
+    /// From the client.
+    Upstream,
+    /// From the upstream.
+    Client,
+}
+
+/// The rules of a route for one header section.
+pub(super) fn rules(
+    written: file::HeaderRules,
+    towards: Towards,
+    at: &KeyPath,
+    report: &mut Report,
+) -> HeaderRules {
+    let mut rules = HeaderRules::default();
+    let mut seen = BTreeSet::new();
+    for (text, value) in written.set.unwrap_or_default() {
+        let at = at.key("set").key(&text);
+        let name = field(&text, towards, &at, report);
+        if let Some(name) = &name
+            && !seen.insert(name.as_str().to_owned())
+        {
+            report.fault(&at, "is set twice, in different case; write each field once");
+        }
+        if let (Some(name), Some(value)) = (name, need(value, &at, report)) {
+            rules.set.push((name, value));
+        }
+    }
+    let at = at.key("remove");
+    for (i, text) in written.remove.unwrap_or_default().into_iter().enumerate() {
+        let at = at.index(i);
+        let Some(text) = need(text, &at, report) else {
+            continue;
+        };
+        let Some(name) = field(&text, towards, &at, report) else {
+            continue;
+        };
+        if towards == Towards::Upstream && name == header::HOST {
+            report
+                .fault(&at, "is host, which every request needs; write it under set to change it");
+        }
+        rules.remove.push(name);
+    }
+    rules
+}
+
+/// The name of a field that a rule may touch.
+fn field(text: &str, towards: Towards, at: &KeyPath, report: &mut Report) -> Option<HeaderName> {
+    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+        report.fault(at, "is not the name of a header field; write letters, digits and `-`");
+        return None;
+    };
+    if fields::belongs_to_connection(name.as_str()) {
+        report
+            .fault(at, "belongs to the connection, not to the message; write another header field");
+    } else if towards == Towards::Upstream && fields::is_own(name.as_str()) {
+        report.fault(at, "is a field the gateway writes itself; write another header field");
+    }
+    Some(name)
+}
