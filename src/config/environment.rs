@@ -57,8 +57,7 @@ pub(super) fn override_keys(tree: &mut Value, environment: &Environment, report:
     for name in environment.0.keys().filter(ours) {
         let path: KeyPath =
             name[PREFIX.len()..].to_ascii_lowercase().split("__").map(step).collect();
-        let names_a_section =
-            matches!(path.steps(), [Step::Key(top), ..] if file::TOP_KEYS.contains(&top.as_str()));
+        let names_a_section = matches!(path.steps()[..], [Step::Key(top), ..] if file::TOP_KEYS.contains(&top.as_str()));
         if names_a_section || !(references.contains(name) || is_service_link(name, environment)) {
             overrides.insert(path, name);
         }
@@ -103,12 +102,13 @@ fn put(
     let value = serde_yaml::from_str::<Option<Value>>(text)
         .map_err(|error| format!("is not YAML: {}", syntax(&error)))?
         .unwrap_or(Value::Null);
-    if path.steps().len() > MAX_STEPS || path.steps().contains(&Step::Key(String::new())) {
+    let steps = path.steps();
+    if steps.len() > MAX_STEPS || steps.contains(&&Step::Key(String::new())) {
         return Err("names no key; write the path of a key joined by `__`".into());
     }
     let mut at = KeyPath::root();
     let mut node = tree;
-    for step in path.steps() {
+    for step in steps {
         (at, node) = enter(node, at, step, name, report)?;
     }
     *node = value;

@@ -64,7 +64,7 @@ impl Report {
     /// Notes that the value at `path` is wrong.
     pub fn fault(&mut self, path: &KeyPath, message: impl fmt::Display) {
         if !self.is_broken(path) {
-            self.at(self.locations.of(path), path, message);
+            self.at(self.locations.find(path), path, message);
         }
     }
 
@@ -86,7 +86,8 @@ impl Report {
 
     /// Whether the node at `path`, or one above it, was reported as broken.
     pub fn is_broken(&self, path: &KeyPath) -> bool {
-        path.and_ancestors().any(|ancestor| self.broken.contains(&ancestor))
+        !self.broken.is_empty()
+            && path.and_ancestors().any(|ancestor| self.broken.contains(ancestor))
     }
 
     /// Whether [`MAX_FAULTS`] faults are noted.

@@ -2,12 +2,14 @@
 //!
 //! This file knows neither YAML text nor the meaning of keys.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::rc::Rc;
 
 use serde_yaml::Value;
 
 /// One step from a node to its child. Indexes sort by number, before keys.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// An element of a list.
     Index(usize),
@@ -16,8 +18,15 @@ pub enum Step {
 }
 
 /// The steps from the top of the configuration to one node; empty for the whole configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyPath(Vec<Step>);
+/// A child shares the steps of its parent, because a path is made for each value of a file that may have thousands.
+#[derive(Clone, Default)]
+pub struct KeyPath(Option<Rc<Last>>);
+
+/// The last step of a path, and the path before it.
+struct Last {
+    parent: KeyPath,
+    step: Step,
+}
 
 impl KeyPath {
     /// The whole configuration.
@@ -42,29 +51,27 @@ impl KeyPath {
 
     /// The child of this path that `step` leads to.
     pub fn step(&self, step: Step) -> Self {
-        let mut steps = self.0.clone();
-        steps.push(step);
-        Self(steps)
+        Self(Some(Rc::new(Last { parent: self.clone(), step })))
     }
 
     /// Whether this is `other` or lies beneath it.
     pub fn is_within(&self, other: &Self) -> bool {
-        self.0.starts_with(&other.0)
+        self.steps().starts_with(&other.steps())
     }
 
     /// This path, then each of its ancestors, the root last.
-    pub fn and_ancestors(&self) -> impl Iterator<Item = Self> + '_ {
-        (0..=self.0.len()).rev().map(|length| Self(self.0[..length].to_vec()))
+    pub fn and_ancestors(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |path| path.0.as_ref().map(|last| &last.parent))
     }
 
     /// Whether this is the whole configuration.
     pub fn is_root(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// The node this path leads to.
     pub fn find<'a>(&self, root: &'a mut Value) -> Option<&'a mut Value> {
-        self.0.iter().try_fold(root, |node, step| match (step, node) {
+        self.steps().into_iter().try_fold(root, |node, step| match (step, node) {
             (Step::Index(index), Value::Sequence(list)) => list.get_mut(*index),
             (Step::Key(key), Value::Mapping(map)) => map.get_mut(key.as_str()),
             _ => None,
@@ -72,20 +79,53 @@ impl KeyPath {
     }
 
     /// The steps from the root on.
-    pub fn steps(&self) -> &[Step] {
-        &self.0
+    pub fn steps(&self) -> Vec<&Step> {
+        let mut steps = Vec::new();
+        let mut path = self;
+        while let Some(Last { parent, step }) = path.0.as_deref() {
+            steps.push(step);
+            path = parent;
+        }
+        steps.reverse();
+        steps
     }
 }
 
 impl FromIterator<Step> for KeyPath {
     fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
-        Self(steps.into_iter().collect())
+        steps.into_iter().fold(Self::root(), |path, step| path.step(step))
+    }
+}
+
+impl PartialEq for KeyPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.steps() == other.steps()
+    }
+}
+
+impl Eq for KeyPath {}
+
+impl PartialOrd for KeyPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for KeyPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.steps().cmp(&other.steps())
+    }
+}
+
+impl fmt::Debug for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, step) in self.0.iter().enumerate() {
+        for (i, step) in self.steps().into_iter().enumerate() {
             match step {
                 Step::Index(index) => write!(f, "[{index}]")?,
                 Step::Key(key) if i == 0 => f.write_str(key)?,

@@ -34,7 +34,7 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Faults> {
 /// # Errors
 /// Every fault that can be found at once. After a YAML syntax error, that is the only one.
 pub fn parse(text: &str, file_name: &str, environment: &Environment) -> Result<Config, Faults> {
-    let mut report = Report::new(Locations::walk(text));
+    let mut report = Report::new(Locations::of(text));
     let Some(mut tree) = tree(text, &mut report) else {
         return report.finish(file_name, None);
     };

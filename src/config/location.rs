@@ -1,8 +1,10 @@
 //! The location of each key: the line and column in the file, or the environment variable it came from.
 //!
-//! `serde_yaml` gives values without positions, so the text is walked once more for its events.
+//! `serde_yaml` gives values without positions, so the text is walked once more for its events, when the first fault
+//! asks for a location. A configuration without faults is not walked.
 //! This file knows nothing about which keys there are.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use saphyr_parser::{Event, Parser};
@@ -26,6 +28,15 @@ pub enum Location {
 /// The locations of every key and list element.
 #[derive(Debug, Default)]
 pub struct Locations {
+    text: String,
+    /// What [`replace`](Self::replace) has noted before the text was walked, in its order.
+    replaced: Vec<(KeyPath, String)>,
+    walked: OnceCell<Walked>,
+}
+
+/// The locations that a walk has found.
+#[derive(Debug, Default)]
+struct Walked {
     by_path: BTreeMap<KeyPath, Location>,
     duplicates: Vec<(KeyPath, Location)>,
 }
@@ -37,8 +48,45 @@ enum Open {
 }
 
 impl Locations {
-    /// Walks `text` as far as it is YAML.
-    pub fn walk(text: &str) -> Self {
+    /// The locations in `text`, as far as it is YAML.
+    pub fn of(text: &str) -> Self {
+        Self { text: text.to_owned(), ..Self::default() }
+    }
+
+    /// The location of `path`, or of the nearest node above it that has one.
+    pub fn find(&self, path: &KeyPath) -> Location {
+        let by_path = &self.walked().by_path;
+        path.and_ancestors()
+            .find_map(|ancestor| by_path.get(ancestor).cloned())
+            .unwrap_or(Location::File { line: 1, column: 1 })
+    }
+
+    /// Notes that the value at `path`, and all beneath it, now comes from the variable `name`.
+    pub fn replace(&mut self, path: &KeyPath, name: &str) {
+        match self.walked.get_mut() {
+            Some(walked) => walked.replace(path, name),
+            None => self.replaced.push((path.clone(), name.to_owned())),
+        }
+    }
+
+    /// Keys that were written a second time in one mapping, with the second location.
+    pub fn duplicates(&self) -> &[(KeyPath, Location)] {
+        &self.walked().duplicates
+    }
+
+    fn walked(&self) -> &Walked {
+        self.walked.get_or_init(|| {
+            let mut walked = Walked::walk(&self.text);
+            for (path, name) in &self.replaced {
+                walked.replace(path, name);
+            }
+            walked
+        })
+    }
+}
+
+impl Walked {
+    fn walk(text: &str) -> Self {
         let mut locations = Self::default();
         let mut open: Vec<Open> = Vec::new();
         for item in Parser::new_from_str(text) {
@@ -104,22 +152,9 @@ impl Locations {
         }
     }
 
-    /// The location of `path`, or of the nearest node above it that has one.
-    pub fn of(&self, path: &KeyPath) -> Location {
-        path.and_ancestors()
-            .find_map(|ancestor| self.by_path.get(&ancestor).cloned())
-            .unwrap_or(Location::File { line: 1, column: 1 })
-    }
-
-    /// Notes that the value at `path`, and all beneath it, now comes from the variable `name`.
-    pub fn replace(&mut self, path: &KeyPath, name: &str) {
+    fn replace(&mut self, path: &KeyPath, name: &str) {
         self.by_path.retain(|written, _| !written.is_within(path));
         self.by_path.insert(path.clone(), Location::Environment(name.to_owned()));
-    }
-
-    /// Keys that were written a second time in one mapping, with the second location.
-    pub fn duplicates(&self) -> &[(KeyPath, Location)] {
-        &self.duplicates
     }
 }
 
@@ -130,8 +165,8 @@ mod tests {
     #[test]
     fn keys_and_elements_are_found_again() {
         let text = "log:\n  level: info\nlisteners:\n  - address: a\n  - { address: b }\nx: &a [1]\ny: *a\nz: 1\n";
-        let locations = Locations::walk(text);
-        let at = |path: &KeyPath| match locations.of(path) {
+        let locations = Locations::of(text);
+        let at = |path: &KeyPath| match locations.find(path) {
             Location::File { line, column } => (line, column),
             Location::Environment(name) => panic!("{name}"),
         };
@@ -153,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_key_written_twice_is_noticed() {
-        let locations = Locations::walk("a: { b: 1, c: 2, b: 3 }\nd: { b: 1 }\na: 1\n");
+        let locations = Locations::of("a: { b: 1, c: 2, b: 3 }\nd: { b: 1 }\na: 1\n");
         let found: Vec<_> =
             locations.duplicates().iter().map(|(path, _)| path.to_string()).collect();
         assert_eq!(found, ["a.b", "a"]);

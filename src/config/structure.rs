@@ -73,11 +73,11 @@ fn key_path(path: &serde_path_to_error::Path) -> KeyPath {
 /// Removes an entry, or empties a list element so that its siblings keep their numbers. `false` when
 /// there is nothing left to take out.
 fn take_out(tree: &mut Value, path: &KeyPath) -> bool {
-    let [parent @ .., Step::Key(key)] = path.steps() else {
+    let [parent @ .., Step::Key(key)] = &path.steps()[..] else {
         let node = path.find(tree).filter(|node| !node.is_null());
         return node.map(|node| *node = Value::Null).is_some();
     };
-    match parent.iter().cloned().collect::<KeyPath>().find(tree) {
+    match parent.iter().copied().cloned().collect::<KeyPath>().find(tree) {
         Some(Value::Mapping(map)) => map.remove(key.as_str()).is_some(),
         _ => false,
     }
