@@ -19,7 +19,7 @@
 //! | [`store`] | the traits [`store::RecordStore`], [`store::QuotaStore`], [`store::Membership`], and two kinds of store: memory and Redis | [`fn@store::open`] |
 //! | [`auth`] | from a credential to a principal; caches records, fetches issuers' keys, guards against guesses | [`auth::Authenticator`] |
 //! | [`limit`] | the ledger: decisions about limits, leases, settlement | [`limit::ledger`] |
-//! | [`upstream`] | endpoints, their rotation, their addresses, and how each attempt ended | [`upstream::pool`] |
+//! | [`upstream`] | endpoints, their addresses and breakers, the choice among them, and how each attempt ended | [`upstream::pool`] |
 //! | [`config`] | the file and the environment become values of the rooms before it, or a list of faults with their locations | [`config::Config`] |
 //! | [`policy`] | one immutable snapshot of a configuration; a file a part | [`policy::Policy`] |
 //! | [`admission`] | the order of decisions, the permit, and every reason for a refusal | [`admission::Admission::admit`] |
@@ -102,7 +102,8 @@
 //!
 //! A reload makes a new [`policy::Policy`] and swaps it in one step. Requests that have begun keep the old one. Counters,
 //! cached records, connections and the ledger live beside the policy, in [`gateway::Gateway::run`]. A new policy keeps
-//! the parts of the old one that have not changed: verified tokens, sets of keys, resolved upstreams.
+//! the parts of the old one that have not changed: verified tokens, sets of keys, and each endpoint with its addresses and
+//! its breaker, also when other rules of its upstream change.
 //!
 //! There are three kinds of runtimes. Pingora's workers serve requests; each has one thread and upstream connections of
 //! its own ([`listener::worker`]), and the first carries the connection to Redis. One thread serves metrics. One thread runs [`gateway::background`], which

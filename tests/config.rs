@@ -88,7 +88,7 @@ redis: { unknown: 1 }
 auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ], jwks: { unknown: 1 }, issuers: [ { unknown: 1 } ] }, tokens: [ { unknown: 1 } ], cache: { unknown: 1 } }
 plans: { basic: { unknown: 1 } }
 limits: { unknown: 1 }
-upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 } } }
+upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 }, breaker: { unknown: 1 }, tls: { unknown: 1 } } }
 routes: [ { unknown: 1, split: [ { unknown: 1 } ], networks: { unknown: 1 }, rewrite: { unknown: 1 }, mirror: { unknown: 1 }, cors: { unknown: 1 }, deprecated: { unknown: 1 }, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
 ";
     let faults = read(probe, &[]).unwrap_err();
@@ -212,7 +212,7 @@ routes:
     );
     assert!(config.live.plans["basic"].rules().is_empty());
     let upstream = &config.live.upstreams["u"];
-    assert_eq!(upstream.endpoints[0].to_string(), "http://127.0.0.1:1");
+    assert_eq!(upstream.endpoints[0].url.to_string(), "http://127.0.0.1:1");
     assert_eq!((upstream.endpoints[1].weight, upstream.retries), (3, 0));
     let route = &config.live.routes[0];
     assert_eq!(route.matcher.host.as_ref().unwrap().to_string(), "api.example.com");
@@ -301,7 +301,7 @@ upstreams: { Users: { endpoints: [ http://a, http://b ], retries: 1 } }
     assert_eq!(addresses, [1, 3]);
     assert!(config.live.limits.default.rules().is_empty());
     assert_eq!(config.live.upstreams["Users"].retries, 0);
-    assert_eq!(config.live.upstreams["Users"].endpoints[0].to_string(), "http://c");
+    assert_eq!(config.live.upstreams["Users"].endpoints[0].url.to_string(), "http://c");
     assert_eq!(config.startup.server.threads, 2);
 }
 

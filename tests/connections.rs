@@ -205,7 +205,7 @@ routes: [ {{ prefix: /, upstream: up, auth: none }}, {{ prefix: /n, upstream: n0
     wait_for("a second look-up", || {
         let log = gateway.log();
         let texts = log.iter().filter_map(|line| line["message"].as_str());
-        (texts.filter(|text| text.contains("n0.invalid:80 cannot")).count() >= 2).then_some(())
+        (texts.filter(|text| text.contains("n0.invalid cannot")).count() >= 2).then_some(())
     });
 }
 

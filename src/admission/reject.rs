@@ -18,6 +18,7 @@ use crate::policy::MissingPlan;
 use crate::route::path::PathError;
 use crate::store::StoreError;
 use crate::upstream::attempt::Failure;
+use crate::upstream::endpoint::Unusable;
 
 /// Longest text of an error that is logged with a request, in bytes.
 const MAX_ERROR: usize = 200;
@@ -96,9 +97,9 @@ pub enum Rejection {
     /// An endpoint did not answer in time.
     #[error("the upstream did not answer in time")]
     UpstreamTimeout(Failure),
-    /// No endpoint has an address.
+    /// No endpoint may get a request.
     #[error("the upstream has no usable endpoint")]
-    UpstreamUnavailable,
+    UpstreamUnavailable(Unusable),
     /// The gateway is shutting down.
     #[error("the gateway is shutting down")]
     Draining,
@@ -195,11 +196,16 @@ impl From<MissingPlan> for Rejection {
 impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NoAddress => Self::UpstreamUnavailable,
             Failure::MalformedAnswer => Self::UpstreamInvalid(failure),
             failure if failure.is_timeout() => Self::UpstreamTimeout(failure),
             failure => Self::UpstreamUnreachable(failure),
         }
+    }
+}
+
+impl From<Unusable> for Rejection {
+    fn from(reason: Unusable) -> Self {
+        Self::UpstreamUnavailable(reason)
     }
 }
 
@@ -232,7 +238,9 @@ impl Rejection {
             Self::UpstreamUnreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
             Self::UpstreamInvalid(_) => (StatusCode::BAD_GATEWAY, "upstream_invalid"),
             Self::UpstreamTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
-            Self::UpstreamUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
+            Self::UpstreamUnavailable(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable")
+            }
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -253,6 +261,8 @@ impl Rejection {
             Self::UpstreamUnreachable(failure)
             | Self::UpstreamInvalid(failure)
             | Self::UpstreamTimeout(failure) => Some(failure_reason(*failure)),
+            Self::UpstreamUnavailable(Unusable::NoAddress(_)) => Some("no_address"),
+            Self::UpstreamUnavailable(Unusable::BreakerOpen(_)) => Some("breaker_open"),
             Self::RequestTimeout
             | Self::HeaderTooLarge
             | Self::NoRoute
@@ -264,7 +274,6 @@ impl Rejection {
             | Self::RateLimited(_)
             | Self::BodyTooLarge(_)
             | Self::NotReady
-            | Self::UpstreamUnavailable
             | Self::Draining
             | Self::Internal => None,
         }
@@ -348,7 +357,6 @@ fn jwt_reason(error: JwtError) -> &'static str {
 
 fn failure_reason(failure: Failure) -> &'static str {
     match failure {
-        Failure::NoAddress => "no_address",
         Failure::ConnectRefused => "connect_refused",
         Failure::ConnectTimeout => "connect_timeout",
         Failure::ConnectFailed => "connect_failed",

@@ -10,7 +10,7 @@ use crate::auth::issuer::{IssuerKey, IssuerRules};
 use crate::config::{Config, LiveConfig, Route};
 use crate::limit::ledger::FailurePolicy;
 use crate::route::table::Matcher;
-use crate::upstream::pool::{EndpointRules, UpstreamRules};
+use crate::upstream::rules::{EndpointRules, UpstreamRules};
 
 /// Loads the configuration and returns its summary, with warnings about routes that are valid and may surprise.
 ///
@@ -110,9 +110,10 @@ fn tokens(config: &LiveConfig) -> String {
 }
 
 fn endpoint(endpoint: &EndpointRules) -> String {
-    match endpoint.weight {
-        1 => endpoint.to_string(),
-        weight => format!("{endpoint} (weight {weight})"),
+    let EndpointRules { url, weight } = endpoint;
+    match weight {
+        1 => url.to_string(),
+        weight => format!("{url} (weight {weight})"),
     }
 }
 

@@ -9,6 +9,7 @@ use super::scalar::{Scalar, instead};
 use crate::base::secret::Secret;
 use crate::store::StoreUrl;
 use crate::store::open::{URL_FORMS, is_prefix};
+use crate::upstream::rules::{EndpointUrl, Scheme};
 
 impl Scalar for SocketAddr {
     fn allowed() -> String {
@@ -73,28 +74,25 @@ impl Scalar for KeyPrefix {
     }
 }
 
-/// The URL of one server of an upstream.
-pub struct EndpointUrl {
-    /// A name or an address.
-    pub host: String,
-    /// The port, which may be the scheme's own.
-    pub port: u16,
-    /// Whether the scheme is https.
-    pub tls: bool,
-}
-
 impl Scalar for EndpointUrl {
     fn allowed() -> String {
-        "http://host:port or https://host:port".into()
+        "http://host:port, https://host:port or h2c://host:port".into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
         let wrong = |reason: &str| Err(instead::<Self>(reason));
-        let Ok(url) = Url::parse(text) else {
+        // To the library, h2c is a scheme whose hosts and ports it knows nothing of.
+        let h2c = text.strip_prefix("h2c://").map(|rest| format!("http://{rest}"));
+        let Ok(url) = Url::parse(h2c.as_deref().unwrap_or(text)) else {
             return wrong("is not a URL");
         };
+        let scheme = match url.scheme() {
+            "http" if h2c.is_some() => Scheme::H2c,
+            "http" => Scheme::Http,
+            "https" => Scheme::Https,
+            _ => return wrong("has another scheme"),
+        };
         match &url {
-            url if !matches!(url.scheme(), "http" | "https") => wrong("has another scheme"),
             url if !url.username().is_empty() || url.password().is_some() => {
                 wrong("has a user or password")
             }
@@ -104,11 +102,25 @@ impl Scalar for EndpointUrl {
             }
             url if url.port() == Some(0) => wrong("has the port 0"),
             url => match (url.host_str(), url.port_or_known_default()) {
-                (Some(host), Some(port)) => {
-                    Ok(Self { host: host.to_owned(), port, tls: url.scheme() == "https" })
-                }
+                (Some(host), Some(port)) => Ok(Self { host: host.to_owned(), port, scheme }),
                 _ => wrong("is not a URL"),
             },
+        }
+    }
+}
+
+/// The name that a certificate must be for.
+pub struct ServerName(pub String);
+
+impl Scalar for ServerName {
+    fn allowed() -> String {
+        "a host name or an IP address, such as users.internal".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match rustls::pki_types::ServerName::try_from(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(instead::<Self>("is not a name")),
         }
     }
 }
@@ -130,7 +142,13 @@ mod tests {
 
     #[test]
     fn endpoint_urls() {
-        for text in ["http://127.0.0.1:3001", "https://users.internal", "http://[::1]:80/"] {
+        for text in [
+            "http://127.0.0.1:3001",
+            "https://users.internal",
+            "http://[::1]:80/",
+            "h2c://a:50051",
+            "h2c://[::1]",
+        ] {
             assert!(EndpointUrl::read(text).is_ok(), "{text}");
         }
         for text in [
@@ -145,6 +163,10 @@ mod tests {
             "http://:p@a",
             "http://a:0",
             "http://a:99999",
+            "h2c://",
+            "h2c://a/b",
+            "h2c:a",
+            "h2://a",
         ] {
             assert!(EndpointUrl::read(text).is_err(), "{text}");
         }

@@ -15,12 +15,14 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
 use super::UnknownPlan;
-use super::address::{EndpointUrl, KeyPrefix, MetricsAddress};
+use super::address::{KeyPrefix, MetricsAddress, ServerName};
 use super::cross_origin::{Field, Origin};
 use super::matching::{Method, Prefix, Replacement};
 use super::moment::{Moment, Page};
 use super::request::PassedField;
-use super::scalar::{DAY, Identifier, Leaf, Scalar, Size, SocketPath, Span, Whole, Window};
+use super::scalar::{
+    DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
+};
 use super::words::RouteAuth;
 use crate::auth::guard::FailureRate;
 use crate::auth::sources::Source;
@@ -36,6 +38,7 @@ use crate::route::host_pattern::HostPattern;
 use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::upstream::rules::{EndpointUrl, Http2};
 
 /// A scalar that may be absent.
 pub type Maybe<T> = Option<Leaf<T>>;
@@ -352,6 +355,27 @@ pub struct Upstream {
     pub endpoints: List<Endpoint>,
     pub timeouts: Option<UpstreamTimeouts>,
     pub retries: Maybe<Whole<0, 15>>,
+    pub retry_budget: Maybe<Percent>,
+    pub breaker: Option<Breaker>,
+    pub tls: Option<UpstreamTls>,
+    pub http2: Maybe<Http2>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    pub ca: Maybe<String>,
+    pub certificate: Maybe<String>,
+    pub private_key: Maybe<String>,
+    pub server_name: Maybe<ServerName>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Breaker {
+    pub failures: Maybe<MaxInFlight>,
+    pub open_for: Maybe<Deadline>,
+    pub statuses: List<Leaf<StatusRange>>,
 }
 
 /// A URL, or a mapping.

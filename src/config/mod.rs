@@ -33,7 +33,7 @@ use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
-use crate::upstream::pool::UpstreamRules;
+use crate::upstream::rules::UpstreamRules;
 
 mod address;
 mod compile;

@@ -4,6 +4,7 @@
 //! allowed. The key of a value is not known here.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
@@ -210,6 +211,44 @@ impl Scalar for Size {
     }
 }
 
+/// A share in whole percent.
+pub struct Percent(pub u32);
+
+impl Scalar for Percent {
+    fn allowed() -> String {
+        "a whole share from 0% to 100%".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%').and_then(|number| number.parse().ok()) {
+            Some(number) if number <= 100 => Ok(Self(number)),
+            Some(_) => Err(instead::<Self>("is out of range")),
+            None => Err(instead::<Self>("is not a share")),
+        }
+    }
+}
+
+/// A status of an answer, or a range of statuses (RFC 9110 section 15).
+pub struct StatusRange(pub RangeInclusive<u16>);
+
+impl Scalar for StatusRange {
+    const UNQUOTED: bool = true;
+
+    fn allowed() -> String {
+        "a status from 100 to 599, or a range such as 500-599".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if 100 <= first && first <= last && last <= 599 => {
+                Ok(Self(first..=last))
+            }
+            _ => Err(instead::<Self>("is no status")),
+        }
+    }
+}
+
 /// The name of a plan or an upstream: it appears in metrics, logs and header fields.
 pub struct Identifier(pub String);
 
@@ -271,6 +310,16 @@ mod tests {
         }
         for text in ["0", "2TiB", "-1", "ten", ""] {
             assert!(Size::read(text).is_err(), "{text}");
+        }
+        assert_eq!(Percent::read("20%").unwrap().0, 20);
+        for text in ["", "20", "101%", "-1%", "1.5%", "%"] {
+            assert!(Percent::read(text).is_err(), "{text}");
+        }
+        for (text, range) in [("503", 503..=503), ("500-599", 500..=599)] {
+            assert_eq!(StatusRange::read(text).unwrap().0, range, "{text}");
+        }
+        for text in ["", "99", "600", "599-500", "5xx", "500-", "-500", "500-599-600"] {
+            assert!(StatusRange::read(text).is_err(), "{text}");
         }
         assert!(Identifier::read("users-v1.2_x").is_ok());
         for text in ["", "a b", "é", "a/b", &"x".repeat(65)] {

@@ -10,6 +10,7 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::route::coding::Coding;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::upstream::rules::Http2;
 
 /// Whether a route needs a token.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,7 @@ words!(RateHeaders:
 words!(UnknownPlan: "refuse" => Self::Refuse, "default" => Self::Default);
 words!(RouteAuth: "required" => Self::Required, "none" => Self::None);
 
+words!(Http2: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
 words!(SyncMode: "leased" => Self::Leased, "exact" => Self::Exact);
 
 impl Scalar for JwtAlgorithm {

@@ -32,6 +32,7 @@ use crate::proxy::in_flight::RequestsInFlight;
 use crate::proxy::{Proxy, Readiness, problem};
 use crate::store::open::MAX_SUBJECTS;
 use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Remote, Stores};
+use crate::telemetry::endpoint_metrics::{self, Reading, Show};
 use crate::telemetry::metrics::METRICS;
 
 pub mod background;
@@ -129,6 +130,8 @@ impl Gateway {
         METRICS.config_generation.set(1);
         METRICS.config_last_reload_success.set(1);
         descriptors::provide(policy.load().max_connections);
+        endpoint_metrics::register(endpoint_readings(Arc::clone(&policy)))
+            .map_err(|error| StartError::System(error.to_string()))?;
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let Stores { records, quota, membership, is_shared } = open_store(&config, &clock);
@@ -212,6 +215,21 @@ impl Gateway {
         server.run(RunArgs { shutdown_signal: Box::new(signals) });
         info!("stopped");
         Ok(())
+    }
+}
+
+/// Shows every endpoint of the present policy.
+fn endpoint_readings(policy: Arc<ArcSwap<Policy>>) -> impl Fn(Show<'_>) + Send + Sync + 'static {
+    move |show| {
+        for upstream in policy.load().upstreams() {
+            for endpoint in upstream.endpoints() {
+                show(Reading {
+                    upstream: &upstream.rules().name,
+                    endpoint: &endpoint.url().to_string(),
+                    breaker_open: endpoint.is_breaker_open(),
+                });
+            }
+        }
     }
 }
 

@@ -1,22 +1,27 @@
-//! The upstreams of a policy. An upstream that has not changed is kept, with its addresses, its connections
-//! and its place in the rotation.
+//! The upstreams of a policy. An upstream that has not changed is kept. Of an upstream that has changed, the endpoints
+//! that are the same are kept, with their addresses and with all that is known about them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::upstream::pool::{Upstream, UpstreamRules};
+use crate::upstream::pool::Upstream;
+use crate::upstream::rules::UpstreamRules;
 
 /// Upstreams by their names.
 #[derive(Debug, Default)]
 pub(super) struct Upstreams(HashMap<String, Arc<Upstream>>);
 
 impl Upstreams {
-    /// The upstreams of `rules`. Unchanged ones are taken over from `previous`.
+    /// The upstreams of `rules`. What has not changed is taken over from `previous`.
     pub fn new(rules: &BTreeMap<String, Arc<UpstreamRules>>, previous: Option<&Self>) -> Self {
         let upstream = |(name, rules): (&String, &Arc<UpstreamRules>)| {
-            let kept = previous.and_then(|previous| previous.0.get(name));
-            let kept = kept.filter(|kept| kept.rules() == &**rules).cloned();
-            let upstream = kept.unwrap_or_else(|| Arc::new(Upstream::new(Arc::clone(rules))));
+            let before = previous.and_then(|previous| previous.0.get(name));
+            let upstream = match before {
+                Some(before) if before.rules() == &**rules => Arc::clone(before),
+                before => {
+                    Arc::new(Upstream::new(Arc::clone(rules), before.map(|before| &**before)))
+                }
+            };
             (name.clone(), upstream)
         };
         Self(rules.iter().map(upstream).collect())
@@ -25,7 +30,7 @@ impl Upstreams {
     /// The upstream of `rules`, which is made if it is not there yet.
     pub fn of(&mut self, rules: &Arc<UpstreamRules>) -> Arc<Upstream> {
         let upstream = self.0.entry(rules.name.clone());
-        Arc::clone(upstream.or_insert_with(|| Arc::new(Upstream::new(Arc::clone(rules)))))
+        Arc::clone(upstream.or_insert_with(|| Arc::new(Upstream::new(Arc::clone(rules), None))))
     }
 
     /// Every upstream, in no particular order.
@@ -39,20 +44,25 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::upstream::pool::{EndpointRules, Timeouts};
+    use crate::upstream::rules::{BreakerRules, EndpointRules, EndpointUrl, Scheme, Timeouts};
 
     fn rules(port: u16) -> Arc<UpstreamRules> {
         let second = Duration::from_secs(1);
         Arc::new(UpstreamRules {
             name: "users".into(),
             endpoints: vec![EndpointRules {
-                host: "127.0.0.1".into(),
-                port,
-                tls: false,
+                url: EndpointUrl { host: "127.0.0.1".into(), port, scheme: Scheme::Http },
                 weight: 1,
             }],
+            connections: Default::default(),
             retries: 0,
+            retry_budget: 20,
             timeouts: Timeouts { connect: second, read: second, write: second, idle: second },
+            breaker: BreakerRules {
+                failures: None,
+                open_for: second,
+                statuses: Default::default(),
+            },
         })
     }
 

@@ -1,6 +1,7 @@
 //! The state of one request, from its header to its log line.
 
 use std::net::IpAddr;
+use std::os::unix::io::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -45,6 +46,8 @@ pub struct RequestContext {
     pub copy: CopyState,
     /// The compression of the answer, where the route compresses it.
     pub compression: Option<Box<Compression>>,
+    /// The socket to the upstream, between the connection and the request's header, when a body follows.
+    pub upload_socket: Option<RawFd>,
     /// Whether an upstream takes the request's body.
     pub uploads: bool,
     /// How the request ended; the hooks set it when they learn it.
@@ -85,6 +88,7 @@ impl RequestContext {
             rejection: None,
             copy: CopyState::Undecided,
             compression: None,
+            upload_socket: None,
             uploads: false,
             end: End::Answered,
             _in_flight: in_flight,

@@ -5,13 +5,16 @@
 
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use smallvec::SmallVec;
 
 use crate::admission::Permit;
-use crate::upstream::attempt::{Attempt, AttemptEnd, Failure};
-use crate::upstream::pool::Turn;
+use crate::upstream::attempt::{Attempt, AttemptEnd};
+use crate::upstream::breaker::Pass;
+use crate::upstream::endpoint::{Endpoint, Unusable};
+use crate::upstream::pool::{Picked, Turn, Upstream};
 
 /// A request on its way to an upstream.
 pub struct Forwarding {
@@ -45,6 +48,11 @@ impl Forwarding {
         &self.permit
     }
 
+    /// The upstream that the request goes to.
+    fn upstream(&self) -> &Upstream {
+        self.permit.upstream()
+    }
+
     /// The attempts, the last one last.
     pub fn attempts(&self) -> &[Attempt] {
         &self.attempts
@@ -53,20 +61,36 @@ impl Forwarding {
     /// The `host:port` of the endpoint that the present attempt goes to.
     pub fn authority(&self) -> Option<&str> {
         let endpoint = self.attempts.last()?.endpoint?;
-        self.permit.upstream().endpoints().get(endpoint).map(|endpoint| &*endpoint.authority)
+        self.upstream().endpoint(endpoint).map(|endpoint| &*endpoint.authority)
     }
 
-    /// Starts the next attempt. `None` when no endpoint has an address.
-    pub fn next_peer(&mut self) -> Option<Box<HttpPeer>> {
+    /// Whether the present attempt may go out over HTTP/2 only.
+    pub fn needs_http2(&self) -> bool {
+        let endpoint = self.attempts.last().and_then(|attempt| attempt.endpoint);
+        let endpoint = endpoint.and_then(|at| self.upstream().endpoint(at));
+        endpoint.is_some_and(Endpoint::needs_http2)
+    }
+
+    /// Starts the next attempt.
+    ///
+    /// # Errors
+    /// Why no endpoint can get the request.
+    pub fn next_peer(&mut self) -> std::result::Result<Box<HttpPeer>, Unusable> {
         // Each attempt sends the body from its beginning.
         self.body_seen = 0;
         let started = Instant::now();
-        let picked = self.permit.upstream().pick(&mut self.turn);
-        self.attempts.push(Attempt::new(picked.as_ref().map(|(endpoint, _)| *endpoint), started));
-        if picked.is_none() {
-            self.end_attempt(AttemptEnd::Failed(Failure::NoAddress), started);
+        let Self { permit, turn, attempts, .. } = self;
+        match permit.upstream().pick(turn, attempts, started) {
+            Ok(Picked { endpoint, pass, peer }) => {
+                attempts.push(Attempt::new(Some(endpoint), pass, started));
+                Ok(peer)
+            }
+            Err(reason) => {
+                attempts.push(Attempt::new(None, Pass::Freely, started));
+                self.end_attempt(AttemptEnd::Abandoned, started);
+                Err(reason)
+            }
         }
-        picked.map(|(_, peer)| peer)
     }
 
     /// Notes that the present attempt has a connection, which was `kept` from an earlier one or is new.
@@ -78,10 +102,16 @@ impl Forwarding {
         }
     }
 
-    /// Notes that the header of an answer to the present attempt has arrived.
-    pub fn answer_began(&mut self) {
-        if let Some(attempt) = self.attempts.last_mut() {
-            attempt.first_byte = Some(attempt.started.elapsed());
+    /// Notes that the header of an answer with this `status` to the present attempt has arrived.
+    pub fn answer_began(&mut self, status: u16) {
+        let Self { permit, attempts, .. } = self;
+        if let Some(attempt) = attempts.last_mut() {
+            let now = Instant::now();
+            // A tunnel has no answer that a duration could be measured for.
+            if status != StatusCode::SWITCHING_PROTOCOLS {
+                attempt.first_byte = Some(now.saturating_duration_since(attempt.started));
+            }
+            permit.upstream().answer_began(attempt, status, now);
         }
     }
 
@@ -91,18 +121,33 @@ impl Forwarding {
             && attempt.end.is_none()
         {
             attempt.end = Some((now.saturating_duration_since(attempt.started), end));
-            self.permit.upstream().attempt_ended(attempt);
+            self.permit.upstream().attempt_ended(attempt, end, now);
         }
     }
 
-    /// Notes that the present attempt has no connection; whether another connection may be tried.
-    pub fn may_connect_elsewhere(&mut self) -> bool {
+    /// Notes that the present attempt has no connection. Whether another connection is tried: at another address of the
+    /// endpoint, or in another attempt.
+    pub fn connects_elsewhere(&mut self) -> bool {
         self.turn.connection_failed();
-        self.permit.upstream().has_another_address(&self.turn) || self.may_retry()
+        self.upstream().has_another_address(&self.turn) || self.take_retry()
     }
 
-    /// Whether another attempt may follow.
-    pub fn may_retry(&self) -> bool {
-        self.turn.attempts() <= self.permit.upstream().rules().retries
+    /// Whether the request gets another attempt. It is taken from the budget of the upstream.
+    pub fn take_retry(&self) -> bool {
+        self.upstream().take_retry(&self.turn, Instant::now())
+    }
+
+    /// Whether an endpoint may get the request that has not had it yet.
+    pub fn has_another_endpoint(&self) -> bool {
+        self.upstream().has_another(&self.attempts, Instant::now())
+    }
+}
+
+/// A request may end without an end of its attempt, as when its task ends. An endpoint on trial must learn of it.
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        if self.attempts.last().is_some_and(|attempt| attempt.end.is_none()) {
+            self.end_attempt(AttemptEnd::Abandoned, Instant::now());
+        }
     }
 }

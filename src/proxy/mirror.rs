@@ -6,21 +6,22 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header};
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
-use pingora_core::{Error, ErrorType, OkOrErr as _, Result};
+use pingora_core::{Error, ErrorType, OkOrErr as _, OrErr as _, Result};
 use pingora_http::RequestHeader;
 use tokio::time::timeout;
 
 use crate::base::task::detach;
 use crate::policy::RouteMirror;
 use crate::route::fields;
-use crate::upstream::pool::Turn;
+use crate::upstream::attempt::{Attempt, AttemptEnd, Failure};
+use crate::upstream::pool::{Picked, Turn, Upstream};
 
 /// Most copies on their way at the same time, in this process.
 const MAX_IN_FLIGHT: usize = 256;
@@ -149,44 +150,98 @@ impl RequestCopy {
     }
 
     async fn exchange(self: Box<Self>) -> Result<()> {
-        let Self { mut header, body, mirror, mirrors, _slot } = *self;
-        let peer = peer(&mirror).or_err(ErrorType::ConnectNoRoute, "no endpoint has an address")?;
+        let Self { header, body, mirror, mirrors, _slot } = *self;
+        let (mut attempt, peer) = CopyAttempt::begin(&mirror.rules.upstream)?;
         let connector = mirrors.connector.get_or_init(|| Connector::new(None));
-        let (mut session, _) = connector.get_http_session(&*peer).await?;
+        let result = attempt.exchange(connector, &peer, header, body.into()).await;
+        attempt.end = match &result {
+            Ok(()) => AttemptEnd::Answered,
+            Err(error) => AttemptEnd::of(error),
+        };
+        result
+    }
+}
+
+/// The only attempt of a copy. The upstream learns of its end, also when its time is over.
+struct CopyAttempt<'u> {
+    upstream: &'u Upstream,
+    attempt: Attempt,
+    end: AttemptEnd,
+}
+
+impl<'u> CopyAttempt<'u> {
+    fn begin(upstream: &'u Upstream) -> Result<(Self, Box<HttpPeer>)> {
+        let now = Instant::now();
+        let Ok(picked) = upstream.pick(&mut Turn::default(), &[], now) else {
+            return Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint can get the copy");
+        };
+        let Picked { endpoint, pass, mut peer } = picked;
+        // Copies speak HTTP/1.1 where the endpoint does.
+        if peer.options.alpn.get_min_http_version() < 2 {
+            peer.options.set_http_version(1, 1);
+        }
+        let attempt = Attempt::new(Some(endpoint), pass, now);
+        let end = AttemptEnd::Failed(Failure::ReadTimeout);
+        Ok((Self { upstream, attempt, end }, peer))
+    }
+
+    async fn exchange(
+        &mut self,
+        connector: &Connector,
+        peer: &HttpPeer,
+        mut header: Box<RequestHeader>,
+        body: Bytes,
+    ) -> Result<()> {
+        let session = connector.get_http_session(peer).await;
+        let (mut session, _) = session.map_err(|error| error.into_up())?;
         session.set_read_timeout(peer.options.read_timeout);
         session.set_write_timeout(peer.options.write_timeout);
         frame(&mut header, body.len())?;
-        session.write_request_header(header).await?;
-        if !body.is_empty() {
-            session.write_request_body(body.into(), true).await?;
+        if let HttpSession::H2(_) = session {
+            for_http2(&mut header, peer.is_tls())?;
         }
-        session.finish_request_body().await?;
-        match read_answer(&mut session).await? {
-            true => connector.release_http_session(session, &*peer, peer.idle_timeout()).await,
+        let reusable = async {
+            session.write_request_header(header).await?;
+            if !body.is_empty() {
+                session.write_request_body(body, false).await?;
+            }
+            session.finish_request_body().await?;
+            let status = read_header(&mut session).await?;
+            self.upstream.answer_began(&mut self.attempt, status.as_u16(), Instant::now());
+            read_body(&mut session).await
+        };
+        match reusable.await.map_err(|error: Box<Error>| error.into_up())? {
+            true => connector.release_http_session(session, peer, peer.idle_timeout()).await,
             false => session.shutdown().await,
         }
         Ok(())
     }
 }
 
-/// The endpoint whose turn it is. Copies speak HTTP/1.1, whatever else the endpoint speaks.
-fn peer(mirror: &RouteMirror) -> Option<Box<HttpPeer>> {
-    let (_, mut peer) = mirror.rules.upstream.pick(&mut Turn::default())?;
-    peer.options.set_http_version(1, 1);
-    Some(peer)
+impl Drop for CopyAttempt<'_> {
+    fn drop(&mut self) {
+        self.upstream.attempt_ended(&self.attempt, self.end, Instant::now());
+    }
 }
 
-/// Reads the answer to its end; `false` when it is too large for that.
-async fn read_answer(session: &mut HttpSession) -> Result<bool> {
+/// Reads the header of the answer.
+async fn read_header(session: &mut HttpSession) -> Result<StatusCode> {
     loop {
         session.read_response_header().await?;
-        let status = session.response_header().map(|answer| answer.status);
-        match status {
-            Some(status) if status == http::StatusCode::SWITCHING_PROTOCOLS => return Ok(false),
-            Some(status) if status.is_informational() => {}
-            Some(_) => break,
+        match session.response_header().map(|answer| answer.status) {
+            Some(status)
+                if status != StatusCode::SWITCHING_PROTOCOLS && status.is_informational() => {}
+            Some(status) => return Ok(status),
             None => return Error::e_explain(ErrorType::InvalidHTTPHeader, "no answer"),
         }
+    }
+}
+
+/// Reads the answer to its end; `false` when it is too large for that, or no answer but a tunnel.
+async fn read_body(session: &mut HttpSession) -> Result<bool> {
+    let status = session.response_header().map(|answer| answer.status);
+    if status == Some(StatusCode::SWITCHING_PROTOCOLS) {
+        return Ok(false);
     }
     let mut left = MAX_ANSWER;
     while let Some(part) = session.read_response_body().await? {
@@ -212,5 +267,19 @@ fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
         header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length))?;
     }
     header.set_version(Version::HTTP_11);
+    Ok(())
+}
+
+/// Puts the host into the target, where HTTP/2 has it (RFC 9113 section 8.3.1).
+fn for_http2(header: &mut RequestHeader, tls: bool) -> Result<()> {
+    let host = header.remove_header(&header::HOST);
+    let host = host.or_err(ErrorType::InvalidHTTPHeader, "a copy without a host")?;
+    let target = Uri::builder()
+        .scheme(if tls { "https" } else { "http" })
+        .authority(host.as_bytes())
+        .path_and_query(header.raw_path())
+        .build();
+    header.set_uri(target.or_err(ErrorType::InvalidHTTPHeader, "the target of a copy")?);
+    header.set_version(Version::HTTP_2);
     Ok(())
 }

@@ -280,24 +280,29 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
         match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
-            Some(mut peer) => {
+            Ok(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora would look for each hop-by-hop field, and the request has none.
                     peer.options.http_upstream_request_policy =
                         HttpUpstreamRequestPolicy::preserve();
                 }
-                if ctx.seen.upgrade
-                    && session.is_upgrade_req()
-                    && let Some(limit) = peer.options.read_timeout.take()
+                let is_upgrade = ctx.seen.upgrade && session.is_upgrade_req();
+                if is_upgrade
+                    && peer.is_tls()
+                    && !Forwarding::of(&mut ctx.forwarding)?.needs_http2()
                 {
+                    // Only HTTP/1.1 has upgrades.
+                    peer.options.set_http_version(1, 1);
+                }
+                if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
                     let client = &session.downstream_session;
                     http1::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
                 Ok(peer)
             }
-            None => {
-                ctx.rejection = Some(Failure::NoAddress.into());
-                Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint has an address")
+            Err(reason) => {
+                ctx.rejection = Some(reason.into());
+                Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint can get the request")
             }
         }
     }
@@ -312,10 +317,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         Forwarding::of(&mut ctx.forwarding)?.connected(reused);
-        if !session.is_body_done() {
-            http1::set_upload(&session.downstream_session, Some(fd));
-            ctx.uploads = true;
-        }
+        ctx.upload_socket = (!session.is_body_done()).then_some(fd);
         Ok(())
     }
 
@@ -326,6 +328,16 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         let forwarding = Forwarding::of(&mut ctx.forwarding)?;
+        let is_http2 = upstream_request.version == Version::HTTP_2;
+        if forwarding.needs_http2() && !is_http2 {
+            let refused = "the endpoint does not speak HTTP/2, and http2 is always";
+            return Err(Error::explain(ErrorType::H2Error, refused).into_up());
+        }
+        // An HTTP/2 connection has other requests, too: it does not end with an upload.
+        if let Some(socket) = ctx.upload_socket.take().filter(|_| !is_http2) {
+            http1::set_upload(&session.downstream_session, Some(socket));
+            ctx.uploads = true;
+        }
         let permit = forwarding.permit();
         let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
         let route = permit.route();
@@ -401,10 +413,8 @@ impl ProxyHttp for Proxy {
             session.set_read_timeout(None);
             http1::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
-        if !upstream_response.status.is_informational() {
-            Forwarding::of(&mut ctx.forwarding)?.answer_began();
-        }
         if switching || !upstream_response.status.is_informational() {
+            Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
             // Pingora may close the connection to the upstream from here on without telling.
             forget_upload(session, ctx);
         }
@@ -492,7 +502,7 @@ impl ProxyHttp for Proxy {
         end_attempt(ctx, AttemptEnd::of(&e));
         // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
-        e.set_retry(forwarding.is_some_and(Forwarding::may_connect_elsewhere));
+        e.set_retry(forwarding.is_some_and(Forwarding::connects_elsewhere));
         e
     }
 
@@ -506,18 +516,6 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         forget_upload(session, ctx);
         let request_end = http1::end_of(&session.downstream_session);
-        let end = match request_end {
-            Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
-            Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
-            _ => AttemptEnd::of(&e),
-        };
-        end_attempt(ctx, end);
-        let mut e = e.more_context(format!("peer: {}", peer._address));
-        // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
-        let repeatable = request_end != Some(RequestEnd::ClientGone)
-            && session.req_header().method.is_idempotent()
-            && !session.retry_buffer_truncated()
-            && may_retry(ctx);
         // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
         // sent again even when the connection was new.
         let broken_off = matches!(
@@ -525,11 +523,37 @@ impl ProxyHttp for Proxy {
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
         ) && *e.esource() == ErrorSource::Upstream
             && answer_of(session).is_none();
-        match repeatable {
-            true if broken_off => e.set_retry(true),
-            true => e.retry.decide_reuse(client_reused),
-            false => e.set_retry(false),
-        }
+        let end = match request_end {
+            Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
+            Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
+            _ if broken_off && client_reused => AttemptEnd::Stale,
+            _ => AttemptEnd::of(&e),
+        };
+        end_attempt(ctx, end);
+        let mut e = e.more_context(format!("peer: {}", peer._address));
+        let repeatable = request_end != Some(RequestEnd::ClientGone)
+            && answer_of(session).is_none()
+            && !session.retry_buffer_truncated();
+        let forwarding = ctx.forwarding.as_ref().filter(|_| repeatable);
+        // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
+        let is_idempotent = session.req_header().method.is_idempotent();
+        let repeats = forwarding.is_some_and(|forwarding| {
+            let is_safe = match end {
+                _ if was_not_processed(&e) => true,
+                _ if !is_idempotent => false,
+                _ if broken_off => true,
+                // The same endpoint would most likely be silent again.
+                AttemptEnd::Failed(failure) if failure.is_timeout() && request_end.is_none() => {
+                    forwarding.has_another_endpoint()
+                }
+                _ => {
+                    e.retry.decide_reuse(client_reused);
+                    e.retry()
+                }
+            };
+            is_safe && forwarding.take_retry()
+        });
+        e.set_retry(repeats);
         e
     }
 
@@ -623,6 +647,10 @@ fn end_attempt(ctx: &mut RequestContext, end: AttemptEnd) {
     }
 }
 
-fn may_retry(ctx: &RequestContext) -> bool {
-    ctx.forwarding.as_ref().is_some_and(Forwarding::may_retry)
+/// Whether the server of an HTTP/2 connection has said that it did not process the request (RFC 9113 section 8.7).
+fn was_not_processed(e: &Error) -> bool {
+    let Some(cause) = e.root_cause().downcast_ref::<h2::Error>() else { return false };
+    let is_reset = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+    let is_going_away = cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR);
+    cause.is_remote() && (is_reset || is_going_away)
 }

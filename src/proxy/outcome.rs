@@ -131,7 +131,9 @@ impl<'a> RequestOutcome<'a> {
 
     /// Writes a line about a failure that the client did not cause. Pingora's text describes the failure.
     pub fn log_failure(&self, e: &Error) {
-        if *e.esource() == ErrorSource::Downstream {
+        // While no endpoint may get requests, the lines about their breakers say why.
+        let is_unavailable = matches!(self.end, End::Refused(Rejection::UpstreamUnavailable(_)));
+        if *e.esource() == ErrorSource::Downstream || is_unavailable {
             return;
         }
         log::warn!(

@@ -77,12 +77,15 @@ impl Rejection {
                 Some(whole_seconds(state.reset_after).max(1))
             }
             Self::TooManyFailures { wait, .. } => Some(whole_seconds(*wait).max(1)),
+            Self::UpstreamUnavailable(reason) if !reason.wait().is_zero() => {
+                Some(whole_seconds(reason.wait()))
+            }
             // A random wait spreads the retries over several seconds.
             Self::TooManyInFlight(_)
             | Self::StoreUnavailable(_)
             | Self::NotReady
             | Self::KeysUnavailable
-            | Self::UpstreamUnavailable
+            | Self::UpstreamUnavailable(_)
             | Self::Draining => Some(fastrand::u64(1..=3)),
             _ => None,
         }

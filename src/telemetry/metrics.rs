@@ -30,6 +30,8 @@ pub struct Metrics {
     request_seconds: HistogramVec,
     upstream_seconds: HistogramVec,
     mirrored: IntCounterVec,
+    upstream_retries: IntCounterVec,
+    upstream_retries_refused: IntCounterVec,
     /// Answers that the gateway made itself, by code.
     pub rejections: IntCounterVec,
     limit_decisions: IntCounterVec,
@@ -127,6 +129,16 @@ impl Metrics {
                 "From choosing an endpoint to the header of its answer",
                 &["upstream"],
                 &SECONDS,
+            ),
+            upstream_retries: counters(
+                "tollgate_upstream_retries_total",
+                "Further attempts of requests whose attempt before failed",
+                &["upstream"],
+            ),
+            upstream_retries_refused: counters(
+                "tollgate_upstream_retries_refused_total",
+                "Further attempts that the retry budget did not allow",
+                &["upstream"],
             ),
             rejections: counters(
                 "tollgate_rejections_total",
@@ -393,9 +405,26 @@ pub fn plan_requests(plan: &str) -> IntCounter {
     METRICS.plan_requests.with_label_values(&[plan])
 }
 
-/// The histogram of one upstream.
-pub fn upstream_seconds(upstream: &str) -> Histogram {
-    METRICS.upstream_seconds.with_label_values(&[upstream])
+/// The handles of one upstream.
+pub struct UpstreamMetrics {
+    /// Time from the choice of an endpoint to the header of its answer.
+    pub seconds: Histogram,
+    /// Further attempts.
+    pub retries: IntCounter,
+    /// Further attempts that the budget did not allow.
+    pub retries_refused: IntCounter,
+}
+
+impl UpstreamMetrics {
+    /// The handles of the upstream called `upstream`.
+    pub fn new(upstream: &str) -> Self {
+        let labels = [upstream];
+        Self {
+            seconds: METRICS.upstream_seconds.with_label_values(&labels),
+            retries: METRICS.upstream_retries.with_label_values(&labels),
+            retries_refused: METRICS.upstream_retries_refused.with_label_values(&labels),
+        }
+    }
 }
 
 /// A method as a bounded label.

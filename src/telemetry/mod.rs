@@ -1,5 +1,6 @@
 //! Metrics, the log, and the access log. Every room after it in the list of `lib.rs` may use it.
 
 pub mod access_log;
+pub mod endpoint_metrics;
 pub mod log_output;
 pub mod metrics;

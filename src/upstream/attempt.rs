@@ -7,17 +7,23 @@ use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorSource, ErrorType};
 
+use super::breaker::Pass;
+
 /// One attempt. Times are counted from [`started`](Self::started).
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
-    /// The endpoint's place in the upstream's list; `None` when no endpoint had an address.
+    /// The endpoint's place in the upstream's list; `None` when no endpoint could get the request.
     pub endpoint: Option<usize>,
+    /// How the attempt passed the endpoint's breaker.
+    pub pass: Pass,
     /// When the endpoint was chosen.
     pub started: Instant,
     /// When the connection was established; zero for a kept connection.
     pub connected: Option<Duration>,
     /// When the header of the answer arrived; an informational one does not count.
     pub first_byte: Option<Duration>,
+    /// The status of the answer, once its header has arrived.
+    pub status: Option<u16>,
     /// When and how the attempt ended; `None` while it goes on.
     pub end: Option<(Duration, AttemptEnd)>,
 }
@@ -29,6 +35,8 @@ pub enum AttemptEnd {
     Answered,
     /// The endpoint failed.
     Failed(Failure),
+    /// The connection was kept from an earlier request and had ended; the endpoint is not at fault.
+    Stale,
     /// The client or the gateway ended the attempt; the endpoint is not at fault.
     Abandoned,
 }
@@ -36,8 +44,6 @@ pub enum AttemptEnd {
 /// The step at which an endpoint failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// No endpoint has an address.
-    NoAddress,
     /// The connection was refused.
     ConnectRefused,
     /// The connection, the TLS handshake included, took too long to establish.
@@ -64,8 +70,8 @@ pub enum Failure {
 
 impl Attempt {
     /// An attempt at `endpoint` that has just started.
-    pub fn new(endpoint: Option<usize>, started: Instant) -> Self {
-        Self { endpoint, started, connected: None, first_byte: None, end: None }
+    pub fn new(endpoint: Option<usize>, pass: Pass, started: Instant) -> Self {
+        Self { endpoint, pass, started, connected: None, first_byte: None, status: None, end: None }
     }
 }
 
@@ -106,6 +112,12 @@ impl Failure {
             | ErrorType::InvalidH2 => Self::MalformedAnswer,
             _ => Self::Other,
         }
+    }
+
+    /// Whether the endpoint took no connection, was silent for too long or ended the connection. Other failures may
+    /// depend on the request.
+    pub fn is_of_connection(self) -> bool {
+        !matches!(self, Self::MalformedAnswer | Self::Other)
     }
 
     /// Whether a deadline passed.

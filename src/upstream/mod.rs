@@ -1,5 +1,10 @@
 //! The servers behind the gateway: upstreams, their endpoints, the choice of an endpoint, and the attempts.
 
 pub mod attempt;
+pub mod breaker;
+pub mod budget;
+pub mod endpoint;
 pub mod pool;
 pub mod resolve;
+pub mod rules;
+pub mod tls;

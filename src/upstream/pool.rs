@@ -1,93 +1,42 @@
-//! An upstream: endpoints in weighted rotation, each with peers that are built before a request needs them.
+//! An upstream: its endpoints, and the choice of one for each attempt.
 //!
 //! This file must not know requests. The upstream chooses an endpoint for an attempt, and the proxy tells it
 //! how the attempt ended.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
 
-use super::attempt::Attempt;
-use super::resolve::Schedule;
-use crate::telemetry::metrics::{self, Histogram};
+use super::attempt::{Attempt, AttemptEnd};
+use super::breaker::{Pass, Verdict};
+use super::budget::Budget;
+use super::endpoint::{Endpoint, Unusable};
+use super::rules::UpstreamRules;
+use crate::telemetry::metrics::UpstreamMetrics;
 
-/// The rules of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamRules {
-    /// The upstream's name.
-    pub name: String,
-    /// The servers of the upstream; at least one.
-    pub endpoints: Vec<EndpointRules>,
-    /// How many further attempts a request gets after the first has failed.
-    pub retries: usize,
-    /// Deadlines.
-    pub timeouts: Timeouts,
-}
-
-/// One server of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointRules {
-    /// A name or an address.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// Whether to speak TLS, verifying the certificate for `host`.
-    pub tls: bool,
-    /// Its share of the requests, relative to the other endpoints.
-    pub weight: u32,
-}
-
-/// A URL without path: `https://host`, or `https://host:port` where the port is not the scheme's own.
-impl fmt::Display for EndpointRules {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, tls, weight: _ } = self;
-        let (scheme, own_port) = if *tls { ("https", 443) } else { ("http", 80) };
-        write!(f, "{scheme}://{host}")?;
-        if *port != own_port {
-            write!(f, ":{port}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Deadlines towards an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// To establish a connection.
-    pub connect: Duration,
-    /// Between two reads.
-    pub read: Duration,
-    /// For one write.
-    pub write: Duration,
-    /// How long an unused connection is kept.
-    pub idle: Duration,
-}
+/// The distance that an endpoint of weight 1 moves with each request. See [`Member::moved`].
+const DISTANCE: u64 = 1 << 20;
 
 /// An upstream.
 pub struct Upstream {
     rules: Arc<UpstreamRules>,
-    endpoints: Vec<Endpoint>,
-    /// Indexes of endpoints, each as often as its weight, spread evenly.
-    rotation: Vec<usize>,
-    next: AtomicUsize,
-    /// Time from the choice of an endpoint to the header of its answer.
-    seconds: Histogram,
+    members: Vec<Member>,
+    /// Where the endpoint that was chosen last stood.
+    position: AtomicU64,
+    budget: Arc<Budget>,
+    metrics: UpstreamMetrics,
 }
 
-/// One server, with a peer for each address of its host.
-pub struct Endpoint {
-    rules: EndpointRules,
-    /// `host:port`, for logs and the Host field.
-    pub authority: String,
-    peers: ArcSwap<Vec<HttpPeer>>,
-    /// When the name is looked up.
-    pub(super) schedule: Mutex<Schedule>,
+/// An endpoint, and its part in this upstream.
+struct Member {
+    endpoint: Arc<Endpoint>,
+    /// How far it moves with each request: less for a larger weight.
+    distance: u64,
+    /// How far it has moved. The endpoint that has moved least is chosen, so that each gets its share evenly.
+    moved: AtomicU64,
 }
 
 impl fmt::Debug for Upstream {
@@ -96,13 +45,14 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// The place of a request in the rotation, kept over its attempts.
+/// The place of a request among the endpoints, kept over its attempts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turn {
-    start: Option<usize>,
     attempts: usize,
     /// The endpoint of the present attempt, by its index.
     endpoint: usize,
+    /// The turn of the present attempt at the addresses of the endpoint.
+    address: usize,
     /// How many addresses of that endpoint were tried.
     addresses: usize,
     /// Whether the last address took no connection.
@@ -121,20 +71,44 @@ impl Turn {
     }
 }
 
+/// What an attempt goes to.
+pub struct Picked {
+    /// The endpoint's place in the upstream's list.
+    pub endpoint: usize,
+    /// How the attempt passes the endpoint's breaker.
+    pub pass: Pass,
+    /// One of the endpoint's peers.
+    pub peer: Box<HttpPeer>,
+}
+
 impl Upstream {
-    /// An upstream by `rules`. An endpoint that is a name has no address until it is resolved.
-    pub fn new(rules: Arc<UpstreamRules>) -> Self {
-        let endpoints: Vec<_> = rules
-            .endpoints
-            .iter()
-            .map(|endpoint| Endpoint::new(endpoint, rules.timeouts))
-            .collect();
-        let weights: Vec<_> = rules.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+    /// An upstream by `rules`. Endpoints that are the same are taken over from `previous`, the upstream of this name
+    /// that was there before, with all that is known about them. An endpoint that is a name has no address until it
+    /// is resolved.
+    pub fn new(rules: Arc<UpstreamRules>, previous: Option<&Self>) -> Self {
+        let members = rules.endpoints.iter().map(|endpoint| {
+            let connections = &rules.connections;
+            let same = |member: &&Member| member.endpoint.is(&endpoint.url, connections);
+            let kept = previous.and_then(|previous| previous.members.iter().find(same));
+            let distance = DISTANCE / u64::from(endpoint.weight.max(1));
+            Member {
+                endpoint: match kept {
+                    Some(kept) => Arc::clone(&kept.endpoint),
+                    None => Arc::new(Endpoint::new(&rules.name, &endpoint.url, connections)),
+                },
+                distance,
+                // Half a step makes the sequence of several weights more even.
+                moved: AtomicU64::new(distance / 2),
+            }
+        });
         Self {
-            seconds: metrics::upstream_seconds(&rules.name),
-            endpoints,
-            rotation: rotation(&weights),
-            next: AtomicUsize::new(0),
+            members: members.collect(),
+            position: AtomicU64::new(0),
+            budget: match previous {
+                Some(previous) => Arc::clone(&previous.budget),
+                None => Arc::new(Budget::new(Instant::now())),
+            },
+            metrics: UpstreamMetrics::new(&rules.name),
             rules,
         }
     }
@@ -144,200 +118,383 @@ impl Upstream {
         &self.rules
     }
 
-    /// The endpoints.
-    pub fn endpoints(&self) -> &[Endpoint] {
-        &self.endpoints
+    /// The endpoints, in the order of the rules.
+    pub fn endpoints(&self) -> impl ExactSizeIterator<Item = &Arc<Endpoint>> {
+        self.members.iter().map(|member| &member.endpoint)
+    }
+
+    /// The endpoint at this place.
+    pub fn endpoint(&self, at: usize) -> Option<&Endpoint> {
+        self.members.get(at).map(|member| &*member.endpoint)
     }
 
     /// Whether the attempt whose last peer took no connection has another address to try.
     pub fn has_another_address(&self, turn: &Turn) -> bool {
-        turn.has_no_connection && turn.addresses < self.endpoints[turn.endpoint].peers.load().len()
+        turn.has_no_connection
+            && self.endpoint(turn.endpoint).is_some_and(|endpoint| {
+                turn.addresses < endpoint.addresses() && endpoint.unusable(Instant::now()).is_none()
+            })
     }
 
-    /// Chooses an endpoint for the next attempt of a request: its index, and one of its peers. A retry goes
-    /// to another endpoint than the attempt before, where there is another. `None` when no endpoint has an
-    /// address.
+    /// Chooses an endpoint at `now` for the next attempt of a request, which has made the attempts `before`. A retry
+    /// goes to an endpoint that was not tried yet, where one may get requests, and otherwise to another address.
     ///
     /// An attempt whose peer took no connection goes on at the next address of the same endpoint, because a
     /// name may have addresses at which nothing listens. It is a new attempt when there is no further address.
-    pub fn pick(&self, turn: &mut Turn) -> Option<(usize, Box<HttpPeer>)> {
-        let start = *turn.start.get_or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
+    ///
+    /// # Errors
+    /// Why there is no endpoint; of several reasons, the one that ends first.
+    pub fn pick(
+        &self,
+        turn: &mut Turn,
+        before: &[Attempt],
+        now: Instant,
+    ) -> Result<Picked, Unusable> {
         let goes_on = self.has_another_address(turn);
         turn.has_no_connection = false;
         if goes_on {
-            let at = turn.endpoint;
             turn.addresses += 1;
-            return self.peer(at, start, turn).map(|peer| (at, peer));
+            if let Some(picked) = self.enter(turn.endpoint, turn.address + turn.addresses - 1, now)
+            {
+                return Ok(picked);
+            }
         }
-        let first = self.rotation[start % self.rotation.len()];
-        let attempt = turn.attempts;
+        if turn.attempts == 0 {
+            self.budget.count_request(now);
+        }
         turn.attempts += 1;
-        // The first attempt follows the rotation; each retry takes the next endpoint in the list.
-        turn.addresses = 1;
-        (0..self.endpoints.len()).find_map(|step| {
-            let at = (first + attempt + step) % self.endpoints.len();
-            let peer = self.peer(at, start, turn)?;
-            turn.endpoint = at;
-            Some((at, peer))
-        })
+        let is_new = |at: usize| before.iter().all(|attempt| attempt.endpoint != Some(at));
+        let chosen = self.choose(turn, now, is_new);
+        let chosen = match chosen {
+            None if !before.is_empty() => self.choose(turn, now, |_| true),
+            chosen => chosen,
+        };
+        chosen.ok_or_else(|| self.unusable(now))
     }
 
-    /// The peer at the address of the endpoint `at` whose turn it is.
-    fn peer(&self, at: usize, start: usize, turn: &Turn) -> Option<Box<HttpPeer>> {
-        let peers = self.endpoints[at].peers.load();
-        // Requests take turns, and so do the attempts of a request, and the connections of an attempt.
-        let turns = start / self.rotation.len() + turn.attempts + turn.addresses - 2;
-        let peer = peers.get(turns.checked_rem(peers.len())?)?;
-        Some(Box::new(peer.clone()))
+    /// Whether the request of `turn` gets another attempt at `now`: it has one left, an endpoint may get requests, and the
+    /// budget allows it.
+    pub fn take_retry(&self, turn: &Turn, now: Instant) -> bool {
+        if turn.attempts > self.rules.retries || !self.has_usable(now) {
+            return false;
+        }
+        let allowed = self.budget.take_retry(self.rules.retry_budget, now);
+        let counter = if allowed { &self.metrics.retries } else { &self.metrics.retries_refused };
+        counter.inc();
+        allowed
     }
 
-    /// Records an attempt that has ended.
-    pub fn attempt_ended(&self, attempt: &Attempt) {
+    fn has_usable(&self, now: Instant) -> bool {
+        self.endpoints().any(|endpoint| endpoint.unusable(now).is_none())
+    }
+
+    /// Whether an endpoint may get requests at `now` to which none of the attempts `before` went.
+    pub fn has_another(&self, before: &[Attempt], now: Instant) -> bool {
+        let is_new = |at: usize| before.iter().all(|attempt| attempt.endpoint != Some(at));
+        let mut endpoints = self.endpoints().enumerate();
+        endpoints.any(|(at, endpoint)| is_new(at) && endpoint.unusable(now).is_none())
+    }
+
+    /// Chooses among the endpoints that `admits`.
+    fn choose(
+        &self,
+        turn: &mut Turn,
+        now: Instant,
+        admits: impl Fn(usize) -> bool,
+    ) -> Option<Picked> {
+        // Another request may be on trial meanwhile, or a look-up may find no address: then the next is chosen.
+        for _ in 0..=self.members.len() {
+            let at = self.next(turn, now, &admits)?;
+            let endpoint = &self.members[at].endpoint;
+            let address = match at == turn.endpoint && turn.attempts > 1 {
+                true => turn.address + turn.addresses,
+                false => endpoint.turn(),
+            };
+            if let Some(picked) = self.enter(at, address, now) {
+                (turn.endpoint, turn.address, turn.addresses) = (at, address, 1);
+                return Some(picked);
+            }
+        }
+        None
+    }
+
+    /// The endpoint that has moved least of those that `admits` and that may get requests at `now`.
+    fn next(&self, turn: &Turn, now: Instant, admits: impl Fn(usize) -> bool) -> Option<usize> {
+        let fits = |at: &usize| admits(*at) && self.members[*at].endpoint.unusable(now).is_none();
+        if self.members.len() == 1 {
+            return Some(0).filter(fits);
+        }
+        let moved = |at: usize| (self.members[at].moved.load(Ordering::Relaxed), at);
+        let (moved, at) = (0..self.members.len()).filter(fits).map(moved).min()?;
+        // A retry takes no turn: the endpoint that fails would be the next again, because the other has moved.
+        if turn.attempts > 1 {
+            return Some(at);
+        }
+        let member = &self.members[at];
+        // An endpoint that got no requests for a while begins beside the others, or it would get all of them.
+        let position = self.position.load(Ordering::Relaxed);
+        if moved < position {
+            member.moved.fetch_max(position, Ordering::Relaxed);
+        } else {
+            self.position.store(moved, Ordering::Relaxed);
+        }
+        member.moved.fetch_add(member.distance, Ordering::Relaxed);
+        Some(at)
+    }
+
+    /// Lets an attempt pass to the endpoint `at`.
+    fn enter(&self, at: usize, address: usize, now: Instant) -> Option<Picked> {
+        let endpoint = &self.members[at].endpoint;
+        let mut peer = Box::new(endpoint.peer(address)?);
+        let timeouts = &self.rules.timeouts;
+        peer.options.connection_timeout = Some(timeouts.connect);
+        peer.options.total_connection_timeout = Some(timeouts.connect * 2);
+        peer.options.read_timeout = Some(timeouts.read);
+        peer.options.write_timeout = Some(timeouts.write);
+        peer.options.idle_timeout = Some(timeouts.idle);
+        Some(Picked { endpoint: at, pass: endpoint.pass(now)?, peer })
+    }
+
+    /// Why no endpoint may get a request at `now`.
+    fn unusable(&self, now: Instant) -> Unusable {
+        let reasons = self.endpoints().filter_map(|endpoint| endpoint.unusable(now));
+        reasons.min_by_key(|reason| reason.wait()).unwrap_or(Unusable::BreakerOpen(Duration::ZERO))
+    }
+
+    /// Records that the header of an answer with this `status` has arrived. It decides about an attempt on trial, which
+    /// would otherwise keep other requests away for as long as its answer takes.
+    pub fn answer_began(&self, attempt: &mut Attempt, status: u16, now: Instant) {
+        attempt.status = Some(status);
+        if attempt.pass == Pass::OnTrial {
+            self.learn(attempt, self.verdict(attempt, AttemptEnd::Answered), now);
+            attempt.pass = Pass::Freely;
+        }
+    }
+
+    /// Records an attempt that has ended in this way, at `now`.
+    pub fn attempt_ended(&self, attempt: &Attempt, end: AttemptEnd, now: Instant) {
         if let Some(first_byte) = attempt.first_byte {
-            self.seconds.observe(first_byte.as_secs_f64());
+            self.metrics.seconds.observe(first_byte.as_secs_f64());
+        }
+        self.learn(attempt, self.verdict(attempt, end), now);
+    }
+
+    fn learn(&self, attempt: &Attempt, verdict: Verdict, now: Instant) {
+        if let Some(endpoint) = attempt.endpoint.and_then(|at| self.endpoint(at)) {
+            endpoint.learn(attempt.pass, verdict, &self.rules.breaker, attempt.started, now);
         }
     }
-}
 
-impl Endpoint {
-    fn new(rules: &EndpointRules, timeouts: Timeouts) -> Self {
-        let authority = format!("{}:{}", rules.host, rules.port);
-        let endpoint = Self {
-            rules: rules.clone(),
-            authority,
-            peers: ArcSwap::default(),
-            schedule: Mutex::default(),
-        };
-        if let Some(address) = endpoint.literal() {
-            endpoint.set_addresses(&[address], timeouts);
+    /// What an attempt that ends in this way says about its endpoint.
+    fn verdict(&self, attempt: &Attempt, end: AttemptEnd) -> Verdict {
+        let is_failure = |status| self.rules.breaker.statuses.contain(status);
+        match end {
+            AttemptEnd::Answered if attempt.status.is_some_and(is_failure) => Verdict::Bad,
+            AttemptEnd::Answered => Verdict::Good,
+            AttemptEnd::Failed(failure) if failure.is_of_connection() => Verdict::Bad,
+            AttemptEnd::Failed(_) | AttemptEnd::Stale | AttemptEnd::Abandoned => Verdict::Nothing,
         }
-        endpoint
     }
-
-    /// The address of an endpoint whose host is an address; `None` when the host is a name.
-    pub fn literal(&self) -> Option<SocketAddr> {
-        let host = self.rules.host.trim_start_matches('[').trim_end_matches(']');
-        host.parse().ok().map(|ip| SocketAddr::new(ip, self.rules.port))
-    }
-
-    /// Replaces the peers by peers at `addresses`.
-    pub fn set_addresses(&self, addresses: &[SocketAddr], timeouts: Timeouts) {
-        // The peer is cloned for each request, and without TLS nothing reads its name.
-        let server_name = if self.rules.tls { &*self.rules.host } else { "" };
-        let peer = |address: &SocketAddr| {
-            // `HttpPeer::new` would look up a name here, blocking, and would panic when that fails.
-            let mut peer = HttpPeer::new(*address, self.rules.tls, server_name.to_owned());
-            peer.options.connection_timeout = Some(timeouts.connect);
-            peer.options.total_connection_timeout = Some(timeouts.connect * 2);
-            peer.options.read_timeout = Some(timeouts.read);
-            peer.options.write_timeout = Some(timeouts.write);
-            peer.options.idle_timeout = Some(timeouts.idle);
-            peer
-        };
-        self.peers.store(Arc::new(addresses.iter().map(peer).collect()));
-    }
-
-    /// Whether the endpoint has an address.
-    pub fn is_resolved(&self) -> bool {
-        !self.peers.load().is_empty()
-    }
-}
-
-/// Indexes of `weights`, each as often as its weight, spread evenly: the endpoint that is furthest behind
-/// its share comes next.
-fn rotation(weights: &[u32]) -> Vec<usize> {
-    let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
-    let mut credit = vec![0i64; weights.len()];
-    (0..total.max(1))
-        .map(|_| {
-            for (credit, &weight) in credit.iter_mut().zip(weights) {
-                *credit += i64::from(weight);
-            }
-            let most = (0..credit.len()).rev().max_by_key(|&at| credit[at]).unwrap_or(0);
-            if let Some(credit) = credit.get_mut(most) {
-                *credit -= total;
-            }
-            most
-        })
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::attempt::Failure;
+    use super::super::rules::{BreakerRules, EndpointRules, EndpointUrl, Scheme, Timeouts};
     use super::*;
 
-    fn upstream(endpoints: &[(&str, u32)]) -> Upstream {
-        let timeout = Duration::from_secs(1);
-        Upstream::new(Arc::new(UpstreamRules {
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Rules of an upstream whose endpoints have these hosts and weights, at the ports from 1000 on.
+    fn rules(endpoints: &[(&str, u32)]) -> UpstreamRules {
+        let endpoint = |(at, &(host, weight)): (usize, &(&str, u32))| EndpointRules {
+            url: EndpointUrl { host: host.into(), port: 1_000 + at as u16, scheme: Scheme::Http },
+            weight,
+        };
+        UpstreamRules {
             name: "u".into(),
-            endpoints: endpoints
-                .iter()
-                .enumerate()
-                .map(|(at, (host, weight))| EndpointRules {
-                    host: (*host).into(),
-                    port: 1_000 + at as u16,
-                    tls: false,
-                    weight: *weight,
-                })
-                .collect(),
+            endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
+            connections: Default::default(),
             retries: 2,
-            timeouts: Timeouts { connect: timeout, read: timeout, write: timeout, idle: timeout },
-        }))
+            retry_budget: 20,
+            timeouts: Timeouts { connect: SECOND, read: SECOND, write: SECOND, idle: SECOND },
+            breaker: BreakerRules {
+                failures: Some(2),
+                open_for: SECOND,
+                statuses: Default::default(),
+            },
+        }
     }
 
-    /// The port of the peer, which follows from the index of its endpoint.
-    fn port(picked: Option<(usize, Box<HttpPeer>)>) -> Option<u16> {
-        let (at, peer) = picked?;
-        let port = peer._address.as_inet().map(SocketAddr::port);
-        assert_eq!(port, Some(1_000 + at as u16));
-        port
+    fn upstream(endpoints: &[(&str, u32)]) -> Upstream {
+        Upstream::new(Arc::new(rules(endpoints)), None)
+    }
+
+    /// A request with its attempts.
+    struct Request {
+        turn: Turn,
+        attempts: Vec<Attempt>,
+    }
+
+    impl Request {
+        fn new() -> Self {
+            Self { turn: Turn::default(), attempts: Vec::new() }
+        }
+
+        fn pick(&mut self, upstream: &Upstream, now: Instant) -> Result<Picked, Unusable> {
+            let picked = upstream.pick(&mut self.turn, &self.attempts, now)?;
+            self.attempts.push(Attempt::new(Some(picked.endpoint), picked.pass, now));
+            Ok(picked)
+        }
+
+        fn end(&mut self, upstream: &Upstream, end: AttemptEnd, now: Instant) {
+            upstream.attempt_ended(self.attempts.last().unwrap(), end, now);
+        }
+    }
+
+    /// The endpoint of the next request, which follows from the port of its peer.
+    fn at(upstream: &Upstream, now: Instant) -> Result<usize, Unusable> {
+        let picked = Request::new().pick(upstream, now)?;
+        let port = picked.peer._address.as_inet().map(SocketAddr::port);
+        assert_eq!(port, Some(1_000 + picked.endpoint as u16));
+        Ok(picked.endpoint)
+    }
+
+    fn sequence(upstream: &Upstream, requests: usize) -> Vec<usize> {
+        (0..requests).map(|_| at(upstream, Instant::now()).unwrap()).collect()
+    }
+
+    const HERE: &str = "127.0.0.1";
+
+    #[test]
+    fn requests_follow_the_weights_evenly() {
+        assert_eq!(sequence(&upstream(&[(HERE, 1), (HERE, 1)]), 4), [0, 1, 0, 1]);
+        assert_eq!(sequence(&upstream(&[(HERE, 3), (HERE, 1)]), 8), [0, 0, 1, 0, 0, 0, 1, 0]);
+        let three = sequence(&upstream(&[(HERE, 5), (HERE, 1), (HERE, 1)]), 14);
+        for half in three.chunks(7) {
+            let of = |at: usize| half.iter().filter(|chosen| **chosen == at).count();
+            assert_eq!([of(0), of(1), of(2)], [5, 1, 1], "{three:?}");
+        }
     }
 
     #[test]
-    fn the_rotation_follows_the_weights_evenly() {
-        assert_eq!(rotation(&[1, 1]), [0, 1]);
-        assert_eq!(rotation(&[3, 1]), [0, 0, 1, 0]);
-        assert_eq!(rotation(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
+    fn retries_go_elsewhere_first() {
+        let (upstream, now) = (upstream(&[(HERE, 1), (HERE, 9), (HERE, 1)]), Instant::now());
+        for _ in 0..20 {
+            let mut request = Request::new();
+            let mut tried: Vec<_> =
+                (0..3).map(|_| request.pick(&upstream, now).unwrap().endpoint).collect();
+            tried.sort_unstable();
+            assert_eq!(tried, [0, 1, 2]);
+            assert!(!upstream.has_another(&request.attempts, now));
+            request.pick(&upstream, now).unwrap();
+            assert_eq!(request.turn.attempts(), 4);
+        }
     }
 
     #[test]
-    fn requests_take_turns_and_retries_go_elsewhere() {
-        let upstream = upstream(&[("127.0.0.1", 1), ("127.0.0.1", 1)]);
-        let first: Vec<_> = (0..4).map(|_| port(upstream.pick(&mut Turn::default()))).collect();
-        assert_eq!(first, [Some(1_000), Some(1_001), Some(1_000), Some(1_001)]);
-        let mut turn = Turn::default();
-        let attempts: Vec<_> = (0..3).map(|_| port(upstream.pick(&mut turn))).collect();
-        assert_eq!(attempts, [Some(1_000), Some(1_001), Some(1_000)]);
+    fn an_endpoint_that_fails_gets_no_requests_until_one_succeeds() {
+        let (upstream, start) = (upstream(&[(HERE, 1), (HERE, 1)]), Instant::now());
+        let refused = AttemptEnd::Failed(Failure::ConnectRefused);
+        let mut failures = 0;
+        while failures < 2 {
+            let mut request = Request::new();
+            if request.pick(&upstream, start).unwrap().endpoint == 0 {
+                request.end(&upstream, refused, start);
+                failures += 1;
+            }
+        }
+        assert!((0..10).all(|_| at(&upstream, start) == Ok(1)));
+        // The first request after the pause is on trial, and the endpoint gets no other until it ends.
+        let later = start + SECOND * 2;
+        let mut trial = Request::new();
+        let picked = trial.pick(&upstream, later).unwrap();
+        assert_eq!((picked.endpoint, picked.pass), (0, Pass::OnTrial));
+        assert!((0..10).all(|_| at(&upstream, later) == Ok(1)));
+        // A client that leaves says nothing, and the next request is on trial.
+        trial.end(&upstream, AttemptEnd::Abandoned, later);
+        let mut trial = Request::new();
+        assert_eq!(trial.pick(&upstream, later).unwrap().pass, Pass::OnTrial);
+        // The header of the answer decides, before the answer ends.
+        upstream.answer_began(&mut trial.attempts[0], 200, later);
+        let mut zeros = sequence(&upstream, 10);
+        zeros.retain(|at| *at == 0);
+        assert!((4..=6).contains(&zeros.len()), "no more than its share: {zeros:?}");
+        trial.end(&upstream, AttemptEnd::Answered, later);
+    }
+
+    #[test]
+    fn only_what_the_endpoint_did_counts() {
+        let statuses = crate::upstream::rules::Statuses(vec![500..=599]);
+        let mut rules = rules(&[(HERE, 1)]);
+        rules.breaker.statuses = statuses;
+        let rules = Arc::new(rules);
+        for (status, end, opens) in [
+            (None, AttemptEnd::Failed(Failure::ConnectTimeout), true),
+            (None, AttemptEnd::Failed(Failure::Closed), true),
+            (Some(200), AttemptEnd::Failed(Failure::ReadFailed), true),
+            (Some(503), AttemptEnd::Answered, true),
+            (Some(404), AttemptEnd::Answered, false),
+            (None, AttemptEnd::Failed(Failure::MalformedAnswer), false),
+            (None, AttemptEnd::Stale, false),
+            (None, AttemptEnd::Abandoned, false),
+        ] {
+            let (upstream, now) = (Upstream::new(Arc::clone(&rules), None), Instant::now());
+            for _ in 0..2 {
+                let mut request = Request::new();
+                request.pick(&upstream, now).unwrap();
+                if let Some(status) = status {
+                    upstream.answer_began(&mut request.attempts[0], status, now);
+                }
+                request.end(&upstream, end, now);
+            }
+            let expected = if opens { Err(Unusable::BreakerOpen(SECOND)) } else { Ok(0) };
+            assert_eq!(at(&upstream, now), expected, "{status:?} {end:?}");
+            assert_eq!(upstream.has_usable(now), !opens);
+        }
+    }
+
+    #[test]
+    fn endpoints_outlive_the_rules_of_their_upstream() {
+        let first = upstream(&[(HERE, 1), ("127.0.0.2", 1)]);
+        let mut changed = rules(&[(HERE, 7), ("127.0.0.3", 1)]);
+        changed.retries = 9;
+        let second = Upstream::new(Arc::new(changed), Some(&first));
+        let same: Vec<_> =
+            first.endpoints().zip(second.endpoints()).map(|(a, b)| Arc::ptr_eq(a, b)).collect();
+        assert_eq!(same, [true, false]);
     }
 
     /// The addresses that `connections` of a request go to when each fails.
-    fn addresses_of(upstream: &Upstream, turn: &mut Turn, connections: usize) -> Vec<String> {
+    fn addresses_of(upstream: &Upstream, request: &mut Request, connections: usize) -> Vec<String> {
         let mut address = || {
-            let (_, peer) = upstream.pick(turn).unwrap();
-            turn.connection_failed();
-            peer._address.to_string()
+            let picked = request.pick(upstream, Instant::now()).unwrap();
+            request.turn.connection_failed();
+            picked.peer._address.to_string()
         };
         (0..connections).map(|_| address()).collect()
+    }
+
+    fn set_addresses(upstream: &Upstream, endpoint: usize, addresses: &[&str]) {
+        let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        upstream.endpoint(endpoint).unwrap().set_addresses(&addresses);
     }
 
     #[test]
     fn an_attempt_moves_on_through_the_addresses_of_a_name() {
         let upstream = upstream(&[("one.invalid", 1), ("two.invalid", 1)]);
-        let timeouts = upstream.rules().timeouts;
-        let set = |endpoint: usize, addresses: &[&str]| {
-            let addresses: Vec<_> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-            upstream.endpoints()[endpoint].set_addresses(&addresses, timeouts);
-        };
-        set(0, &["[::1]:1", "127.0.0.1:1", "127.0.0.2:1"]);
-        set(1, &["127.0.0.1:2", "127.0.0.2:2"]);
-        let mut turn = Turn::default();
-        let mut tried = addresses_of(&upstream, &mut turn, 3);
-        assert_eq!(turn.attempts(), 1, "all addresses of an endpoint are one attempt");
-        assert!(!upstream.has_another_address(&turn));
+        set_addresses(&upstream, 0, &["[::1]:1", "127.0.0.1:1", "127.0.0.2:1"]);
+        set_addresses(&upstream, 1, &["127.0.0.1:2", "127.0.0.2:2"]);
+        let mut request = Request::new();
+        let mut tried = addresses_of(&upstream, &mut request, 3);
+        assert_eq!(request.turn.attempts(), 1, "all addresses of an endpoint are one attempt");
+        assert!(!upstream.has_another_address(&request.turn));
         tried.sort_unstable();
         assert_eq!(tried, ["127.0.0.1:1", "127.0.0.2:1", "[::1]:1"]);
-        let mut tried = addresses_of(&upstream, &mut turn, 2);
-        assert_eq!(turn.attempts(), 2);
+        let mut tried = addresses_of(&upstream, &mut request, 2);
+        assert_eq!(request.turn.attempts(), 2);
         tried.sort_unstable();
         assert_eq!(tried, ["127.0.0.1:2", "127.0.0.2:2"]);
     }
@@ -345,37 +502,24 @@ mod tests {
     #[test]
     fn a_connection_that_was_made_ends_the_search_for_an_address() {
         let upstream = upstream(&[("one.invalid", 1)]);
-        let addresses = ["127.0.0.1:1", "127.0.0.2:1"].map(|address| address.parse().unwrap());
-        upstream.endpoints()[0].set_addresses(&addresses, upstream.rules().timeouts);
-        let address = |turn: &mut Turn| upstream.pick(turn).unwrap().1._address.to_string();
-        let mut turn = Turn::default();
-        let first = address(&mut turn);
-        assert!(!upstream.has_another_address(&turn), "the peer has answered, and badly");
-        assert_ne!(address(&mut turn), first, "a retry goes to the other address");
-        assert_eq!(turn.attempts(), 2);
-    }
-
-    #[test]
-    fn endpoints_read_as_urls() {
-        for (host, port, tls, text) in [
-            ("127.0.0.1", 3001, false, "http://127.0.0.1:3001"),
-            ("a", 80, false, "http://a"),
-            ("a", 443, false, "http://a:443"),
-            ("a", 443, true, "https://a"),
-            ("[::1]", 8443, true, "https://[::1]:8443"),
-        ] {
-            let endpoint = EndpointRules { host: host.into(), port, tls, weight: 1 };
-            assert_eq!(endpoint.to_string(), text);
-        }
+        set_addresses(&upstream, 0, &["127.0.0.1:1", "127.0.0.2:1"]);
+        let mut request = Request::new();
+        let mut address =
+            || request.pick(&upstream, Instant::now()).unwrap().peer._address.to_string();
+        let first = address();
+        assert_ne!(address(), first, "a retry goes to the other address");
+        assert!(!upstream.has_another_address(&request.turn), "the peer has answered, and badly");
+        assert_eq!(request.turn.attempts(), 2);
     }
 
     #[test]
     fn endpoints_without_an_address_are_passed_over() {
         let upstream = upstream(&[("a.invalid", 1), ("::1", 1)]);
         for _ in 0..3 {
-            assert_eq!(port(upstream.pick(&mut Turn::default())), Some(1_001));
+            assert_eq!(at(&upstream, Instant::now()), Ok(1));
         }
         let nowhere = self::upstream(&[("a.invalid", 1)]);
-        assert_eq!(port(nowhere.pick(&mut Turn::default())), None);
+        let reason = at(&nowhere, Instant::now());
+        assert_eq!(reason, Err(Unusable::NoAddress(Duration::ZERO)));
     }
 }

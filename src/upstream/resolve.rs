@@ -12,6 +12,7 @@ use log::{info, warn};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::endpoint::Endpoint;
 use super::pool::Upstream;
 
 /// After this time without an answer, a look-up is said to have failed.
@@ -72,40 +73,29 @@ fn pause(failures: u32) -> Duration {
 pub fn look_up<'a>(upstreams: impl IntoIterator<Item = &'a Arc<Upstream>>) -> Vec<JoinHandle<()>> {
     let now = Instant::now();
     let mut started = Vec::new();
-    for upstream in upstreams {
-        for (at, endpoint) in upstream.endpoints().iter().enumerate() {
-            if endpoint.literal().is_none() && endpoint.schedule.lock().start(now) {
-                let running = Running { upstream: Arc::clone(upstream), at };
-                started.push(tokio::spawn(look_up_one(running)));
-            }
+    for endpoint in upstreams.into_iter().flat_map(|upstream| upstream.endpoints()) {
+        if endpoint.literal().is_none() && endpoint.schedule.lock().start(now) {
+            started.push(tokio::spawn(look_up_one(Running(Arc::clone(endpoint)))));
         }
     }
     started
 }
 
 /// A look-up that is running until this is dropped, also when its runtime ends first.
-struct Running {
-    upstream: Arc<Upstream>,
-    at: usize,
-}
+struct Running(Arc<Endpoint>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(endpoint) = self.upstream.endpoints().get(self.at) {
-            endpoint.schedule.lock().is_running = false;
-        }
+        self.0.schedule.lock().is_running = false;
     }
 }
 
 async fn look_up_one(running: Running) {
-    let upstream = &running.upstream;
-    let Some(endpoint) = upstream.endpoints().get(running.at) else { return };
-    let name = &upstream.rules().name;
-    let authority = &endpoint.authority;
+    let endpoint = &running.0;
     let fail = |problem: &str| {
-        warn!("upstream {name}: {authority} cannot be resolved: {problem}");
+        warn!("{endpoint} cannot be resolved: {problem}");
     };
-    let mut answer = pin!(tokio::net::lookup_host(authority));
+    let mut answer = pin!(tokio::net::lookup_host(&endpoint.authority));
     let answer = match timeout(LOOKUP, &mut answer).await {
         Ok(answer) => answer,
         Err(_late) => {
@@ -122,9 +112,9 @@ async fn look_up_one(running: Running) {
                 fail("it has no address");
             } else {
                 if !endpoint.is_resolved() {
-                    info!("upstream {name}: {authority} resolved to {addresses:?}");
+                    info!("{endpoint} resolved to {addresses:?}");
                 }
-                endpoint.set_addresses(&addresses, upstream.rules().timeouts);
+                endpoint.set_addresses(&addresses);
             }
             !addresses.is_empty()
         }

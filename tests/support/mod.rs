@@ -19,6 +19,7 @@ pub mod http;
 pub mod issuer;
 pub mod origin;
 pub mod redis;
+pub mod server;
 pub mod token;
 pub mod topology;
 
@@ -26,6 +27,7 @@ pub use http::{Client, Message, chunked, request};
 pub use issuer::{ALGORITHMS, KeyServer, Signer};
 pub use origin::Origin;
 pub use redis::Redis;
+pub use server::ServerProcess;
 pub use token::{SECRET, bearer, token};
 pub use topology::{RedisCluster, Sentinels};
 

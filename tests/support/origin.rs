@@ -32,7 +32,11 @@ struct State {
 
 impl Origin {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// Starts a server that `listener` brings connections to.
+    pub fn start_on(listener: TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         let accepting = Arc::clone(&state);

@@ -91,13 +91,22 @@ mod tests {
     use crate::route::host_pattern::HostPattern;
     use crate::route::split::Split;
     use crate::route::table::Matcher;
-    use crate::upstream::pool::{Timeouts, UpstreamRules};
+    use crate::upstream::rules::{BreakerRules, Timeouts, UpstreamRules};
 
     fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth_required: bool) -> Route {
         let second = Duration::from_secs(1);
         let timeouts = Timeouts { connect: second, read: second, write: second, idle: second };
-        let upstream =
-            UpstreamRules { name: "u".into(), endpoints: Vec::new(), retries: 0, timeouts };
+        let breaker =
+            BreakerRules { failures: None, open_for: second, statuses: Default::default() };
+        let upstream = UpstreamRules {
+            name: "u".into(),
+            endpoints: Vec::new(),
+            connections: Default::default(),
+            retries: 0,
+            retry_budget: 20,
+            timeouts,
+            breaker,
+        };
         Route {
             limits: LimitSet::default(),
             max_in_flight: None,

@@ -9,7 +9,7 @@ use super::super::scalar::{Identifier, Scalar as _};
 use super::{each, need, unknown};
 use crate::route::mirror::Mirror;
 use crate::route::split::Split;
-use crate::upstream::pool::UpstreamRules;
+use crate::upstream::rules::UpstreamRules;
 
 /// Upstreams by name; an upstream with a fault has no value.
 type Named = [(String, Option<Arc<UpstreamRules>>)];

@@ -11,6 +11,7 @@ mod limits;
 mod notices;
 mod routing;
 mod tokens;
+mod upstreams;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -37,7 +38,7 @@ pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     });
     let written_auth = file.auth.unwrap_or_default();
     let (auth, token_cache) = auth::compile(written_auth, &plans, algorithm, report);
-    let upstreams = named(file.upstreams, &KeyPath::top("upstreams"), report, routing::upstream);
+    let upstreams = named(file.upstreams, &KeyPath::top("upstreams"), report, upstreams::upstream);
     let has_credentials = auth.may_know_a_token() || file.redis.is_some();
     let context = routing::Context { upstreams: &upstreams, has_credentials, algorithm };
     let routes = routing::routes(file.routes, &context, report);

@@ -1,73 +1,19 @@
-//! Upstreams and routes.
+//! Routes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::Route;
-use super::super::address::EndpointUrl;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::words::RouteAuth;
 use super::fields::{self, Towards};
-use super::{cors, deadline, destination, each, limits, need, notices, or};
+use super::{cors, destination, each, limits, need, notices, or};
 use crate::base::net::NetworkRules;
 use crate::quota::Algorithm;
 use crate::route::table::Matcher;
-use crate::upstream::pool::{EndpointRules, Timeouts, UpstreamRules};
-
-pub(super) fn upstream(
-    written: file::Upstream,
-    name: &str,
-    at: &KeyPath,
-    report: &mut Report,
-) -> Option<Arc<UpstreamRules>> {
-    let timeouts = written.timeouts.unwrap_or_default();
-    Some(Arc::new(UpstreamRules {
-        name: name.to_owned(),
-        endpoints: endpoints(written.endpoints, &at.key("endpoints"), report),
-        timeouts: Timeouts {
-            connect: deadline(timeouts.connect, 1),
-            read: deadline(timeouts.read, 30),
-            write: deadline(timeouts.write, 30),
-            idle: deadline(timeouts.idle, 60),
-        },
-        retries: super::count(written.retries.map(|n| n.0.0), 2),
-    }))
-}
-
-fn endpoints(
-    written: file::List<file::Endpoint>,
-    at: &KeyPath,
-    report: &mut Report,
-) -> Vec<EndpointRules> {
-    let written = written.unwrap_or_default();
-    if written.is_empty() {
-        report.fault(at, "has no endpoint; write at least one, such as [ http://127.0.0.1:3001 ]");
-    }
-    let mut endpoints: Vec<EndpointRules> = Vec::new();
-    for (i, endpoint) in written.into_iter().enumerate() {
-        let at = at.index(i);
-        let (url, weight) =
-            endpoint.map_or((None, None), |endpoint| (endpoint.url, endpoint.weight));
-        let Some(url) = need(url, &at.key("url"), report) else {
-            continue;
-        };
-        let weight = weight.map_or(1, |n| u32::try_from(n.0.0).unwrap_or(u32::MAX));
-        let EndpointUrl { host, port, tls } = url;
-        let same = |other: &EndpointRules| {
-            (other.host.as_str(), other.port, other.tls) == (host.as_str(), port, tls)
-        };
-        if endpoints.iter().any(same) {
-            report.fault(
-                &at,
-                "is the URL of another endpoint; write each URL once, with a weight if it differs",
-            );
-        }
-        endpoints.push(EndpointRules { host, port, tls, weight });
-    }
-    endpoints
-}
+use crate::upstream::rules::UpstreamRules;
 
 /// The rest of the configuration, as far as routes refer to it.
 pub(super) struct Context<'a> {
