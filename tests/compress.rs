@@ -94,6 +94,13 @@ fn text_is_compressed_as_the_client_prefers() {
         }
     }
     assert_eq!(origin.connections(), 1, "connections are kept after such answers");
+    let fine = [
+        b"HTTP/1.1 200 Fine\r\nContent-Type: text/plain\r\nContent-Length: 2000\r\n\r\n",
+        &*text(2_000),
+    ];
+    origin.reply("/fine", fine.concat());
+    let answer = get(&gateway, "/fine", "gzip");
+    assert_eq!((&*answer.line, decoded(&answer) == text(2_000)), ("HTTP/1.1 200 Fine", true));
 }
 
 #[test]

@@ -468,6 +468,8 @@ pub struct Mirror {
     pub upstream: Maybe<Identifier>,
     pub percent: Maybe<Whole<1, 100>>,
     pub methods: List<Leaf<Method>>,
+    pub max_in_flight: Maybe<Whole<1, 1_000_000>>,
+    pub timeout: Maybe<Deadline>,
 }
 
 #[derive(Deserialize)]

@@ -4,9 +4,8 @@
 //! permit and its body is known, on a task of its own: an upstream for copies that is slow, dead or wrong costs the
 //! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header};
@@ -15,6 +14,7 @@ use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
 use pingora_core::{Error, ErrorType, OkOrErr as _, OrErr as _, Result};
 use pingora_http::RequestHeader;
+use pingora_limits::inflight::{Guard, Inflight};
 use tokio::time::timeout;
 
 use crate::base::task::detach;
@@ -23,14 +23,8 @@ use crate::route::fields;
 use crate::upstream::attempt::{Attempt, AttemptEnd, Failure};
 use crate::upstream::pool::{Picked, Turn, Upstream};
 
-/// Most copies on their way at the same time, in this process.
-const MAX_IN_FLIGHT: usize = 256;
-
 /// The largest body of a copy, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-
-/// The longest time of a copy, from its connection to the end of its answer.
-const MAX_TIME: Duration = Duration::from_secs(10);
 
 /// A larger answer is not read to its end, in bytes; its connection is closed.
 const MAX_ANSWER: usize = 256 * 1024;
@@ -40,7 +34,8 @@ const MAX_ANSWER: usize = 256 * 1024;
 pub struct Mirrors {
     /// Made when the first copy is sent. A connection belongs to the thread that made it.
     connector: OnceLock<Connector>,
-    in_flight: Arc<AtomicUsize>,
+    /// The copies on their way, by upstream; made with the first copy too.
+    in_flight: Arc<OnceLock<Inflight>>,
 }
 
 impl Mirrors {
@@ -49,19 +44,10 @@ impl Mirrors {
         Self { connector: OnceLock::new(), in_flight: Arc::clone(&self.in_flight) }
     }
 
-    fn slot(&self) -> Option<Slot> {
-        let slot = Slot(Arc::clone(&self.in_flight));
-        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        (before < MAX_IN_FLIGHT).then_some(slot)
-    }
-}
-
-/// A place among the copies on their way.
-struct Slot(Arc<AtomicUsize>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    fn slot(&self, mirror: &RouteMirror) -> Option<Guard> {
+        let upstream = &*mirror.rules.upstream.rules().name;
+        let (slot, in_flight) = self.in_flight.get_or_init(Inflight::new).incr(upstream, 1);
+        (in_flight <= mirror.rules.max_in_flight).then_some(slot)
     }
 }
 
@@ -95,7 +81,7 @@ pub struct RequestCopy {
     body: Vec<u8>,
     mirror: RouteMirror,
     mirrors: Arc<Mirrors>,
-    _slot: Slot,
+    _slot: Guard,
 }
 
 impl RequestCopy {
@@ -108,7 +94,7 @@ impl RequestCopy {
         if !mirror.rules.copies(header.method.as_str(), || fastrand::u64(..100)) {
             return None;
         }
-        let Some(slot) = mirrors.slot() else {
+        let Some(slot) = mirrors.slot(mirror) else {
             mirror.metrics.dropped.inc();
             return None;
         };
@@ -141,7 +127,7 @@ impl RequestCopy {
     pub fn send(self: Box<Self>) -> CopyState {
         detach(async move {
             let metrics = self.mirror.metrics.clone();
-            match timeout(MAX_TIME, self.exchange()).await {
+            match timeout(self.mirror.rules.timeout, self.exchange()).await {
                 Ok(Ok(())) => metrics.sent.inc(),
                 Ok(Err(_)) | Err(_) => metrics.failed.inc(),
             }

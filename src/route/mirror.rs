@@ -1,5 +1,7 @@
 //! Which requests of a route are copied for another upstream. This file must not know how a copy is sent.
 
+use std::time::Duration;
+
 use super::table::serves;
 
 /// The rules of a route about copies.
@@ -11,6 +13,10 @@ pub struct Mirror<T> {
     pub percent: u64,
     /// The methods of requests that are copied. `GET` includes `HEAD`.
     pub methods: Vec<String>,
+    /// Most copies on their way to the upstream at the same time, in this process.
+    pub max_in_flight: isize,
+    /// The longest time of a copy, from its connection to the end of its answer.
+    pub timeout: Duration,
 }
 
 impl<T> Mirror<T> {
@@ -21,8 +27,8 @@ impl<T> Mirror<T> {
 
     /// The same rules for another kind of upstream.
     pub fn map<U>(self, with: impl FnOnce(T) -> U) -> Mirror<U> {
-        let Self { upstream, percent, methods } = self;
-        Mirror { upstream: with(upstream), percent, methods }
+        let Self { upstream, percent, methods, max_in_flight, timeout } = self;
+        Mirror { upstream: with(upstream), percent, methods, max_in_flight, timeout }
     }
 }
 
@@ -32,8 +38,13 @@ mod tests {
 
     #[test]
     fn methods_and_the_dice_decide() {
-        let mirror =
-            |percent| Mirror { upstream: (), percent, methods: vec!["GET".into(), "PUT".into()] };
+        let mirror = |percent| Mirror {
+            upstream: (),
+            percent,
+            methods: vec!["GET".into(), "PUT".into()],
+            max_in_flight: 1,
+            timeout: Duration::ZERO,
+        };
         for (percent, method, dice, copies) in [
             (10, "GET", 9, true),
             (10, "GET", 10, false),

@@ -6,12 +6,12 @@ use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::scalar::{Identifier, Scalar as _};
-use super::{each, need, unknown};
+use super::{deadline, each, need, unknown};
 use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::upstream::rules::UpstreamRules;
 
-/// Upstreams by name; an upstream with a fault has no value.
+/// Upstreams in the order of their names; an upstream with a fault has no value.
 type Named = [(String, Option<Arc<UpstreamRules>>)];
 
 /// The upstreams of the route at `at`, of which `known` has all there are.
@@ -61,6 +61,10 @@ pub(super) fn mirror(
             true => SAFE.map(str::to_owned).into(),
             false => methods.into_iter().map(|method| method.0).collect(),
         },
+        max_in_flight: written
+            .max_in_flight
+            .map_or(256, |most| isize::try_from(most.0.0).unwrap_or(isize::MAX)),
+        timeout: deadline(written.timeout, 10),
     })
 }
 
@@ -71,7 +75,8 @@ pub(super) fn named(
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<Arc<UpstreamRules>> {
-    let found = known.iter().find(|(existing, _)| existing == name);
+    let found = known.binary_search_by(|(existing, _)| existing.as_str().cmp(name));
+    let found = found.ok().and_then(|at| known.get(at));
     if found.is_none() && !report.is_broken(&KeyPath::top("upstreams").key(name)) {
         report.fault(at, unknown("upstream", name, known.iter().map(|(name, _)| name)));
     }

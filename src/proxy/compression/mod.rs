@@ -49,6 +49,8 @@ impl Compression {
         if !is_suitable(response) {
             return Ok(None);
         }
+        // The parts have no reason phrase.
+        let reason = response.get_reason_phrase().map(str::to_owned);
         let mut parts = take_parts(response);
         vary(&mut parts.headers, "Accept-Encoding");
         let has_body = request.method != Method::HEAD && request.version != Version::HTTP_10;
@@ -58,6 +60,7 @@ impl Compression {
             set_fields(&mut parts.headers, coding, request.version);
         }
         *response = parts.into();
+        response.set_reason_phrase(reason.as_deref())?;
         let Some(coding) = coding else { return Ok(None) };
         let encoder = Encoder::new(coding).or_err(ErrorType::InternalError, "a coding")?;
         Ok(Some(Box::new(Self { encoder, left, ended: false })))
