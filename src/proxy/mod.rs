@@ -20,8 +20,8 @@ use crate::admission::{Admission, Permit, Rejection, Request};
 use crate::auth::sources::Onward;
 use crate::base::net;
 use crate::listener::connection::peer_ip;
-use crate::listener::http1;
-use crate::listener::http1::end::RequestEnd;
+use crate::listener::end::RequestEnd;
+use crate::listener::request as client_request;
 use crate::policy::{Policy, RouteMirror};
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
@@ -168,7 +168,7 @@ impl Proxy {
     /// Lets the answer say that the connection ends, when this process is about to go.
     fn close_when_draining(&self, session: &mut Session) {
         if self.readiness.closing.load(Ordering::Relaxed) {
-            session.set_keepalive(None);
+            client_request::close_connection(&mut session.downstream_session);
         }
     }
 
@@ -296,7 +296,7 @@ impl ProxyHttp for Proxy {
                 }
                 if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
                     let client = &session.downstream_session;
-                    http1::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
+                    client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
                 Ok(peer)
             }
@@ -335,7 +335,7 @@ impl ProxyHttp for Proxy {
         }
         // An HTTP/2 connection has other requests, too: it does not end with an upload.
         if let Some(socket) = ctx.upload_socket.take().filter(|_| !is_http2) {
-            http1::set_upload(&session.downstream_session, Some(socket));
+            client_request::set_upload(&session.downstream_session, Some(socket));
             ctx.uploads = true;
         }
         let permit = forwarding.permit();
@@ -411,7 +411,7 @@ impl ProxyHttp for Proxy {
         if switching {
             let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
-            http1::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
@@ -433,7 +433,7 @@ impl ProxyHttp for Proxy {
         if let Some(principal) = permit.principal()
             && may_take_long(response)
         {
-            http1::ends_with(&session.downstream_session, principal);
+            client_request::ends_with(&session.downstream_session, principal);
         }
         let route = permit.route();
         let request = session.req_header();
@@ -515,7 +515,7 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         forget_upload(session, ctx);
-        let request_end = http1::end_of(&session.downstream_session);
+        let request_end = client_request::end_of(&session.downstream_session);
         // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
         // sent again even when the connection was new.
         let broken_off = matches!(
@@ -563,7 +563,7 @@ impl ProxyHttp for Proxy {
         e: &Error,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let rejection = match http1::end_of(&session.downstream_session) {
+        let rejection = match client_request::end_of(&session.downstream_session) {
             Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
             Some(RequestEnd::ClientGone) => None,
             Some(end) => {
@@ -591,7 +591,7 @@ impl ProxyHttp for Proxy {
             }
         };
         if answered && session.get_keepalive().is_some() && session.is_body_done() {
-            http1::answered_whole(&session.downstream_session);
+            client_request::answered_whole(&session.downstream_session);
         }
         FailToProxy { error_code, can_reuse_downstream: answered }
     }
@@ -636,7 +636,7 @@ fn may_take_long(response: &ResponseHeader) -> bool {
 /// The upstream's connection may be closed from here on.
 fn forget_upload(session: &Session, ctx: &mut RequestContext) {
     if std::mem::take(&mut ctx.uploads) {
-        http1::set_upload(&session.downstream_session, None);
+        client_request::set_upload(&session.downstream_session, None);
     }
 }
 
