@@ -22,7 +22,7 @@ use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::end::RequestEnd;
 use crate::listener::request as client_request;
-use crate::policy::{Policy, RouteMirror};
+use crate::policy::Policy;
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
@@ -46,7 +46,7 @@ use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
-use mirror::{CopyState, Mirrors, RequestCopy};
+use mirror::Mirrors;
 use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
@@ -134,30 +134,6 @@ impl Proxy {
             return Ok(None);
         }
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
-    }
-
-    /// Copies a request for the upstream of `mirror`, when its first attempt is sent.
-    fn copy(
-        &self,
-        session: &mut Session,
-        request: &RequestHeader,
-        mirror: &RouteMirror,
-        copy: &mut CopyState,
-    ) {
-        match copy {
-            CopyState::Undecided => {
-                let may = !session.is_upgrade_req();
-                let begun = may.then(|| RequestCopy::begin(&self.mirrors, mirror, request));
-                *copy = match begun.flatten() {
-                    // Pingora does not ask the hooks about a body that is not there.
-                    Some(begun) if session.as_mut().is_body_empty() => begun.send(),
-                    Some(begun) => CopyState::Waiting(begun),
-                    None => CopyState::Done,
-                };
-            }
-            CopyState::Waiting(copy) => copy.restart(),
-            CopyState::Done => {}
-        }
     }
 
     /// The proxy for another thread, which has connections of its own.
@@ -371,8 +347,12 @@ impl ProxyHttp for Proxy {
         if let Some(target) = target {
             upstream_request.set_raw_path(&target)?;
         }
-        if let Some(mirror) = &route.mirror {
-            self.copy(session, upstream_request, mirror, &mut ctx.copy);
+        if let Some(mirror) = &route.mirror
+            && !session.is_upgrade_req()
+        {
+            // Pingora does not ask the hooks about a body that is not there.
+            let body_follows = !session.as_mut().is_body_empty();
+            ctx.copy.attempt_begins(&self.mirrors, mirror, upstream_request, body_follows);
         }
         Ok(())
     }
