@@ -258,6 +258,7 @@ impl Rejection {
             | Self::UpstreamInvalid(failure)
             | Self::UpstreamTimeout(failure) => Some(failure_reason(*failure)),
             Self::UpstreamUnavailable(Unusable::NoAddress(_)) => Some("no_address"),
+            Self::UpstreamUnavailable(Unusable::Unhealthy(_)) => Some("unhealthy"),
             Self::UpstreamUnavailable(Unusable::BreakerOpen(_)) => Some("breaker_open"),
             Self::RequestTimeout
             | Self::HeaderTooLarge

@@ -54,6 +54,8 @@ mod tests {
                 url: EndpointUrl { host: "127.0.0.1".into(), port, scheme: Scheme::Http },
                 weight: 1,
             }],
+            balance: Default::default(),
+            slow_start: second,
             connections: Default::default(),
             retries: 0,
             retry_budget: 20,
@@ -63,6 +65,8 @@ mod tests {
                 open_for: second,
                 statuses: Default::default(),
             },
+            resolve_every: second,
+            health: None,
         })
     }
 

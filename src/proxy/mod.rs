@@ -240,7 +240,8 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
-        match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
+        let headers = &session.req_header().headers;
+        match Forwarding::of(&mut ctx.forwarding)?.next_peer(ctx.client_ip, headers) {
             Ok(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora would look for each hop-by-hop field, and the request has none.

@@ -99,11 +99,15 @@ mod tests {
         let upstream = UpstreamRules {
             name: "u".into(),
             endpoints: Vec::new(),
+            balance: Default::default(),
+            slow_start: second,
             connections: Default::default(),
             retries: 0,
             retry_budget: 20,
             timeouts,
             breaker,
+            resolve_every: second,
+            health: None,
         };
         Route {
             limits: LimitSet::default(),
