@@ -89,7 +89,7 @@ auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ], jwks: { unknown
 plans: { basic: { unknown: 1 } }
 limits: { unknown: 1 }
 upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 }, breaker: { unknown: 1 }, tls: { unknown: 1 }, health: { unknown: 1 }, hash: { unknown: 1 } } }
-routes: [ { unknown: 1, split: [ { unknown: 1 } ], headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
+routes: [ { unknown: 1, split: [ { unknown: 1 } ], timeouts: { unknown: 1 }, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
 ";
     let faults = read(probe, &[]).unwrap_err();
     let known: Vec<&str> = faults

@@ -358,6 +358,8 @@ fn failure_reason(failure: Failure) -> &'static str {
         Failure::ConnectFailed => "connect_failed",
         Failure::TlsFailed => "tls_failed",
         Failure::ReadTimeout => "read_timeout",
+        Failure::FirstByteTimeout => "first_byte_timeout",
+        Failure::Deadline => "deadline",
         Failure::ReadFailed => "read_failed",
         Failure::WriteTimeout => "write_timeout",
         Failure::WriteFailed => "write_failed",

@@ -20,7 +20,8 @@ use super::address::{GrpcService, HealthPath, KeyPrefix, MetricsAddress, ServerN
 use super::matching::{Host, Method, Prefix};
 use super::request::PassedField;
 use super::scalar::{
-    DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
+    DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, SpanOrNone, StatusRange, Whole,
+    Window,
 };
 use super::words::{BalanceWord, RouteAuth};
 use crate::auth::guard::FailureRate;
@@ -453,9 +454,11 @@ impl<'de> Deserialize<'de> for Endpoint {
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTimeouts {
     pub connect: Maybe<Deadline>,
+    pub first_byte: Maybe<Deadline>,
     pub read: Maybe<Deadline>,
     pub write: Maybe<Deadline>,
     pub idle: Maybe<Deadline>,
+    pub total: Maybe<SpanOrNone>,
 }
 
 #[derive(Deserialize)]
@@ -472,6 +475,7 @@ pub struct Route {
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
     pub rewrite: Option<Rewrite>,
+    pub timeouts: Option<RouteTimeouts>,
     pub headers: Option<RouteHeaders>,
 }
 
@@ -487,6 +491,13 @@ pub struct Share {
 #[serde(deny_unknown_fields)]
 pub struct Rewrite {
     pub answers: Maybe<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTimeouts {
+    pub first_byte: Maybe<Deadline>,
+    pub total: Maybe<Deadline>,
 }
 
 #[derive(Default, Deserialize)]

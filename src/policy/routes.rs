@@ -10,6 +10,7 @@ use crate::route::split::Split;
 use crate::route::table::{Matcher, RouteTable};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::pool::Upstream;
+use crate::upstream::rules::Deadlines;
 
 /// One route, ready to use.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
     pub response_headers: HeaderRules,
+    /// Deadlines that narrow those of the upstreams.
+    pub deadlines: Deadlines,
     /// Limits that apply besides the token's.
     pub limits: Arc<[Group]>,
     /// Most requests of it at the same time, in this process.
@@ -68,6 +71,7 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         rewrite_answers,
         request_headers,
         response_headers,
+        deadlines,
     } = route;
     let label = format!("{}{}", matcher.host.as_deref().unwrap_or_default(), matcher.prefix);
     let route = Route {
@@ -84,6 +88,7 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         max_in_flight,
         request_headers,
         response_headers,
+        deadlines,
     };
     (matcher, route)
 }

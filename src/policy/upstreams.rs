@@ -59,7 +59,13 @@ mod tests {
             connections: Default::default(),
             retries: 0,
             retry_budget: 20,
-            timeouts: Timeouts { connect: second, read: second, write: second, idle: second },
+            timeouts: Timeouts {
+                connect: second,
+                read: second,
+                write: second,
+                idle: second,
+                deadlines: Default::default(),
+            },
             breaker: BreakerRules {
                 failures: None,
                 open_for: second,

@@ -18,7 +18,7 @@ use crate::upstream::balance::key;
 use crate::upstream::breaker::Pass;
 use crate::upstream::endpoint::{Endpoint, Unusable};
 use crate::upstream::pool::{Picked, Turn, Upstream};
-use crate::upstream::rules::{Balance, HashKey};
+use crate::upstream::rules::{Balance, Deadlines, HashKey};
 
 /// A request on its way to an upstream.
 pub struct Forwarding {
@@ -26,14 +26,21 @@ pub struct Forwarding {
     turn: Turn,
     /// Most requests need one attempt.
     attempts: SmallVec<[Attempt; 1]>,
+    pub(super) deadlines: Deadlines,
+    /// When the time for all attempts runs out.
+    pub(super) due: Option<Instant>,
     /// Bytes of the request's body that the present attempt has been given.
     pub body_seen: u64,
 }
 
 impl Forwarding {
-    /// Begins to forward the request that got `permit`.
-    pub fn new(permit: Permit) -> Self {
-        Self { permit, turn: Turn::default(), attempts: SmallVec::new(), body_seen: 0 }
+    /// Begins to forward the request that got `permit`, and whose header was complete when it `started`.
+    pub fn new(permit: Permit, started: Instant) -> Self {
+        let deadlines = permit.upstream().rules().timeouts.deadlines;
+        let deadlines = deadlines.narrowed(permit.route().deadlines);
+        let due = deadlines.total.map(|total| started + total);
+        let (turn, attempts) = (Turn::default(), SmallVec::new());
+        Self { permit, turn, attempts, deadlines, due, body_seen: 0 }
     }
 
     /// The forwarding of a hook that Pingora calls only after `request_filter` has let the request pass.
@@ -113,8 +120,9 @@ impl Forwarding {
         let started = Instant::now();
         let Self { permit, turn, attempts, .. } = self;
         match permit.upstream().pick(turn, attempts, started) {
-            Ok(Picked { endpoint, pass, peer }) => {
+            Ok(Picked { endpoint, pass, mut peer }) => {
                 attempts.push(Attempt::new(Some(endpoint), pass, started));
+                self.limit(&mut peer, started);
                 Ok(peer)
             }
             Err(reason) => {
@@ -161,12 +169,13 @@ impl Forwarding {
     /// endpoint, or in another attempt.
     pub fn connects_elsewhere(&mut self) -> bool {
         self.turn.connection_failed();
-        self.upstream().has_another_address(&self.turn) || self.take_retry()
+        let has_address = self.upstream().has_another_address(&self.turn) && self.has_time();
+        has_address || self.take_retry()
     }
 
     /// Whether the request gets another attempt. It is taken from the budget of the upstream.
     pub fn take_retry(&self) -> bool {
-        self.upstream().take_retry(&self.turn, Instant::now())
+        self.has_time() && self.upstream().take_retry(&self.turn, Instant::now())
     }
 
     /// Whether an endpoint may get the request that has not had it yet.

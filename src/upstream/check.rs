@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Method;
 use once_cell::sync::OnceCell;
-use pingora_core::Result;
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use tokio::time::timeout;
 
@@ -77,10 +77,12 @@ impl Checker {
         };
         // The connection is for this check alone.
         peer.options.max_h2_streams = 1;
-        peer.options.h2_ping_interval = None;
         let connector = self.connector.get_or_init(|| Connector::new(None));
         let check = async {
-            let (mut session, _) = connector.get_http_session(&peer).await.map_err(reason)?;
+            let (mut session, _) = connector
+                .get_http_session(&peer)
+                .await
+                .map_err(|error: Box<Error>| reason(&error))?;
             match &rules.check {
                 Check::Connect => Ok(()),
                 Check::Http { path, statuses } => {
@@ -101,7 +103,7 @@ fn no_answer(limit: Duration) -> Reason {
 }
 
 /// The reason of an error, without the words that Pingora adds.
-fn reason(error: Box<pingora_core::Error>) -> Reason {
+fn reason(error: &Error) -> Reason {
     format!("{:?}", error.etype())
 }
 
@@ -131,7 +133,7 @@ async fn ask_http(
             }
         }
     };
-    match answered.await.map_err(reason)? {
+    match answered.await.map_err(|error: Box<Error>| reason(&error))? {
         status if statuses.contain(status) => Ok(()),
         status => Err(format!("status {status}")),
     }
@@ -162,7 +164,7 @@ async fn ask_grpc(
         }
         Ok(body)
     };
-    match answered.await.map_err(reason)? {
+    match answered.await.map_err(|error: Box<Error>| reason(&error))? {
         body if body == GRPC_SERVING => Ok(()),
         _ => Err("the service does not say that it serves".into()),
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,9 +29,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// How many bytes of all answers on an HTTP/2 connection may wait for their clients.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// How often an HTTP/2 connection is asked whether it is alive.
-const PING: Duration = Duration::from_secs(10);
-
 /// One server, with a peer for each address of its host.
 pub struct Endpoint {
     upstream: String,
@@ -40,8 +37,8 @@ pub struct Endpoint {
     /// `host:port`, for logs and the Host field.
     pub authority: String,
     peers: ArcSwap<Vec<HttpPeer>>,
-    /// Whether there are peers: cheaper to read than the peers.
-    has_address: AtomicBool,
+    /// How many peers there are: cheaper to read than the peers.
+    addresses: AtomicUsize,
     /// Counts connections, which take turns at the addresses.
     turns: AtomicUsize,
     /// When the name is looked up.
@@ -97,7 +94,7 @@ impl Endpoint {
             connections: connections.clone(),
             authority: format!("{}:{}", url.host, url.port),
             peers: ArcSwap::default(),
-            has_address: AtomicBool::new(false),
+            addresses: AtomicUsize::new(0),
             turns: AtomicUsize::new(0),
             schedule: Mutex::default(),
             breaker: Breaker::new(Instant::now()),
@@ -139,7 +136,7 @@ impl Endpoint {
         }
         self.peers
             .store(Arc::new(addresses.iter().map(|address| self.peer_at(*address)).collect()));
-        self.has_address.store(!addresses.is_empty(), Ordering::Relaxed);
+        self.addresses.store(addresses.len(), Ordering::Relaxed);
         true
     }
 
@@ -165,7 +162,6 @@ impl Endpoint {
             peer.options.max_h2_streams = STREAMS;
             peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
             peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
-            peer.options.h2_ping_interval = Some(PING);
         }
         if is_tls {
             peer.options.ca = tls.authorities();
@@ -183,17 +179,20 @@ impl Endpoint {
 
     /// Whether the endpoint has an address.
     pub fn is_resolved(&self) -> bool {
-        self.has_address.load(Ordering::Relaxed)
+        self.addresses() > 0
     }
 
     /// How many addresses the endpoint has.
     pub fn addresses(&self) -> usize {
-        self.peers.load().len()
+        self.addresses.load(Ordering::Relaxed)
     }
 
     /// The next turn at the addresses.
     pub(super) fn turn(&self) -> usize {
-        self.turns.fetch_add(1, Ordering::Relaxed)
+        match self.addresses() {
+            1 => 0,
+            _ => self.turns.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
     /// The peer at the address whose turn is `turn`; `None` when there is no address.

@@ -325,7 +325,13 @@ mod tests {
             connections: Default::default(),
             retries: 2,
             retry_budget: 20,
-            timeouts: Timeouts { connect: SECOND, read: SECOND, write: SECOND, idle: SECOND },
+            timeouts: Timeouts {
+                connect: SECOND,
+                read: SECOND,
+                write: SECOND,
+                idle: SECOND,
+                deadlines: Default::default(),
+            },
             breaker: BreakerRules {
                 failures: Some(2),
                 open_for: SECOND,

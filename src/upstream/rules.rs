@@ -147,6 +147,31 @@ pub struct Timeouts {
     pub write: Duration,
     /// How long an unused connection is kept.
     pub idle: Duration,
+    /// Deadlines of more than one step.
+    pub deadlines: Deadlines,
+}
+
+/// Deadlines of more than one step; `None`: the deadlines of the steps are all there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Of one attempt: from the end of the request to the header of its answer.
+    pub first_byte: Option<Duration>,
+    /// Of all attempts: from the header of the request to the end of its answer.
+    pub total: Option<Duration>,
+}
+
+impl Deadlines {
+    /// The earlier of these and of `other`.
+    pub fn narrowed(self, other: Self) -> Self {
+        let earlier = |one: Option<Duration>, other: Option<Duration>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            first_byte: earlier(self.first_byte, other.first_byte),
+            total: earlier(self.total, other.total),
+        }
+    }
 }
 
 /// When the breaker of an endpoint opens, and for how long.

@@ -1,5 +1,7 @@
 //! A server of HTTP/2, with TLS or without, that records what it receives. Over TLS it speaks HTTP/1.1 where it must.
 //! It knows nothing of the gateway.
+// Each test file uses its own part of this.
+#![allow(dead_code)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -213,7 +215,7 @@ impl State {
             let _ = stream.send_trailers([status].into_iter().collect());
             return;
         }
-        if head.uri.path().starts_with("/slow") {
+        if head.uri.path().contains("/slow") {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let authority = head.uri.authority().map(|authority| authority.as_str());

@@ -93,7 +93,13 @@ mod tests {
 
     fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth_required: bool) -> Route {
         let second = Duration::from_secs(1);
-        let timeouts = Timeouts { connect: second, read: second, write: second, idle: second };
+        let timeouts = Timeouts {
+            connect: second,
+            read: second,
+            write: second,
+            idle: second,
+            deadlines: Default::default(),
+        };
         let breaker =
             BreakerRules { failures: None, open_for: second, statuses: Default::default() };
         let upstream = UpstreamRules {
@@ -124,6 +130,7 @@ mod tests {
             forward_credential: true,
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
+            deadlines: Default::default(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::fields::{self, Towards};
 use super::{destination, each, limits, need, or};
 use crate::quota::Algorithm;
 use crate::route::table::Matcher;
-use crate::upstream::rules::UpstreamRules;
+use crate::upstream::rules::{Deadlines, UpstreamRules};
 
 /// The rest of the configuration, as far as routes refer to it.
 pub(super) struct Context<'a> {
@@ -116,6 +116,7 @@ fn route(
         host: written.host.map(|host| host.0.0),
         methods: methods.into_iter().map(|method| method.0).collect(),
     };
+    let timeouts = written.timeouts.unwrap_or_default();
     let route = upstreams.map(|upstreams| Route {
         matcher: matcher.clone(),
         upstreams,
@@ -127,6 +128,10 @@ fn route(
         rewrite_answers,
         request_headers,
         response_headers,
+        deadlines: Deadlines {
+            first_byte: timeouts.first_byte.map(|span| span.0.0),
+            total: timeouts.total.map(|span| span.0.0),
+        },
     });
     Some((matcher, route))
 }

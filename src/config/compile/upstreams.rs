@@ -11,8 +11,8 @@ use super::super::words::BalanceWord;
 use super::{deadline, each, need, or};
 use crate::base::files::read_text;
 use crate::upstream::rules::{
-    Balance, BreakerRules, Check, ConnectionRules, EndpointRules, HealthRules, Http2, Scheme,
-    Statuses, Timeouts, UpstreamRules,
+    Balance, BreakerRules, Check, ConnectionRules, Deadlines, EndpointRules, HealthRules, Http2,
+    Scheme, Statuses, Timeouts, UpstreamRules,
 };
 use crate::upstream::tls::{Authorities, Identity, TlsError, TlsRules};
 
@@ -52,6 +52,10 @@ pub(super) fn upstream(
             read: deadline(timeouts.read, 30),
             write: deadline(timeouts.write, 30),
             idle: deadline(timeouts.idle, 60),
+            deadlines: Deadlines {
+                first_byte: timeouts.first_byte.map(|span| span.0.0),
+                total: timeouts.total.and_then(|span| span.0.0),
+            },
         },
         retries: super::count(written.retries.map(|n| n.0.0), 2),
         resolve_every: written.resolve_every.map_or(Duration::from_secs(30), |span| span.0.0),

@@ -1,8 +1,11 @@
 //! Why a connection's task ends a request that Pingora still serves.
 
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::admission::TokenEnd;
 
@@ -21,6 +24,49 @@ pub enum RequestEnd {
     /// The upstream has sent nothing for too long.
     #[error("the upstream has sent nothing for too long")]
     UpstreamSilent,
+    /// The upstream has not begun its answer in time. Another may answer.
+    #[error("the upstream has not begun its answer in time")]
+    FirstByteLate,
+    /// The time for the whole request has run out.
+    #[error("the time for the request has run out")]
+    Deadline,
+}
+
+/// The timer of a request that must end at a certain time.
+#[derive(Debug, Default)]
+pub struct RequestTimer(Option<(Pin<Box<Sleep>>, RequestEnd)>);
+
+impl RequestTimer {
+    /// Sets when the request ends; `None` for no such time.
+    pub fn set(&mut self, deadline: Option<RequestDeadline>) {
+        match (deadline, &mut self.0) {
+            (None, present) => *present = None,
+            (Some(new), Some((timer, reason))) => {
+                timer.as_mut().reset(new.due);
+                *reason = new.reason;
+            }
+            (Some(new), present) => {
+                *present = Some((Box::pin(sleep_until(new.due)), new.reason));
+            }
+        }
+    }
+
+    /// Why the request ends now, once. The task of `cx` is woken at the time.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Option<RequestEnd> {
+        let (timer, reason) = self.0.as_mut()?;
+        let reason = timer.as_mut().poll(cx).is_ready().then_some(*reason)?;
+        self.0 = None;
+        Some(reason)
+    }
+}
+
+/// When a request ends, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestDeadline {
+    /// The moment.
+    pub due: Instant,
+    /// The reason.
+    pub reason: RequestEnd,
 }
 
 /// The deadline of a request that asks for a tunnel. Pingora has one read timeout for the upstream's whole

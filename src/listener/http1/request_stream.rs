@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::client_stream::ClientStream;
-use super::end::{RequestEnd, TunnelDeadline};
+use super::end::{RequestDeadline, RequestEnd, TunnelDeadline};
 use super::stalled::StalledUpload;
 use crate::admission::TokenEnd;
 use crate::auth::Principal;
@@ -158,6 +158,16 @@ pub fn ends_with(session: &ServerSession, principal: &Principal) {
 /// Ends the request of `session`, which asks for a tunnel, when no byte has passed for `limit`.
 pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
     with_client(session, |client| client.set_tunnel(limit, reason));
+}
+
+/// Sets when the request of `session` ends at the latest; `None` for no such time.
+pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) {
+    with_client(session, |client| client.set_deadline(deadline));
+}
+
+/// Lets the request of `session` go on that had to end, because another attempt follows.
+pub fn go_on(session: &ServerSession) {
+    with_client(session, ClientStream::go_on);
 }
 
 /// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket
