@@ -1,5 +1,5 @@
 //! The cost of decisions whose data is in memory: a decision of the ledger from units that it holds, and decisions about
-//! credentials; and the cost of a token that is seen for the first time. `cargo bench --bench decision`. It must not know
+//! credentials; the search for a route; and the cost of a token that is seen for the first time. `cargo bench --bench decision`. It must not know
 //! Pingora or Redis; `load` measures requests.
 
 #[path = "../tests/support/mod.rs"]
@@ -29,6 +29,8 @@ use tollgate::auth::{AuthRules, Authenticator, Stored};
 use tollgate::base::clock::{Clock, ManualClock, SystemClock, UnixTime};
 use tollgate::limit::ledger::{FailurePolicy, Ledger, SyncMode, Terms, Weight};
 use tollgate::quota::Limit;
+use tollgate::route::host_pattern::HostPattern;
+use tollgate::route::table::{Found, Matcher, RouteTable};
 use tollgate::store::memory::MemoryQuota;
 use tollgate::store::{KeptRecord, RecordReader, StoreError, StoredRecord};
 
@@ -41,6 +43,9 @@ type Failure = Box<dyn Error>;
 /// How many decisions are made before leases that were asked for can arrive.
 const DECISIONS_BETWEEN_FLIGHTS: u64 = 64;
 
+/// Routes of one table.
+const ROUTES: usize = 10_000;
+
 /// Tokens of one algorithm.
 const TOKENS: usize = 1_000;
 
@@ -51,6 +56,7 @@ fn main() -> Result<(), Failure> {
     ledger(&mut criterion)?;
     credential(&mut criterion)?;
     first_verification(&mut criterion)?;
+    routes(&mut criterion);
     criterion.final_summary();
     Ok(())
 }
@@ -190,6 +196,48 @@ fn first_verification(criterion: &mut Criterion) -> Result<(), Failure> {
         });
     }
     Ok(())
+}
+
+/// The search for a route among 10,000: routes that differ in their prefixes, in their hosts, and in the names that they
+/// serve all hosts of.
+fn routes(criterion: &mut Criterion) {
+    type Case =
+        (&'static str, fn(usize) -> (String, Option<String>), fn(usize) -> (String, String));
+    let cases: [Case; 3] = [
+        (
+            "10,000 routes, by prefix",
+            |nth| (format!("/api/v1/service-{nth}"), None),
+            |nth| ("api.example.com".into(), format!("/api/v1/service-{nth}/users/7/orders")),
+        ),
+        (
+            "10,000 routes, by host",
+            |nth| ("/api".into(), Some(format!("tenant-{nth}.example.com"))),
+            |nth| (format!("tenant-{nth}.example.com"), "/api/v1/users/7/orders".into()),
+        ),
+        (
+            "10,000 routes, by wildcard",
+            |nth| ("/api".into(), Some(format!("*.tenant-{nth}.example.com"))),
+            |nth| (format!("eu.tenant-{nth}.example.com"), "/api/v1/users/7/orders".into()),
+        ),
+    ];
+    for (name, route, request) in cases {
+        let matcher = |nth| {
+            let (prefix, host) = route(nth);
+            let host = host.and_then(|host| HostPattern::parse(&host));
+            (Matcher { prefix, host, methods: vec!["GET".into()] }, nth)
+        };
+        let table = RouteTable::new((0..ROUTES).map(matcher), false);
+        let requests: Vec<_> = (0..ROUTES).map(request).collect();
+        let mut next = (0..ROUTES).cycle();
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let nth = next.next().unwrap_or(0);
+                let (host, path) = &requests[nth];
+                let found = table.find(|| Some(host), black_box(path), "GET");
+                assert_eq!(found, Found::Route(&nth));
+            });
+        });
+    }
 }
 
 fn claims(nth: usize) -> serde_json::Value {

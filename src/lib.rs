@@ -13,7 +13,7 @@
 //! | --- | --- | --- |
 //! | [`base`] | time as an argument, secrets that cannot be printed, client networks, bytes, files, hexadecimal digits, short texts, tasks | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure arithmetic | [`quota::Limit`] |
-//! | [`route`] | hosts, the canonical path, reserved paths, the table of prefixes, permitted paths, names of header fields, header rules | [`route::path`] |
+//! | [`route`] | hosts, the canonical path, reserved paths, the table of prefixes, permitted paths, names of header fields, header rules, shares and copies, other origins, codings | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; every room after it in the list may use it | [`telemetry::metrics`] |
 //! | [`store`] | the traits [`store::RecordStore`], [`store::QuotaStore`], [`store::Membership`], and two kinds of store: memory and Redis | [`fn@store::open`] |
@@ -76,7 +76,9 @@
 //!   new_ctx             the policy of the moment, pinned until the log line
 //!   request_filter      CanonicalPath::parse                                      400
 //!                       /health, /ready: answered here                            200 503
-//!     admission           RouteTable::find                                        404 405
+//!     admission           preflight: answered here, where the route has `cors`    204 403
+//!                         RouteTable::find                                        404 405
+//!                         the networks of the route                               403
 //!                         the one credential that was sent                        400 401
 //!                         Authenticator::authenticate (no await when cached)      401 503
 //!                           auth::guard: not checked after too many failures      429
@@ -85,12 +87,13 @@
 //!                         how many are in flight                                  429
 //!                         Ledger::admit for each subject: in memory, or a flight  429 503
 //!                         the announced body size                                 413
-//!                       => Permit
+//!                       => Permit, with the side of a split
 //!   upstream_peer       proxy::forwarding: the permit's route, the next endpoint  503
-//!   upstream_request_filter   canonical path, identity, forwarding, header rules
+//!   upstream_request_filter   canonical path, identity, forwarding, header rules; a copy begins (proxy::mirror)
 //!   request_body_filter       bytes counted as they pass                          413
 //!     fail_to_connect, error_while_proxy   another endpoint, when that is safe
-//!   response_filter     rate fields, request id, header rules
+//!   response_filter     rate fields, request id, fields of the route, header rules
+//!   response_body_filter      proxy::compression, where the route has `compress`
 //!   fail_to_proxy       a Rejection to problem+json                               502 504
 //!   logging             proxy::outcome, made once: metrics and one line
 //! ```

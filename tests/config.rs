@@ -89,7 +89,7 @@ auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ], jwks: { unknown
 plans: { basic: { unknown: 1 } }
 limits: { unknown: 1 }
 upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 }, breaker: { unknown: 1 }, tls: { unknown: 1 }, health: { unknown: 1 }, hash: { unknown: 1 } } }
-routes: [ { unknown: 1, split: [ { unknown: 1 } ], timeouts: { unknown: 1 }, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
+routes: [ { unknown: 1, split: [ { unknown: 1 } ], networks: { unknown: 1 }, rewrite: { unknown: 1 }, mirror: { unknown: 1 }, cors: { unknown: 1 }, deprecated: { unknown: 1 }, timeouts: { unknown: 1 }, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
 ";
     let faults = read(probe, &[]).unwrap_err();
     let known: Vec<&str> = faults
@@ -159,7 +159,9 @@ fn the_shipped_configuration_holds_the_defaults() {
     assert_eq!((a.timeouts, a.retries), (b.timeouts, b.retries));
     assert_eq!(a.endpoints[0].weight, b.endpoints[0].weight);
     let (a, b) = (&shipped.live.routes[0], &least.live.routes[0]);
-    assert_eq!((a.strip_prefix, a.forward_credential), (b.strip_prefix, b.forward_credential));
+    assert_eq!(a.forward_credential, b.forward_credential);
+    assert_eq!((&a.replacement, a.max_body), (&b.replacement, b.max_body));
+    assert_eq!(a.networks, b.networks);
     assert_eq!(a.rewrite_answers, b.rewrite_answers);
     assert_eq!(a.request_headers, b.request_headers);
     assert_eq!(a.response_headers, b.response_headers);
@@ -213,7 +215,7 @@ routes:
     assert_eq!(upstream.endpoints[0].url.to_string(), "http://127.0.0.1:1");
     assert_eq!((upstream.endpoints[1].weight, upstream.retries), (3, 0));
     let route = &config.live.routes[0];
-    assert_eq!(route.matcher.host.as_deref(), Some("api.example.com"));
+    assert_eq!(route.matcher.host.as_ref().unwrap().to_string(), "api.example.com");
     assert_eq!(route.matcher.methods, ["GET"]);
     assert!(!route.forward_credential);
     assert_eq!(route.request_headers.set[0].0, "x-a");

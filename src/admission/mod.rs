@@ -13,6 +13,7 @@ use crate::base::clock::{Clock, UnixTime};
 use crate::base::net::Network;
 use crate::limit::ledger::Ledger;
 use crate::policy::{Policy, Route};
+use crate::route::cors::asked_method;
 use crate::route::host::without_port;
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
@@ -31,6 +32,7 @@ use slots::{Bound, InFlight, Slots};
 pub use token_watch::{TokenEnd, TokenWatch};
 
 /// The parts of a request that admission decides by.
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// When it came.
     pub now: UnixTime,
@@ -118,7 +120,7 @@ impl Admission {
         self.clock.now()
     }
 
-    /// Decides in this order: route, credential, permitted route, requests in flight, limits, body size.
+    /// Decides in this order: route, network, credential, permitted route, requests in flight, limits, body size.
     /// `findings` keeps the results of each step.
     ///
     /// # Errors
@@ -131,6 +133,9 @@ impl Admission {
     ) -> Result<Permit, Rejection> {
         let route = find_route(policy, request)?;
         findings.route = Some(Arc::clone(&route));
+        if !route.networks.permit(request.client) {
+            return Err(Rejection::NetworkNotPermitted);
+        }
         let principal = match route.auth_required {
             true => Some(self.identify(policy, request, findings).await?),
             false => None,
@@ -138,11 +143,36 @@ impl Admission {
         let slots = self.take_slots(policy, &route, principal.as_ref())?;
         let decisions = &mut findings.decisions;
         self.count(policy, &route, principal.as_ref(), request.client, decisions).await?;
-        if request.content_length.is_some_and(|length| length > policy.max_body) {
-            return Err(Rejection::BodyTooLarge(policy.max_body));
+        if request.content_length.is_some_and(|length| length > route.max_body) {
+            return Err(Rejection::BodyTooLarge(route.max_body));
         }
         let side = side(&route, principal.as_ref(), request.client);
         Ok(Permit { route, side, principal, _slots: slots })
+    }
+
+    /// The route of a preflight (the Fetch standard section 3.2.2) that the gateway answers itself: a preflight carries no
+    /// token, so it is answered before tokens are looked at, and counts for none. `None`: the request is no preflight, or its
+    /// route leaves preflights to the upstream.
+    ///
+    /// # Errors
+    /// [`Rejection::NetworkNotPermitted`].
+    pub fn preflight(
+        policy: &Policy,
+        request: &Request<'_>,
+        findings: &mut Findings,
+    ) -> Result<Option<Arc<Route>>, Rejection> {
+        if request.method != "OPTIONS" {
+            return Ok(None);
+        }
+        // The route that the request itself will take.
+        let asked = asked_method(request.headers).map(|method| Request { method, ..*request });
+        let route = asked.and_then(|asked| find_route(policy, &asked).ok());
+        let Some(route) = route.filter(|route| route.cors.is_some()) else { return Ok(None) };
+        findings.route = Some(Arc::clone(&route));
+        match route.networks.permit(request.client) {
+            true => Ok(Some(route)),
+            false => Err(Rejection::NetworkNotPermitted),
+        }
     }
 
     async fn identify(

@@ -41,6 +41,9 @@ pub enum Rejection {
     /// A route has this path, but not this method. Holds the methods that routes have for the path.
     #[error("this path is not served with this method")]
     MethodNotAllowed(String),
+    /// The route does not serve the client's network.
+    #[error("the network of the client is not permitted")]
+    NetworkNotPermitted,
     /// The request has no credential.
     #[error("a token is required")]
     MissingToken,
@@ -217,6 +220,7 @@ impl Rejection {
             }
             Self::NoRoute => (StatusCode::NOT_FOUND, "no_route"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NetworkNotPermitted => (StatusCode::FORBIDDEN, "network_not_permitted"),
             Self::MissingToken => (StatusCode::UNAUTHORIZED, "missing_token"),
             Self::InvalidToken(_) => (StatusCode::UNAUTHORIZED, "invalid_token"),
             Self::ExpiredToken(_) => (StatusCode::UNAUTHORIZED, "expired_token"),
@@ -264,6 +268,7 @@ impl Rejection {
             | Self::HeaderTooLarge
             | Self::NoRoute
             | Self::MethodNotAllowed(_)
+            | Self::NetworkNotPermitted
             | Self::MissingToken
             | Self::RouteNotPermitted
             | Self::UnknownPlan(_)

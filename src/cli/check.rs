@@ -121,7 +121,8 @@ fn endpoint(endpoint: &EndpointRules) -> String {
 fn pattern(route: &Route) -> String {
     let Matcher { prefix, host, methods } = &route.matcher;
     let methods = if methods.is_empty() { "*".into() } else { methods.join(",") };
-    format!("{methods} {}{prefix}", host.as_deref().unwrap_or_default())
+    let host = host.as_ref().map(ToString::to_string).unwrap_or_default();
+    format!("{methods} {host}{prefix}")
 }
 
 fn auth(route: &Route) -> &'static str {

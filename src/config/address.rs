@@ -48,9 +48,13 @@ impl Scalar for IpNet {
 
     fn read(text: &str) -> Result<Self, String> {
         let network: Self = text.parse().map_err(|_| instead::<Self>("is not a CIDR"))?;
-        match network == network.trunc() {
-            true => Ok(network),
-            false => Err(instead::<Self>("has bits set beyond its prefix length")),
+        if network != network.trunc() {
+            return Err(instead::<Self>("has bits set beyond its prefix length"));
+        }
+        // The addresses of clients are compared in their plain form, so such a network would never match.
+        match network.addr().is_ipv6() && network.addr().to_canonical().is_ipv4() {
+            true => Err(instead::<Self>("is an IPv4 network that is written as IPv6")),
+            false => Ok(network),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use ipnet::IpNet;
 use log::LevelFilter;
 use serde::Deserialize;
@@ -17,7 +17,9 @@ use url::Url;
 
 use super::UnknownPlan;
 use super::address::{GrpcService, HealthPath, KeyPrefix, MetricsAddress, ServerName};
-use super::matching::{Host, Method, Prefix};
+use super::cross_origin::{Field, Origin};
+use super::matching::{Method, Prefix, Replacement};
+use super::moment::{Moment, Page};
 use super::request::PassedField;
 use super::scalar::{
     DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, SpanOrNone, StatusRange, Whole,
@@ -33,6 +35,9 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::Limit as Rate;
 use crate::quota::rate::MAX_QUOTA;
+use crate::route::coding::Coding;
+use crate::route::host_pattern::HostPattern;
+use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 use crate::upstream::rules::{EndpointUrl, HashKey, Http2};
@@ -465,18 +470,61 @@ pub struct UpstreamTimeouts {
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub prefix: Maybe<Prefix>,
-    pub host: Maybe<Host>,
+    pub host: Maybe<HostPattern>,
     pub methods: List<Leaf<Method>>,
     pub upstream: Maybe<Identifier>,
     pub split: List<Share>,
+    pub networks: Option<Networks>,
     pub auth: Maybe<RouteAuth>,
     pub limits: List<Limit>,
     pub max_in_flight: Maybe<MaxInFlight>,
+    pub max_body: Maybe<Size>,
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
     pub rewrite: Option<Rewrite>,
     pub timeouts: Option<RouteTimeouts>,
     pub headers: Option<RouteHeaders>,
+    pub mirror: Option<Mirror>,
+    pub cors: Option<Cors>,
+    pub compress: List<Leaf<Coding>>,
+    pub deprecated: Option<Deprecated>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Networks {
+    pub allow: List<Leaf<IpNet>>,
+    pub deny: List<Leaf<IpNet>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cors {
+    pub origins: List<Leaf<Origin>>,
+    pub methods: List<Leaf<Method>>,
+    pub headers: List<Leaf<Field>>,
+    pub credentials: Maybe<bool>,
+    pub max_age: Maybe<Span<0, DAY>>,
+    pub expose: List<Leaf<Field>>,
+}
+
+/// Copies of a route's requests.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    pub upstream: Maybe<Identifier>,
+    pub percent: Maybe<Whole<1, 100>>,
+    pub methods: List<Leaf<Method>>,
+    pub max_in_flight: Maybe<Whole<1, 1_000_000>>,
+    pub timeout: Maybe<Deadline>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deprecated {
+    pub since: Maybe<Moment>,
+    pub sunset: Maybe<Moment>,
+    pub link: Maybe<Page>,
 }
 
 /// The share that an upstream has of a route's requests.
@@ -490,6 +538,7 @@ pub struct Share {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rewrite {
+    pub prefix: Maybe<Replacement>,
     pub answers: Maybe<bool>,
 }
 
@@ -510,18 +559,26 @@ pub struct RouteHeaders {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeaderRules {
-    pub set: Map<Leaf<HeaderValue>>,
+    pub set: Map<Leaf<FieldValue>>,
     pub remove: List<Leaf<String>>,
 }
 
-impl Scalar for HeaderValue {
+impl Scalar for FieldValue {
     fn allowed() -> String {
         "printable ASCII text (quote numbers)".into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        HeaderValue::from_str(text)
-            .map_err(|_| super::scalar::instead::<Self>("is not the value of a header field"))
+        let names = || Variable::NAMES.map(|(name, _)| format!("%{{{name}}}")).join(", ");
+        Self::parse(text).map_err(|error| match error {
+            TemplateError::Text => {
+                super::scalar::instead::<Self>("is not the value of a header field")
+            }
+            TemplateError::Open => "holds %{ without a name and }; write %%{ for a plain %{".into(),
+            TemplateError::Name => {
+                format!("holds %{{…}} with an unknown name; write one of {}", names())
+            }
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The matchers of a route as they are written: path prefixes, hosts and methods.
 
 use super::scalar::{Scalar, instead};
-use crate::route::host::Authority;
+use crate::route::host_pattern::HostPattern;
 use crate::route::reserved::reserved_at_or_above;
 use crate::route::written::check_path;
 
@@ -31,21 +31,36 @@ impl Scalar for Prefix {
     }
 }
 
-/// The host a route serves.
-pub struct Host(pub String);
+/// What stands for the prefix when a request is forwarded, in canonical form and without a slash at its end.
+pub struct Replacement(pub String);
 
-impl Scalar for Host {
+impl Scalar for Replacement {
     fn allowed() -> String {
-        "one host name or IP address without scheme and port, such as api.example.com".into()
+        "a path such as /v2, or \"\" for nothing".into()
     }
 
     fn read(text: &str) -> Result<Self, String> {
-        match Authority::parse(text.as_bytes()) {
-            Some(authority) if !text.ends_with('.') && !authority.has_port() => {
-                Ok(Self(authority.host().to_owned()))
-            }
-            _ => Err(instead::<Self>("is not a host")),
+        let wrong = |reason: &str| Err(instead::<Self>(reason));
+        if matches!(text, "" | "/") {
+            return Ok(Self(String::new()));
         }
+        check_path(text).map_err(|error| error.instead(&Self::allowed()))?;
+        match text.ends_with('/') {
+            true => wrong("ends with `/`"),
+            false if text.contains('*') => wrong("holds a `*`"),
+            false => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+/// The hosts that a route serves.
+impl Scalar for HostPattern {
+    fn allowed() -> String {
+        "a host name or IP address without scheme and port, such as api.example.com, or *.example.com for all hosts beneath it".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| instead::<Self>("is not a host"))
     }
 }
 
@@ -114,14 +129,11 @@ mod tests {
 
     #[test]
     fn hosts_and_methods() {
-        assert_eq!(Host::read("API.example.com").unwrap().0, "api.example.com");
-        assert_eq!(Host::read("[0:0::1]").unwrap().0, "[::1]");
-        for text in ["localhost", "10.0.0.1", "[::1]", "my_host"] {
-            assert!(Host::read(text).is_ok(), "{text}");
+        for text in ["localhost", "10.0.0.1", "[::1]", "my_host", "*.example.com"] {
+            assert!(HostPattern::read(text).is_ok(), "{text}");
         }
-        for text in ["", "a:80", "http://a", "a..b", "a.", "*.a", "[::1", "[::1]:80", "a/b", "a b"]
-        {
-            assert!(Host::read(text).is_err(), "{text}");
+        for text in ["", "a:80", "http://a", "a..b", "a.", "*", "[::1", "[::1]:80", "a/b", "a b"] {
+            assert!(HostPattern::read(text).is_err(), "{text}");
         }
         assert_eq!(Method::read("patch").unwrap().0, "PATCH");
         assert!(Method::read("GET,POST").is_err());

@@ -18,13 +18,17 @@ use crate::auth::guard::FailureRate;
 use crate::auth::issuer::IssuerRules;
 use crate::auth::jwt::JwtRules;
 use crate::auth::sources::Sources;
+use crate::base::net::NetworkRules;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::quota::rule::LimitSet;
 use crate::record::TokenRecord;
 use crate::record::key::is_hash;
-use crate::route::headers::HeaderRules;
+use crate::route::coding::Coding;
+use crate::route::cors::Cors;
+use crate::route::headers::{Deprecated, HeaderRules};
+use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
@@ -33,6 +37,7 @@ use crate::upstream::rules::{Deadlines, UpstreamRules};
 
 mod address;
 mod compile;
+mod cross_origin;
 pub mod entry;
 mod environment;
 mod fault;
@@ -41,6 +46,7 @@ mod key_path;
 mod load;
 mod location;
 mod matching;
+mod moment;
 mod overlap;
 mod request;
 mod scalar;
@@ -285,15 +291,19 @@ pub struct Route {
     pub upstreams: Split<Arc<UpstreamRules>>,
     /// Whether a token is needed.
     pub auth_required: bool,
+    /// The networks whose clients are let in.
+    pub networks: NetworkRules,
     /// Limits besides the token's; none that counts by token or organization where no token is needed.
     pub limits: LimitSet,
     /// Most requests at the same time, in one process; `None` for any number.
     pub max_in_flight: Option<isize>,
-    /// Whether the prefix is cut off before forwarding.
-    pub strip_prefix: bool,
+    /// Largest request body, in bytes; `None` for that of all routes.
+    pub max_body: Option<u64>,
+    /// What stands for the prefix when the request is forwarded; `None` for the prefix itself.
+    pub replacement: Option<String>,
     /// Whether the client's credential reaches the upstream.
     pub forward_credential: bool,
-    /// Whether an answer's paths get the prefix that was cut off.
+    /// Whether an answer's paths get the prefix that was replaced.
     pub rewrite_answers: bool,
     /// Changes to the request's fields.
     pub request_headers: HeaderRules,
@@ -301,6 +311,14 @@ pub struct Route {
     pub response_headers: HeaderRules,
     /// Deadlines that narrow those of the upstreams.
     pub deadlines: Deadlines,
+    /// What answers tell of the route's end.
+    pub deprecated: Option<Deprecated>,
+    /// The copies of its requests.
+    pub mirror: Option<Mirror<Arc<UpstreamRules>>>,
+    /// How scripts of other origins may use the route.
+    pub cors: Option<Cors>,
+    /// The codings in which answers may be sent; empty for none.
+    pub codings: Vec<Coding>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! The open route serves every path that the gateway does not read as the inner prefix. If the upstream reads such a path
 //! as the inner prefix, because it ignores case for instance, the path needs no token.
 
+use std::collections::HashMap;
+
 use super::{LiveConfig, Route};
 use crate::route::matched::matched;
 
@@ -13,9 +15,22 @@ impl LiveConfig {
         if self.fold_paths {
             return Vec::new();
         }
+        let form =
+            |route: &Route| matched(&route.matcher.prefix, true).trim_end_matches('/').to_owned();
+        let mut open: HashMap<String, Vec<(usize, &Route)>> = HashMap::new();
+        for (i, route) in self.routes.iter().enumerate().filter(|(_, route)| !route.auth_required) {
+            open.entry(form(route)).or_default().push((i, route));
+        }
         let mut warnings = Vec::new();
         for (i, inner) in self.routes.iter().enumerate().filter(|(_, route)| route.auth_required) {
-            let over = self.routes.iter().position(|outer| lies_over(outer, inner));
+            let inner_form = form(inner);
+            let above = inner_form.match_indices('/').filter_map(|(at, _)| inner_form.get(..at));
+            let over = above
+                .filter_map(|prefix| open.get(prefix))
+                .flatten()
+                .filter(|(_, outer)| hosts_meet(outer, inner))
+                .map(|(outer, _)| *outer)
+                .min();
             if let Some(outer) = over {
                 warnings.push(format!(
                     "routes[{outer}] needs no token and lies over routes[{i}], which needs one: a server that ignores case or trailing dots reads {} as {}; write fold_paths: true, or keep them on different hosts",
@@ -28,16 +43,12 @@ impl LiveConfig {
     }
 }
 
-/// Whether the open route `outer` gets the paths beside `inner`.
-fn lies_over(outer: &Route, inner: &Route) -> bool {
-    let (outer_host, inner_host) = (&outer.matcher.host, &inner.matcher.host);
-    let hosts = outer_host.is_none() || inner_host.is_none() || outer_host == inner_host;
-    let [outer_prefix, inner_prefix] =
-        [outer, inner].map(|route| matched(&route.matcher.prefix, true).into_owned());
-    let beneath = inner_prefix
-        .strip_prefix(outer_prefix.trim_end_matches('/'))
-        .is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'));
-    !outer.auth_required && hosts && beneath
+/// Whether one host may be served by both routes.
+fn hosts_meet(outer: &Route, inner: &Route) -> bool {
+    match (&outer.matcher.host, &inner.matcher.host) {
+        (Some(outer), Some(inner)) => outer.meets(inner),
+        _ => true,
+    }
 }
 
 /// Another spelling of `prefix`, as an example.
@@ -74,6 +85,22 @@ upstreams: {{ u: {{ endpoints: [ http://a ] }} }}\nroutes: [ {routes} ]\n{more}"
                     .to_owned(),
                 0,
             ),
+            (
+                "{ prefix: /, host: \"*.example\", upstream: u, auth: none }, { prefix: /x, host: b.example, upstream: u }"
+                    .to_owned(),
+                1,
+            ),
+            (
+                "{ prefix: /, host: b.example, upstream: u, auth: none }, { prefix: /x, host: \"*.example\", upstream: u }"
+                    .to_owned(),
+                1,
+            ),
+            (
+                "{ prefix: /, host: \"*.a.example\", upstream: u, auth: none }, { prefix: /x, host: \"*.b.example\", upstream: u }"
+                    .to_owned(),
+                0,
+            ),
+            (format!("{open}, {{ prefix: /, host: b.example, upstream: u }}"), 0),
         ] {
             assert_eq!(warnings(&routes, ""), count, "{routes}");
         }

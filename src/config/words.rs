@@ -8,6 +8,7 @@ use crate::auth::verification::Algorithm as JwtAlgorithm;
 use crate::limit::headers::RateHeaders;
 use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
+use crate::route::coding::Coding;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 use crate::upstream::rules::Http2;
 
@@ -91,6 +92,17 @@ impl Scalar for JwtAlgorithm {
 
     fn read(text: &str) -> Result<Self, String> {
         Self::named(text).ok_or_else(|| instead::<Self>(NOT_ALLOWED))
+    }
+}
+
+impl Scalar for Coding {
+    fn allowed() -> String {
+        either(&Self::NAMES.map(|(name, _)| name))
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let known = Self::NAMES.iter().find(|(name, _)| *name == text);
+        known.map(|(_, coding)| *coding).ok_or_else(|| instead::<Self>(NOT_ALLOWED))
     }
 }
 

@@ -169,7 +169,7 @@ impl Gateway {
         // The application of one thread, with upstream connections of its own.
         let connections = || {
             Connections::new(
-                http_proxy(&server.configuration, proxy.clone()),
+                http_proxy(&server.configuration, proxy.for_another_thread()),
                 Arc::clone(&policy),
                 problem::closing_response,
                 Arc::clone(&tokens),

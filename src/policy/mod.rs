@@ -25,7 +25,7 @@ mod upstreams;
 
 pub use limits::MissingPlan;
 use limits::TokenLimits;
-pub use routes::Route;
+pub use routes::{Route, RouteMirror};
 use upstreams::Upstreams;
 
 /// The rules that requests are judged by.
@@ -49,8 +49,6 @@ pub struct Policy {
     pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
     pub timeouts: ClientTimeouts,
-    /// Largest request body, in bytes.
-    pub max_body: u64,
     /// Client connections open at the same time.
     pub max_connections: usize,
     /// Client connections that one client may have open at the same time; `None` for any number.
@@ -108,7 +106,7 @@ impl Policy {
         } = limits;
         Self {
             generation: previous.map_or(1, |policy| policy.generation + 1),
-            routes: routes::table(routes, fold_paths, &mut upstreams),
+            routes: routes::table(routes, fold_paths, max_body, &mut upstreams),
             auth: auth::rules(&jwt, tokens, previous),
             failures: auth::failure_guard(max_failures, previous),
             on_store_failure,
@@ -116,7 +114,6 @@ impl Policy {
             rate_headers,
             listeners,
             timeouts,
-            max_body,
             max_connections,
             max_connections_per_client,
             trusted_proxies,

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use super::upstreams::Upstreams;
+use crate::base::net::NetworkRules;
 use crate::config;
 use crate::quota::rule::Group;
-use crate::route::headers::HeaderRules;
+use crate::route::coding::Coding;
+use crate::route::cors::Cors;
+use crate::route::headers::{Deprecated, HeaderRules};
+use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::route::table::{Matcher, RouteTable};
-use crate::telemetry::metrics::RouteMetrics;
+use crate::telemetry::metrics::{MirrorMetrics, RouteMetrics};
 use crate::upstream::pool::Upstream;
 use crate::upstream::rules::Deadlines;
 
@@ -26,11 +30,15 @@ pub struct Route {
     pub upstreams: Split<Arc<Upstream>>,
     /// Whether a token is needed.
     pub auth_required: bool,
-    /// Whether the prefix is cut off before forwarding.
-    pub strip_prefix: bool,
+    /// The networks whose clients are let in.
+    pub networks: NetworkRules,
+    /// Largest request body, in bytes.
+    pub max_body: u64,
+    /// What stands for the prefix when the request is forwarded; `None` for the prefix itself.
+    pub replacement: Option<String>,
     /// Whether the credential reaches the upstream.
     pub forward_credential: bool,
-    /// Whether an answer's paths get the prefix that was cut off.
+    /// Whether an answer's paths get the prefix that was replaced.
     pub rewrite_answers: bool,
     /// Changes to the request's fields.
     pub request_headers: HeaderRules,
@@ -38,6 +46,14 @@ pub struct Route {
     pub response_headers: HeaderRules,
     /// Deadlines that narrow those of the upstreams.
     pub deadlines: Deadlines,
+    /// What answers tell of the route's end.
+    pub deprecated: Option<Deprecated>,
+    /// The copies of its requests.
+    pub mirror: Option<RouteMirror>,
+    /// How scripts of other origins may use the route.
+    pub cors: Option<Cors>,
+    /// The codings in which answers may be sent; empty for none.
+    pub codings: Vec<Coding>,
     /// Limits that apply besides the token's.
     pub limits: Arc<[Group]>,
     /// Most requests of it at the same time, in this process.
@@ -46,34 +62,63 @@ pub struct Route {
     pub metrics: RouteMetrics,
 }
 
-/// The table of `routes`; `fold` is `fold_paths`.
+/// Who gets copies of a route's requests.
+#[derive(Clone, Debug)]
+pub struct RouteMirror {
+    /// Which requests are copied, and for whom.
+    pub rules: Mirror<Arc<Upstream>>,
+    /// What became of the copies.
+    pub metrics: MirrorMetrics,
+}
+
+impl Route {
+    /// The prefix, where it is cut off and nothing stands for it.
+    pub fn stripped(&self) -> Option<&str> {
+        let nothing = self.replacement.as_ref().is_some_and(String::is_empty);
+        (nothing && self.prefix != "/").then_some(&*self.prefix)
+    }
+}
+
+/// The table of `routes`; `fold` is `fold_paths`, `max_body` holds for routes that do not say otherwise.
 pub(super) fn table(
     routes: Vec<config::Route>,
     fold: bool,
+    max_body: u64,
     upstreams: &mut Upstreams,
 ) -> RouteTable<Arc<Route>> {
     let routes = routes.into_iter().map(|route| {
-        let (matcher, route) = self::route(route, upstreams);
+        let (matcher, route) = self::route(route, max_body, upstreams);
         (matcher, Arc::new(route))
     });
     RouteTable::new(routes, fold)
 }
 
-fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
+fn route(
+    route: config::Route,
+    max_body_of_all: u64,
+    upstreams: &mut Upstreams,
+) -> (Matcher, Route) {
     let config::Route {
         matcher,
         upstreams: shares,
         auth_required,
+        networks,
         limits,
         max_in_flight,
-        strip_prefix,
+        max_body,
+        replacement,
         forward_credential,
         rewrite_answers,
         request_headers,
         response_headers,
         deadlines,
+        deprecated,
+        mirror,
+        cors,
+        codings,
     } = route;
-    let label = format!("{}{}", matcher.host.as_deref().unwrap_or_default(), matcher.prefix);
+    let host = matcher.host.as_ref().map(ToString::to_string).unwrap_or_default();
+    let label = format!("{host}{}", matcher.prefix);
     let route = Route {
         key: key(&label, &matcher.methods).into(),
         metrics: RouteMetrics::new(&label),
@@ -81,7 +126,9 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         prefix: matcher.prefix.clone(),
         upstreams: shares.map(|rules| upstreams.of(&rules)),
         auth_required,
-        strip_prefix,
+        networks,
+        max_body: max_body.unwrap_or(max_body_of_all),
+        replacement,
         forward_credential,
         rewrite_answers,
         limits: Arc::clone(limits.groups()),
@@ -89,6 +136,13 @@ fn route(route: config::Route, upstreams: &mut Upstreams) -> (Matcher, Route) {
         request_headers,
         response_headers,
         deadlines,
+        deprecated,
+        mirror: mirror.map(|mirror| RouteMirror {
+            metrics: MirrorMetrics::new(&mirror.upstream.name),
+            rules: mirror.map(|rules| upstreams.of(&rules)),
+        }),
+        cors,
+        codings,
     };
     (matcher, route)
 }

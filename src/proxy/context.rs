@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
+use super::compression::Compression;
 use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
 use super::in_flight::RequestInFlight;
+use super::mirror::CopyState;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
 use crate::listener::http1::end::RequestEnd;
@@ -40,6 +42,10 @@ pub struct RequestContext {
     pub forwarding: Option<Forwarding>,
     /// Why a hook ended the request; `fail_to_proxy` answers with it.
     pub rejection: Option<Rejection>,
+    /// The copy of the request, where the route has copies made.
+    pub copy: CopyState,
+    /// The compression of the answer, where the route compresses it.
+    pub compression: Option<Box<Compression>>,
     /// The socket to the upstream, between the connection and the request's header, when a body follows.
     pub upload_socket: Option<RawFd>,
     /// Whether an upstream takes the request's body.
@@ -80,6 +86,8 @@ impl RequestContext {
             findings: Findings::default(),
             forwarding: None,
             rejection: None,
+            copy: CopyState::Undecided,
+            compression: None,
             upload_socket: None,
             uploads: false,
             end: End::Answered,

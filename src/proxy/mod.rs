@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -22,22 +22,25 @@ use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::http1;
 use crate::listener::http1::end::RequestEnd;
-use crate::policy::Policy;
+use crate::policy::{Policy, RouteMirror};
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
+pub mod compression;
 pub mod context;
 pub mod deadline;
 pub mod forwarding;
 pub mod headers;
 pub mod in_flight;
+pub mod mirror;
 pub mod outcome;
 pub mod problem;
 pub mod target;
 
+use compression::Compression;
 use context::{End, RequestContext, fresh_request_id};
 use deadline::Step;
 use forwarding::Forwarding;
@@ -45,6 +48,7 @@ use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
+use mirror::{CopyState, Mirrors, RequestCopy};
 use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
@@ -71,6 +75,7 @@ pub struct Proxy {
     policy: Arc<ArcSwap<Policy>>,
     admission: Arc<Admission>,
     readiness: Arc<Readiness>,
+    mirrors: Arc<Mirrors>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
 }
@@ -83,7 +88,7 @@ impl Proxy {
         readiness: Arc<Readiness>,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, unrouted }
+        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -125,7 +130,41 @@ impl Proxy {
                 false => None,
             },
         };
+        if let Some(route) = Admission::preflight(&ctx.policy, &asked, &mut ctx.findings)? {
+            // A write error means that the client has gone.
+            let _ = Box::pin(problem::answer_preflight(session, ctx, &route)).await;
+            return Ok(None);
+        }
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
+    }
+
+    /// Copies a request for the upstream of `mirror`, when its first attempt is sent.
+    fn copy(
+        &self,
+        session: &mut Session,
+        request: &RequestHeader,
+        mirror: &RouteMirror,
+        copy: &mut CopyState,
+    ) {
+        match copy {
+            CopyState::Undecided => {
+                let may = !session.is_upgrade_req();
+                let begun = may.then(|| RequestCopy::begin(&self.mirrors, mirror, request));
+                *copy = match begun.flatten() {
+                    // Pingora does not ask the hooks about a body that is not there.
+                    Some(begun) if session.as_mut().is_body_empty() => begun.send(),
+                    Some(begun) => CopyState::Waiting(begun),
+                    None => CopyState::Done,
+                };
+            }
+            CopyState::Waiting(copy) => copy.restart(),
+            CopyState::Done => {}
+        }
+    }
+
+    /// The proxy for another thread, which has connections of its own.
+    pub fn for_another_thread(&self) -> Self {
+        Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
     }
 
     /// Lets the answer say that the connection ends, when this process is about to go.
@@ -320,6 +359,8 @@ impl ProxyHttp for Proxy {
         let origin = request::Origin {
             seen: ctx.seen,
             peer: peer_ip(session.client_addr()),
+            client: ctx.client_ip,
+            route: &route.label,
             trusted: ctx.trusted_peer,
             credentials: &policy.credentials,
             onward: Onward {
@@ -327,17 +368,20 @@ impl ProxyHttp for Proxy {
                 forward: route.forward_credential,
                 pass: &policy.pass_fields,
             },
-            stripped: (route.strip_prefix && route.prefix != "/").then_some(&*route.prefix),
+            stripped: route.stripped(),
             endpoint: forwarding.authority(),
             scheme: "http",
             request_id,
             principal: permit.principal(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
-        match target {
-            Some(target) => upstream_request.set_raw_path(&target),
-            None => Ok(()),
+        if let Some(target) = target {
+            upstream_request.set_raw_path(&target)?;
         }
+        if let Some(mirror) = &route.mirror {
+            self.copy(session, upstream_request, mirror, &mut ctx.copy);
+        }
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -355,10 +399,12 @@ impl ProxyHttp for Proxy {
         }
         let forwarding = Forwarding::of(&mut ctx.forwarding)?;
         forwarding.body_seen += body.as_ref().map_or(0, |body| body.len() as u64);
-        if forwarding.body_seen > ctx.policy.max_body {
-            ctx.rejection = Some(Rejection::BodyTooLarge(ctx.policy.max_body));
+        let max_body = forwarding.permit().route().max_body;
+        if forwarding.body_seen > max_body {
+            ctx.rejection = Some(Rejection::BodyTooLarge(max_body));
             return Err(Error::explain(ErrorType::HTTPStatus(413), "body too large").into_down());
         }
+        ctx.copy.pass(body.as_ref(), end_of_stream);
         Ok(())
     }
 
@@ -424,12 +470,15 @@ impl ProxyHttp for Proxy {
         let version = request.version;
         let own = answer::Own {
             client: version,
+            client_ip: ctx.client_ip,
             request_id: ctx.request_id.as_ref(),
             findings: &ctx.findings,
             rate_headers: ctx.policy.rate_headers,
-            rules: &route.response_headers,
+            route,
+            request: &request.headers,
             prefix: route.rewrite_answers.then(|| Prefix {
                 prefix: route.prefix.trim_end_matches('/'),
+                replacement: route.replacement.as_deref().unwrap_or_default(),
                 host: request.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
                 endpoint: forwarding.authority(),
             }),
@@ -441,11 +490,36 @@ impl ProxyHttp for Proxy {
             },
         };
         answer::finish_response(response, &own)?;
+        if !route.codings.is_empty() {
+            ctx.compression = Compression::begin(&route.codings, request, response)?;
+        }
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
             session.set_keepalive(None);
         }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        match &mut ctx.compression {
+            Some(compression) => compression.pass(body, end_of_stream).map(|()| None),
+            None => Ok(None),
+        }
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _upstream_trailers: &mut HeaderMap,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Bytes>> {
+        ctx.compression.as_mut().map_or(Ok(None), |compression| compression.end())
     }
 
     fn fail_to_connect(

@@ -14,9 +14,11 @@ use tokio::time::timeout;
 
 use super::context::{End, RequestContext, fresh_request_id};
 use super::headers::rate::{set_rate_fields, whole_seconds};
+use super::headers::route::set_route_fields;
 use super::headers::seen::content_length;
 use crate::admission::Rejection;
 use crate::limit::ledger::Decision;
+use crate::policy::Route;
 use crate::telemetry::metrics::METRICS;
 
 /// A body up to this size is read to its end, so that the connection stays usable.
@@ -199,6 +201,9 @@ pub async fn respond(
     ctx.end = End::Refused(rejection);
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
+    if let Some(route) = &ctx.findings.route {
+        set_route_fields(&mut parts.headers, route, &session.req_header().headers);
+    }
     response = parts.into();
     send(session, response, body).await
 }
@@ -214,6 +219,31 @@ pub async fn answer_options(session: &mut Session, ctx: &mut RequestContext) -> 
     response.insert_header("X-Request-ID", &*request_id)?;
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
+    if let Some(route) = &ctx.findings.route {
+        set_route_fields(&mut parts.headers, route, &session.req_header().headers);
+    }
+    send(session, parts.into(), Bytes::new()).await
+}
+
+/// Answers a preflight for `route`.
+///
+/// # Errors
+/// When writing to the client fails.
+pub async fn answer_preflight(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    route: &Route,
+) -> Result<()> {
+    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
+    let mut response = ResponseHeader::build_no_case(StatusCode::NO_CONTENT, Some(8))?;
+    response.insert_header("X-Request-ID", &*request_id)?;
+    let mut parts = http::response::Parts::from(response);
+    if let Some(cors) = &route.cors {
+        cors.set_preflight(&mut parts.headers, &session.req_header().headers);
+    }
+    if let Some(deprecated) = &route.deprecated {
+        deprecated.set(&mut parts.headers);
+    }
     send(session, parts.into(), Bytes::new()).await
 }
 

@@ -1,9 +1,10 @@
 //! Routes by host, path prefix and method: the longest prefix wins.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use ahash::RandomState;
 
+use super::host_pattern::HostPattern;
 use super::matched::matched;
 
 /// When a route applies.
@@ -11,32 +12,96 @@ use super::matched::matched;
 pub struct Matcher {
     /// Canonical prefix, matched by whole segments.
     pub prefix: String,
-    /// The only host, canonical and without port; `None` for any.
-    pub host: Option<String>,
+    /// The only hosts; `None` for any.
+    pub host: Option<HostPattern>,
     /// The only methods; empty for any. `GET` includes `HEAD` (RFC 9110 section 9.3.2).
     pub methods: Vec<String>,
 }
 
 impl Matcher {
-    fn serves_host<'h>(&self, host: impl Fn() -> Option<&'h str>) -> bool {
-        let Some(own) = &self.host else { return true };
-        host() == Some(own.as_str())
-    }
-
     /// Whether requests with `method` are served.
     pub fn serves_method(&self, method: &str) -> bool {
-        self.methods.is_empty()
-            || self.methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
+        serves(&self.methods, method)
     }
+}
+
+/// Whether `methods` hold `method`, or are empty.
+pub(super) fn serves(methods: &[String], method: &str) -> bool {
+    methods.is_empty()
+        || methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
 }
 
 /// Routes, found by the prefixes of a path.
 #[derive(Debug)]
 pub struct RouteTable<T> {
-    by_prefix: HashMap<String, Vec<(Matcher, T)>, RandomState>,
+    by_prefix: HashMap<String, Hosts<T>, RandomState>,
     /// The lengths that prefixes have, the longest first.
     lengths: Vec<usize>,
     fold: bool,
+}
+
+/// The routes of one host, each with its methods.
+type Routes<T> = Vec<(Vec<String>, T)>;
+
+/// The routes of one prefix, by host.
+#[derive(Debug)]
+struct Hosts<T> {
+    exact: HashMap<String, Routes<T>, RandomState>,
+    /// The routes of all hosts beneath a name, by that name.
+    beneath: HashMap<String, Routes<T>, RandomState>,
+    /// The lengths that these names have, the longest first.
+    lengths: Vec<usize>,
+    any: Routes<T>,
+}
+
+impl<T> Default for Hosts<T> {
+    fn default() -> Self {
+        Self {
+            exact: HashMap::default(),
+            beneath: HashMap::default(),
+            lengths: Vec::new(),
+            any: Vec::new(),
+        }
+    }
+}
+
+impl<T> Hosts<T> {
+    fn add(&mut self, matcher: Matcher, route: T) {
+        let routes = match matcher.host {
+            Some(HostPattern::Exact(host)) => self.exact.entry(host).or_default(),
+            Some(HostPattern::Beneath(name)) => self.beneath.entry(name).or_default(),
+            None => &mut self.any,
+        };
+        routes.push((matcher.methods, route));
+    }
+
+    /// The routes that serve `host`: those of the host itself, those of the longest names that it is beneath, those of
+    /// any host.
+    fn serving<'s>(&'s self, host: Option<&str>) -> impl Iterator<Item = &'s (Vec<String>, T)> {
+        let exact = host.and_then(|host| self.exact.get(host));
+        let beneath = self.lengths.iter().filter_map(move |length| {
+            let (labels, name) = host?.split_at_checked(host?.len().checked_sub(*length)?)?;
+            labels.ends_with('.').then(|| self.beneath.get(name))?
+        });
+        exact.into_iter().chain(beneath).chain([&self.any]).flatten()
+    }
+
+    fn names_hosts(&self) -> bool {
+        !(self.exact.is_empty() && self.beneath.is_empty())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        let all = self.exact.values().chain(self.beneath.values()).chain([&self.any]);
+        all.flatten().map(|(_, route)| route)
+    }
+}
+
+/// The lengths of `names`, the longest first.
+fn lengths<'n>(names: impl Iterator<Item = &'n String>) -> Vec<usize> {
+    let mut lengths: Vec<usize> = names.map(String::len).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.dedup();
+    lengths
 }
 
 /// The result of a search in the table.
@@ -51,19 +116,18 @@ pub enum Found<'a, T> {
 }
 
 impl<T> RouteTable<T> {
-    /// A table of `routes`, which compares paths in [their form](matched) with `fold`. Of two routes that match alike, the route with a host wins, then the earlier route.
+    /// A table of `routes`, which compares paths in [their form](matched) with `fold`. Of two routes that match alike, the
+    /// earlier route wins.
     pub fn new(routes: impl IntoIterator<Item = (Matcher, T)>, fold: bool) -> Self {
-        let mut by_prefix: HashMap<String, Vec<(Matcher, T)>, RandomState> = HashMap::default();
+        let mut by_prefix: HashMap<String, Hosts<T>, RandomState> = HashMap::default();
         for (matcher, route) in routes {
             let key = matched(&matcher.prefix, fold).trim_end_matches('/').to_owned();
-            by_prefix.entry(key).or_default().push((matcher, route));
+            by_prefix.entry(key).or_default().add(matcher, route);
         }
-        for routes in by_prefix.values_mut() {
-            routes.sort_by_key(|(matcher, _)| matcher.host.is_none());
+        for hosts in by_prefix.values_mut() {
+            hosts.lengths = lengths(hosts.beneath.keys());
         }
-        let mut lengths: Vec<usize> = by_prefix.keys().map(String::len).collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.dedup();
+        let lengths = lengths(by_prefix.keys());
         Self { by_prefix, lengths, fold }
     }
 
@@ -76,7 +140,8 @@ impl<T> RouteTable<T> {
     /// asked for where it matters.
     ///
     /// The longest prefix that serves the host decides alone. Shorter prefixes, which may be open to everyone, are not
-    /// searched for a method that the longest does not have.
+    /// searched for a method that the longest does not have. Within a prefix, the host itself comes before the longest name
+    /// that it is beneath, and that comes before routes without a host.
     pub fn find<'h>(
         &self,
         host: impl Fn() -> Option<&'h str>,
@@ -87,20 +152,16 @@ impl<T> RouteTable<T> {
         // A prefix ends where a segment ends.
         let ends = |at: usize| at == path.len() || path.as_bytes().get(at) == Some(&b'/');
         for prefix in self.lengths.iter().filter(|at| ends(**at)).map(|at| &path[..*at]) {
-            let serving = || {
-                let routes = self.by_prefix.get(prefix).into_iter().flatten();
-                routes.filter(|(matcher, _)| matcher.serves_host(&host))
-            };
-            if let Some((_, route)) = serving().find(|(matcher, _)| matcher.serves_method(method)) {
+            let Some(hosts) = self.by_prefix.get(prefix) else { continue };
+            let host = if hosts.names_hosts() { host() } else { None };
+            let mut serving = hosts.serving(host);
+            if let Some((_, route)) = serving.find(|(methods, _)| serves(methods, method)) {
                 return Found::Route(route);
             }
-            let mut methods: Vec<&str> = serving()
-                .flat_map(|(matcher, _)| matcher.methods.iter().map(String::as_str))
-                .collect();
+            let methods: BTreeSet<&str> =
+                hosts.serving(host).flat_map(|(methods, _)| methods).map(String::as_str).collect();
             if !methods.is_empty() {
-                methods.sort_unstable();
-                methods.dedup();
-                return Found::OtherMethods(methods);
+                return Found::OtherMethods(methods.into_iter().collect());
             }
         }
         Found::Nothing
@@ -108,7 +169,7 @@ impl<T> RouteTable<T> {
 
     /// Every route, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.by_prefix.values().flatten().map(|(_, route)| route)
+        self.by_prefix.values().flat_map(Hosts::iter)
     }
 }
 
@@ -119,7 +180,7 @@ mod tests {
     fn matcher(prefix: &str, host: Option<&str>, methods: &[&str]) -> Matcher {
         Matcher {
             prefix: prefix.into(),
-            host: host.map(Into::into),
+            host: host.map(|host| HostPattern::parse(host).unwrap()),
             methods: methods.iter().map(ToString::to_string).collect(),
         }
     }
@@ -174,5 +235,43 @@ mod tests {
         assert_eq!(table.find(|| None, "/a/b", "POST"), Found::OtherMethods(vec!["GET", "PUT"]));
         assert_eq!(table.find(|| Some("h"), "/a", "DELETE"), Found::Route(&1));
         assert_eq!(table.find(|| None, "/b", "GET"), Found::Nothing);
+    }
+
+    #[test]
+    fn the_host_itself_comes_before_names_above_it_and_those_before_none() {
+        let table = RouteTable::new(
+            [
+                (matcher("/", None, &[]), "any"),
+                (matcher("/", Some("*.example.com"), &[]), "beneath example.com"),
+                (matcher("/", Some("*.eu.example.com"), &[]), "beneath eu"),
+                (matcher("/", Some("a.eu.example.com"), &[]), "a"),
+                (matcher("/", Some("example.com"), &[]), "example.com"),
+                (matcher("/get", Some("*.example.com"), &["GET"]), "get"),
+                (matcher("/get", Some("a.example.com"), &["PUT"]), "put"),
+            ],
+            false,
+        );
+        for (host, path, method, found) in [
+            (Some("a.eu.example.com"), "/", "GET", Found::Route(&"a")),
+            (Some("b.eu.example.com"), "/", "GET", Found::Route(&"beneath eu")),
+            (Some("x.b.eu.example.com"), "/", "GET", Found::Route(&"beneath eu")),
+            (Some("eu.example.com"), "/", "GET", Found::Route(&"beneath example.com")),
+            (Some("www.example.com"), "/x", "GET", Found::Route(&"beneath example.com")),
+            (Some("example.com"), "/", "GET", Found::Route(&"example.com")),
+            (Some("wwwexample.com"), "/", "GET", Found::Route(&"any")),
+            (Some("com"), "/", "GET", Found::Route(&"any")),
+            (Some("[::1]"), "/", "GET", Found::Route(&"any")),
+            (None, "/", "GET", Found::Route(&"any")),
+            // The longest prefix that serves the host decides, whatever its host is.
+            (Some("a.eu.example.com"), "/get", "GET", Found::Route(&"get")),
+            (Some("a.example.com"), "/get", "GET", Found::Route(&"get")),
+            (Some("a.example.com"), "/get", "PUT", Found::Route(&"put")),
+            (Some("a.example.com"), "/get", "POST", Found::OtherMethods(vec!["GET", "PUT"])),
+            (Some("b.example.com"), "/get", "PUT", Found::OtherMethods(vec!["GET"])),
+            (Some("example.com"), "/get", "PUT", Found::Route(&"example.com")),
+        ] {
+            assert_eq!(table.find(|| host, path, method), found, "{host:?} {path} {method}");
+        }
+        assert_eq!(table.iter().count(), 7);
     }
 }

@@ -29,6 +29,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     upstream_seconds: HistogramVec,
+    mirrored: IntCounterVec,
     upstream_retries: IntCounterVec,
     upstream_retries_refused: IntCounterVec,
     /// Answers that the gateway made itself, by code.
@@ -143,6 +144,11 @@ impl Metrics {
                 "tollgate_rejections_total",
                 "Answers of the gateway's own",
                 &["code"],
+            ),
+            mirrored: counters(
+                "tollgate_mirrored_requests_total",
+                "Copies of requests, by what became of them",
+                &["upstream", "outcome"],
             ),
             limit_decisions: counters(
                 "tollgate_limit_decisions_total",
@@ -366,6 +372,25 @@ impl RouteMetrics {
         if !requests.iter().any(|(m, s, _)| *m == method && *s == status) {
             requests.push((method, status, counter));
         }
+    }
+}
+
+/// Copies of requests for one upstream, by what became of them.
+#[derive(Clone, Debug)]
+pub struct MirrorMetrics {
+    /// The upstream has answered.
+    pub sent: IntCounter,
+    /// The upstream has not answered, or not in time.
+    pub failed: IntCounter,
+    /// The body was too large, or too many copies were on their way.
+    pub dropped: IntCounter,
+}
+
+impl MirrorMetrics {
+    /// The handles for copies that go to `upstream`.
+    pub fn new(upstream: &str) -> Self {
+        let handle = |outcome| METRICS.mirrored.with_label_values(&[upstream, outcome]);
+        Self { sent: handle("sent"), failed: handle("failed"), dropped: handle("dropped") }
     }
 }
 

@@ -16,7 +16,7 @@ pub fn curl(credential: &Secret, config: Option<&Config>, allowed: &[String]) ->
         words.extend(["-X".into(), quoted(method)]);
     }
     if let Some(host) = route.and_then(|route| route.matcher.host.as_ref()) {
-        words.extend(["-H".into(), quoted(&format!("Host: {host}"))]);
+        words.extend(["-H".into(), quoted(&format!("Host: {}", host.example()))]);
     }
     words.extend(["-H".into(), quoted(&format!("Authorization: Bearer {}", credential.expose()))]);
     words.push(quoted(&format!("{}{path}", base(config))));
@@ -85,8 +85,10 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use crate::base::net::NetworkRules;
     use crate::quota::rule::LimitSet;
     use crate::route::headers::HeaderRules;
+    use crate::route::host_pattern::HostPattern;
     use crate::route::split::Split;
     use crate::route::table::Matcher;
     use crate::upstream::rules::{BreakerRules, Timeouts, UpstreamRules};
@@ -120,17 +122,23 @@ mod tests {
             max_in_flight: None,
             matcher: Matcher {
                 prefix: prefix.into(),
-                host: host.map(str::to_owned),
+                host: host.and_then(HostPattern::parse),
                 methods: methods.iter().map(|&method| method.to_owned()).collect(),
             },
             upstreams: Split::whole(Arc::new(upstream)),
             auth_required,
-            strip_prefix: false,
+            networks: NetworkRules::default(),
+            max_body: None,
+            replacement: None,
             rewrite_answers: false,
             forward_credential: true,
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
             deadlines: Default::default(),
+            deprecated: None,
+            mirror: None,
+            cors: None,
+            codings: Vec::new(),
         }
     }
 

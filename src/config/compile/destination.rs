@@ -6,11 +6,12 @@ use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::scalar::{Identifier, Scalar as _};
-use super::{need, unknown};
+use super::{deadline, each, need, unknown};
+use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::upstream::rules::UpstreamRules;
 
-/// Upstreams by name; an upstream with a fault has no value.
+/// Upstreams in the order of their names; an upstream with a fault has no value.
 type Named = [(String, Option<Arc<UpstreamRules>>)];
 
 /// The upstreams of the route at `at`, of which `known` has all there are.
@@ -39,6 +40,34 @@ pub(super) fn upstreams(
     }
 }
 
+/// The methods of requests that are copied where none are written: those that change nothing (RFC 9110 section 9.2.1).
+const SAFE: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
+
+/// The copies of a route's requests, as they are written at `at`.
+pub(super) fn mirror(
+    written: file::Mirror,
+    known: &Named,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Mirror<Arc<UpstreamRules>>> {
+    let at_upstream = at.key("upstream");
+    let upstream = need(written.upstream, &at_upstream, report)
+        .and_then(|name| named(&name.0, known, &at_upstream, report));
+    let methods = each(written.methods, &at.key("methods"), report);
+    Some(Mirror {
+        upstream: upstream?,
+        percent: written.percent.map_or(100, |percent| percent.0.0),
+        methods: match methods.is_empty() {
+            true => SAFE.map(str::to_owned).into(),
+            false => methods.into_iter().map(|method| method.0).collect(),
+        },
+        max_in_flight: written
+            .max_in_flight
+            .map_or(256, |most| isize::try_from(most.0.0).unwrap_or(isize::MAX)),
+        timeout: deadline(written.timeout, 10),
+    })
+}
+
 /// The rules of the upstream called `name`, which is written at `at`.
 pub(super) fn named(
     name: &str,
@@ -46,7 +75,8 @@ pub(super) fn named(
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<Arc<UpstreamRules>> {
-    let found = known.iter().find(|(existing, _)| existing == name);
+    let found = known.binary_search_by(|(existing, _)| existing.as_str().cmp(name));
+    let found = found.ok().and_then(|at| known.get(at));
     if found.is_none() && !report.is_broken(&KeyPath::top("upstreams").key(name)) {
         report.fault(at, unknown("upstream", name, known.iter().map(|(name, _)| name)));
     }

@@ -10,6 +10,7 @@ use super::super::key_path::KeyPath;
 use super::need;
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
+use crate::route::template::FieldValue;
 
 /// Which way a header section goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,8 +38,10 @@ pub(super) fn rules(
         {
             report.fault(&at, "is set twice, in different case; write each field once");
         }
-        if let (Some(name), Some(value)) = (name, need(value, &at, report)) {
-            rules.set.push((name, value));
+        match (name, need(value, &at, report)) {
+            (Some(name), Some(FieldValue::Fixed(value))) => rules.set.push((name, value)),
+            (Some(name), Some(FieldValue::Made(template))) => rules.made.push((name, template)),
+            _ => {}
         }
     }
     let at = at.key("remove");

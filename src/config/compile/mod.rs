@@ -4,9 +4,11 @@
 //! key's path, and returns `None` for a value it cannot make. Nothing here reads YAML or the environment.
 
 mod auth;
+mod cors;
 mod destination;
 mod fields;
 mod limits;
+mod notices;
 mod routing;
 mod tokens;
 mod upstreams;

@@ -1,5 +1,6 @@
 //! Routes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::Route;
@@ -8,7 +9,8 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::words::RouteAuth;
 use super::fields::{self, Towards};
-use super::{destination, each, limits, need, or};
+use super::{cors, destination, each, limits, need, notices, or};
+use crate::base::net::NetworkRules;
 use crate::quota::Algorithm;
 use crate::route::table::Matcher;
 use crate::upstream::rules::{Deadlines, UpstreamRules};
@@ -30,7 +32,8 @@ pub(super) fn routes(
 ) -> Vec<Route> {
     let at = KeyPath::top("routes");
     let mut routes = Vec::new();
-    let mut matchers: Vec<(usize, Matcher)> = Vec::new();
+    // By prefix and host, so that many routes do not take long.
+    let mut matchers: HashMap<_, Vec<(usize, Matcher)>> = HashMap::new();
     for (i, route) in written.unwrap_or_default().into_iter().enumerate() {
         let at = at.index(i);
         let Some(route) = route else {
@@ -40,24 +43,24 @@ pub(super) fn routes(
         let Some((matcher, route)) = self::route(route, context, &at, report) else {
             continue;
         };
-        if let Some((earlier, _)) = matchers.iter().find(|(_, other)| overlap(other, &matcher)) {
+        let alike = matchers.entry((matcher.prefix.clone(), matcher.host.clone())).or_default();
+        if let Some((earlier, _)) = alike.iter().find(|(_, other)| overlap(other, &matcher)) {
             report.fault(
                 &at,
                 format!("serves requests that routes[{earlier}] serves; write another prefix, host or methods"),
             );
         }
-        matchers.push((i, matcher));
+        alike.push((i, matcher));
         routes.extend(route);
     }
     routes
 }
 
-/// Whether some request would fit both routes equally well.
+/// Whether some request would fit both routes, whose prefix and host are the same, equally well.
 fn overlap(a: &Matcher, b: &Matcher) -> bool {
-    let methods = a.methods.is_empty()
+    a.methods.is_empty()
         || a.methods.iter().any(|method| b.serves_method(method))
-        || b.methods.iter().any(|method| a.serves_method(method));
-    a.prefix == b.prefix && a.host == b.host && methods
+        || b.methods.iter().any(|method| a.serves_method(method))
 }
 
 /// The requests a route serves, and the route unless its upstream has a fault.
@@ -69,7 +72,11 @@ fn route(
 ) -> Option<(Matcher, Option<Route>)> {
     let Context { upstreams, has_credentials, algorithm } = *context;
     let prefix = need(written.prefix, &at.key("prefix"), report);
-    let upstreams = destination::upstreams(written.upstream, written.split, upstreams, at, report);
+    let destination =
+        destination::upstreams(written.upstream, written.split, upstreams, at, report);
+    let mirror = written
+        .mirror
+        .and_then(|mirror| destination::mirror(mirror, upstreams, &at.key("mirror"), report));
     let auth_required = or(written.auth, RouteAuth::Required) == RouteAuth::Required;
     let keys = KeyPath::top("auth").key("jwt").key("keys");
     if auth_required && !has_credentials && !report.has_fault_within(&keys) {
@@ -100,30 +107,48 @@ fn route(
         &at_headers.key("response"),
         report,
     );
-    let strip_prefix = or(written.strip_prefix, false);
+    let at_rewrite = at.key("rewrite");
     let rewrite = written.rewrite.unwrap_or_default();
+    let strip_prefix = or(written.strip_prefix, false);
+    if strip_prefix && rewrite.prefix.is_some() {
+        let fault = "stands beside strip_prefix: true; write one of the two";
+        report.fault(&at_rewrite.key("prefix"), fault);
+    }
+    let replacement = rewrite.prefix.map(|prefix| prefix.0.0);
+    let replacement = replacement.or_else(|| strip_prefix.then(String::new));
     let rewrite_answers = or(rewrite.answers, false);
-    if rewrite_answers && !strip_prefix {
-        let at = at.key("rewrite").key("answers");
+    if rewrite_answers && replacement.is_none() {
         report.fault(
-            &at,
-            "puts back the prefix that strip_prefix cuts off; write strip_prefix: true too",
+            &at_rewrite.key("answers"),
+            "puts back a prefix that the route does not change; write rewrite.prefix or strip_prefix: true too",
         );
     }
+    let networks = networks(written.networks, &at.key("networks"), report);
+    let at_deprecated = at.key("deprecated");
+    let deprecated =
+        written.deprecated.and_then(|written| notices::deprecated(written, &at_deprecated, report));
+    let at_compress = at.key("compress");
+    let codings = each(written.compress, &at_compress, report);
+    if (1..codings.len()).any(|i| codings[..i].contains(&codings[i])) {
+        report.fault(&at_compress, "names a coding twice; write each once");
+    }
+    let cors = written.cors.and_then(|written| cors::compile(written, &at.key("cors"), report));
     let methods = each(written.methods, &at.key("methods"), report);
     let matcher = Matcher {
         prefix: prefix?.0,
-        host: written.host.map(|host| host.0.0),
+        host: written.host.map(|host| host.0),
         methods: methods.into_iter().map(|method| method.0).collect(),
     };
     let timeouts = written.timeouts.unwrap_or_default();
-    let route = upstreams.map(|upstreams| Route {
+    let route = destination.map(|upstreams| Route {
         matcher: matcher.clone(),
         upstreams,
         auth_required,
+        networks,
         limits,
         max_in_flight: written.max_in_flight.and_then(|most| most.0.0),
-        strip_prefix,
+        max_body: written.max_body.map(|size| size.0.0),
+        replacement,
         forward_credential: or(written.forward_credential, true),
         rewrite_answers,
         request_headers,
@@ -132,6 +157,23 @@ fn route(
             first_byte: timeouts.first_byte.map(|span| span.0.0),
             total: timeouts.total.map(|span| span.0.0),
         },
+        deprecated,
+        mirror,
+        cors,
+        codings,
     });
     Some((matcher, route))
+}
+
+/// The networks whose clients the route at `at` lets in.
+fn networks(written: Option<file::Networks>, at: &KeyPath, report: &mut Report) -> NetworkRules {
+    let written = written.unwrap_or_default();
+    let at_allow = at.key("allow");
+    if written.allow.as_ref().is_some_and(Vec::is_empty) && !report.has_fault_within(&at_allow) {
+        report.fault(&at_allow, "lets no client in; write at least one network, or leave it out");
+    }
+    NetworkRules {
+        allow: each(written.allow, &at_allow, report),
+        deny: each(written.deny, &at.key("deny"), report),
+    }
 }

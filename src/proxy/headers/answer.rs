@@ -1,16 +1,20 @@
 //! The fields of an upstream's answer as the client gets them.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::ResponseHeader;
 
 use super::prefix::Prefix;
 use super::rate::set_rate_fields;
+use super::route::set_route_fields;
+use super::values::Values;
 use super::{OWN_FIELDS, X_REQUEST_ID, apply, value};
 use crate::admission::Findings;
 use crate::limit::headers::RateHeaders;
+use crate::policy::Route;
 use crate::route::fields;
-use crate::route::headers::HeaderRules;
 
 /// Removes the fields that concern the upstream's connection alone, and leaves one framing.
 ///
@@ -96,14 +100,18 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
 pub struct Own<'a> {
     /// The version of the request.
     pub client: Version,
+    /// The client's address.
+    pub client_ip: Option<IpAddr>,
     /// The request's id.
     pub request_id: Option<&'a HeaderValue>,
     /// The decisions about limits.
     pub findings: &'a Findings,
     /// The rate fields that answers carry.
     pub rate_headers: RateHeaders,
-    /// The route's rules for answers.
-    pub rules: &'a HeaderRules,
+    /// The route of the request.
+    pub route: &'a Route,
+    /// The fields of the request.
+    pub request: &'a HeaderMap,
     /// The prefix that is put back into the paths of the answer.
     pub prefix: Option<Prefix<'a>>,
     /// The protocol that is selected when a WebSocket was accepted without one.
@@ -115,7 +123,18 @@ pub struct Own<'a> {
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
 pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<()> {
-    let Own { client, request_id, findings, rate_headers, rules, prefix, subprotocol } = own;
+    let Own {
+        client,
+        client_ip,
+        request_id,
+        findings,
+        rate_headers,
+        route,
+        request,
+        prefix,
+        subprotocol,
+    } = own;
+    let rules = &route.response_headers;
     // The version is this hop's, not the upstream's (RFC 9112 section 2.3).
     response.set_version(Version::HTTP_11);
     let usual = response.status.canonical_reason();
@@ -123,7 +142,7 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
     let nothing = http::Response::new(()).into_parts().0.into();
     let mut parts = http::response::Parts::from(std::mem::replace(response, nothing));
     let headers = &mut parts.headers;
-    headers.reserve(OWN_FIELDS + rules.set.len());
+    headers.reserve(OWN_FIELDS + rules.set.len() + rules.made.len());
     if *client == Version::HTTP_10 {
         // HTTP/1.0 knows no chunks: the end of the connection ends the body (RFC 9112 section 6.3).
         headers.remove(header::TRANSFER_ENCODING);
@@ -140,7 +159,15 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
     {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(subprotocol)?);
     }
-    apply(rules, headers);
+    set_route_fields(headers, route, request);
+    let values = Values {
+        client: *client_ip,
+        request_id: *request_id,
+        principal: findings.principal.as_ref(),
+        host: if rules.made.is_empty() { None } else { request.get(header::HOST) },
+        route: &route.label,
+    };
+    apply(rules, headers, &values);
     *response = parts.into();
     if reason.is_some() {
         response.set_reason_phrase(reason.as_deref())?;

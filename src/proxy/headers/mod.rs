@@ -1,7 +1,7 @@
 //! Header fields that the gateway sets, replaces and removes: in the request, before it goes to an upstream, and in
 //! the answer, before it goes to the client. These files know no hook of Pingora's.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora_core::{ErrorType, OrErr, Result};
 
 use crate::route::fields;
@@ -13,7 +13,11 @@ pub mod ids;
 pub mod prefix;
 pub mod rate;
 pub mod request;
+pub mod route;
 pub mod seen;
+pub mod values;
+
+use values::Values;
 
 // The http crate has no constant for this name. A name given as text would be parsed at each use.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static(fields::REQUEST_ID);
@@ -21,12 +25,21 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static(fields::REQUEST_ID);
 /// The gateway adds at most this many fields to a request or to an answer.
 const OWN_FIELDS: usize = 8;
 
-fn apply(rules: &HeaderRules, headers: &mut HeaderMap) {
+/// Applies the rules of a route. `values` is only asked where a rule has values of the request.
+fn apply(rules: &HeaderRules, headers: &mut HeaderMap, values: &Values<'_>) {
     for name in &rules.remove {
         headers.remove(name);
     }
     for (name, value) in &rules.set {
         headers.insert(name, value.clone());
+    }
+    for (name, template) in &rules.made {
+        match template.make(|variable| values.of(variable)) {
+            Some(value) => drop(headers.insert(name, value)),
+            // A request needs its host.
+            None if name == header::HOST => {}
+            None => drop(headers.remove(name)),
+        }
     }
 }
 
@@ -75,6 +88,8 @@ mod tests {
         let origin = Origin {
             seen: Seen::in_request(&request.headers),
             peer: Some("10.0.0.1".parse().unwrap()),
+            client: None,
+            route: "/",
             trusted,
             credentials: &Sources::default(),
             onward: Onward { verified: true, forward: true, pass: &[] },

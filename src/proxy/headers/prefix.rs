@@ -1,6 +1,9 @@
-//! The prefix that a route strips, put back into the fields of an answer that hold paths: `Location`,
-//! `Content-Location`, and the `Path` of cookies. The upstream knows the paths without the prefix only. A path that begins
-//! with the prefix stays: an upstream that heeds `X-Forwarded-Prefix` has put it there itself.
+//! The prefix that a route replaces, put back into the fields of an answer that hold paths: `Location`,
+//! `Content-Location`, and the `Path` of cookies. The upstream knows the paths with the replacement only.
+//!
+//! Where nothing stands for the prefix, a path that begins with the prefix stays: an upstream that heeds
+//! `X-Forwarded-Prefix` has put it there itself. Where something does, a path that does not begin with it stays: the route
+//! does not lead there.
 
 use http::{HeaderMap, HeaderValue, header};
 
@@ -8,6 +11,8 @@ use http::{HeaderMap, HeaderValue, header};
 pub struct Prefix<'a> {
     /// The prefix, without a slash at its end.
     pub prefix: &'a str,
+    /// What the upstream sees instead, without a slash at its end.
+    pub replacement: &'a str,
     /// The `Host` of the request, which the client knows.
     pub host: Option<&'a str>,
     /// The `host:port` of the endpoint, which the client may not know.
@@ -35,7 +40,7 @@ impl Prefix<'_> {
     fn url(&self, url: &[u8]) -> Option<Vec<u8>> {
         let scheme = match url {
             [b'/', b'/', ..] => 0,
-            [b'/', ..] => return Some([self.before(url), url].concat()),
+            [b'/', ..] => return Some(self.outside(url).concat()),
             _ if starts_with(url, b"http://") => 5,
             _ if starts_with(url, b"https://") => 6,
             _ => return None,
@@ -45,19 +50,25 @@ impl Prefix<'_> {
         let (authority, path) = rest.split_at(end);
         let is = |own: Option<&str>| own.is_some_and(|own| is_authority(authority, own));
         if is(self.host) {
-            return Some([&url[..scheme + 2], authority, self.before(path), path].concat());
+            let [prefix, path] = self.outside(path);
+            return Some([&url[..scheme + 2], authority, prefix, path].concat());
         }
         // A client cannot be expected to reach the endpoint, so the URL becomes a path of this gateway.
-        is(self.endpoint).then(|| [self.before(path), path].concat())
+        is(self.endpoint).then(|| self.outside(path).concat())
     }
 
-    /// What `path` lacks: the prefix, or nothing when `path` begins with it.
-    fn before(&self, path: &[u8]) -> &[u8] {
+    /// `path` as the client knows it, in two parts.
+    fn outside<'p>(&'p self, path: &'p [u8]) -> [&'p [u8]; 2] {
         let prefix = self.prefix.as_bytes();
-        let is_there = path
-            .strip_prefix(prefix)
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?' | b'#' | b';')));
-        if is_there { b"" } else { prefix }
+        match self.replacement.as_bytes() {
+            b"" if rest_of(path, prefix).is_some() => [b"", path],
+            b"" => [prefix, path],
+            replacement => match rest_of(path, replacement) {
+                Some(rest) if prefix.is_empty() && rest.first() != Some(&b'/') => [b"/", rest],
+                Some(rest) => [prefix, rest],
+                None => [b"", path],
+            },
+        }
     }
 
     /// The cookie with the prefix before its path; `None` when it has none. A `__Host-` cookie must keep the path `/`
@@ -73,18 +84,24 @@ impl Prefix<'_> {
                 None => (attribute, &b""[..]),
             };
             let is_path = nth > 0 && name.trim_ascii().eq_ignore_ascii_case(b"path");
-            let prefix = self.before(path);
-            if !is_path || path.first() != Some(&b'/') || prefix.is_empty() {
+            let [prefix, rest] = self.outside(path);
+            if !is_path || path.first() != Some(&b'/') || (prefix.is_empty() && rest == path) {
                 return attribute.to_vec();
             }
             changed = true;
-            let path = if path == b"/" { b"" } else { path };
-            [name, b"=", prefix, path].concat()
+            let rest = if rest == b"/" && !prefix.is_empty() { b"" } else { rest };
+            [name, b"=", prefix, rest].concat()
         };
         let all: Vec<Vec<u8>> =
             cookie.split(|&byte| byte == b';').enumerate().map(attribute).collect();
         changed.then(|| all.join(&b';'))
     }
+}
+
+/// The rest of `path` after the segments of `beginning`; `None` when it does not begin with them.
+fn rest_of<'p>(path: &'p [u8], beginning: &[u8]) -> Option<&'p [u8]> {
+    let rest = path.strip_prefix(beginning)?;
+    matches!(rest.first(), None | Some(b'/' | b'?' | b'#' | b';')).then_some(rest)
 }
 
 fn starts_with(value: &[u8], beginning: &[u8]) -> bool {
@@ -101,8 +118,47 @@ fn is_authority(authority: &[u8], own: &str) -> bool {
 mod tests {
     use super::*;
 
-    const PREFIX: Prefix<'_> =
-        Prefix { prefix: "/api", host: Some("shop.test:8080"), endpoint: Some("users:80") };
+    const PREFIX: Prefix<'_> = Prefix {
+        prefix: "/api",
+        replacement: "",
+        host: Some("shop.test:8080"),
+        endpoint: Some("users:80"),
+    };
+
+    #[test]
+    fn a_replacement_becomes_the_prefix_again() {
+        let replaced = Prefix { replacement: "/v2", ..PREFIX };
+        for (url, expected) in [
+            ("/v2", Some("/api")),
+            ("/v2/login?next=/v2", Some("/api/login?next=/v2")),
+            ("/v2?x", Some("/api?x")),
+            ("/v2x", Some("/v2x")),
+            ("/login", Some("/login")),
+            ("/api/x", Some("/api/x")),
+            ("http://shop.test:8080/v2/x", Some("http://shop.test:8080/api/x")),
+            ("http://users/v2/x", Some("/api/x")),
+            ("http://users:80/elsewhere", Some("/elsewhere")),
+            ("http://other.test/v2", None),
+        ] {
+            let found = replaced.url(url.as_bytes()).map(|url| String::from_utf8(url).unwrap());
+            assert_eq!(found.as_deref(), expected, "{url}");
+        }
+        for (cookie, expected) in [
+            ("a=b; Path=/v2", Some("a=b; Path=/api")),
+            ("a=b; Path=/v2/", Some("a=b; Path=/api")),
+            ("a=b; Path=/v2/x", Some("a=b; Path=/api/x")),
+            ("a=b; Path=/", None),
+            ("a=b; Path=/api", None),
+        ] {
+            let found = replaced.cookie(cookie.as_bytes());
+            assert_eq!(found.map(|text| String::from_utf8(text).unwrap()).as_deref(), expected);
+        }
+        let root = Prefix { prefix: "", ..replaced };
+        for (url, expected) in [("/v2", "/"), ("/v2/x", "/x"), ("/v2?x", "/?x"), ("/x", "/x")] {
+            assert_eq!(root.url(url.as_bytes()).unwrap(), expected.as_bytes(), "{url}");
+        }
+        assert_eq!(root.cookie(b"a=b; Path=/v2/").unwrap(), b"a=b; Path=/");
+    }
 
     #[test]
     fn urls_of_this_server_get_the_prefix() {

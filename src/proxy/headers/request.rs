@@ -9,6 +9,7 @@ use pingora_http::RequestHeader;
 use super::client::{X_FORWARDED_FOR, forwarded_for};
 use super::ids::set_traceparent;
 use super::seen::Seen;
+use super::values::Values;
 use super::{OWN_FIELDS, X_REQUEST_ID, apply, bytes_value, value};
 use crate::admission::{BadRequest, Rejection};
 use crate::auth::Principal;
@@ -30,6 +31,10 @@ pub struct Origin<'a> {
     pub seen: Seen,
     /// The address at the other end of the connection.
     pub peer: Option<IpAddr>,
+    /// The client's address: the peer's, or the address that trusted proxies name.
+    pub client: Option<IpAddr>,
+    /// Host and prefix of the route.
+    pub route: &'a str,
     /// Whether the peer is a trusted proxy, whose forwarding fields are believed.
     pub trusted: bool,
     /// The places of credentials.
@@ -134,7 +139,7 @@ fn set_request_fields(
         remove_claims(headers, origin.trusted, origin.onward.pass);
     }
     origin.credentials.clean_headers(headers, origin.onward);
-    headers.reserve(OWN_FIELDS + rules.set.len());
+    headers.reserve(OWN_FIELDS + rules.set.len() + rules.made.len());
     headers.insert(&X_REQUEST_ID, origin.request_id.clone());
     // Forwarding fields of a peer that is not trusted were removed above.
     let trusted = origin.trusted;
@@ -170,7 +175,15 @@ fn set_request_fields(
         headers.insert(&X_FORWARDED_PREFIX, value(prefix)?);
     }
     set_traceparent(headers, origin.seen)?;
-    apply(rules, headers);
+    let host = if rules.made.is_empty() { None } else { headers.get(header::HOST).cloned() };
+    let values = Values {
+        client: origin.client,
+        request_id: Some(origin.request_id),
+        principal: origin.principal,
+        host: host.as_ref(),
+        route: origin.route,
+    };
+    apply(rules, headers, &values);
     Ok(())
 }
 

@@ -1,0 +1,271 @@
+//! Copies of requests, whose answers nobody waits for.
+//!
+//! A copy has the fields and the target that the upstream of the request gets. It is sent once the request has its
+//! permit and its body is known, on a task of its own: an upstream for copies that is slow, dead or wrong costs the
+//! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header};
+use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
+use pingora_core::{Error, ErrorType, OkOrErr as _, OrErr as _, Result};
+use pingora_http::RequestHeader;
+use pingora_limits::inflight::{Guard, Inflight};
+use tokio::time::timeout;
+
+use crate::base::task::detach;
+use crate::policy::RouteMirror;
+use crate::route::fields;
+use crate::upstream::attempt::{Attempt, AttemptEnd, Failure};
+use crate::upstream::pool::{Picked, Turn, Upstream};
+
+/// The largest body of a copy, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// A larger answer is not read to its end, in bytes; its connection is closed.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// Sends the copies of one thread.
+#[derive(Default)]
+pub struct Mirrors {
+    /// Made when the first copy is sent. A connection belongs to the thread that made it.
+    connector: OnceLock<Connector>,
+    /// The copies on their way, by upstream; made with the first copy too.
+    in_flight: Arc<OnceLock<Inflight>>,
+}
+
+impl Mirrors {
+    /// For another thread; the copies of all threads are counted together.
+    pub fn for_another_thread(&self) -> Self {
+        Self { connector: OnceLock::new(), in_flight: Arc::clone(&self.in_flight) }
+    }
+
+    fn slot(&self, mirror: &RouteMirror) -> Option<Guard> {
+        let upstream = &*mirror.rules.upstream.rules().name;
+        let (slot, in_flight) = self.in_flight.get_or_init(Inflight::new).incr(upstream, 1);
+        (in_flight <= mirror.rules.max_in_flight).then_some(slot)
+    }
+}
+
+/// How far the copy of a request is.
+pub enum CopyState {
+    /// No attempt of the request was sent yet.
+    Undecided,
+    /// The body of the request is not known yet.
+    Waiting(Box<RequestCopy>),
+    /// It was sent, or there is none.
+    Done,
+}
+
+impl CopyState {
+    /// Passes on a part of the request's body, which may be the last one.
+    pub fn pass(&mut self, part: Option<&Bytes>, last: bool) {
+        let Self::Waiting(copy) = self else { return };
+        let fits = copy.take(part.map(|part| &part[..]).unwrap_or_default());
+        if (last || !fits)
+            && let Self::Waiting(copy) = std::mem::replace(self, Self::Done)
+            && fits
+        {
+            copy.send();
+        }
+    }
+}
+
+/// A copy that waits for the request's body.
+pub struct RequestCopy {
+    header: Box<RequestHeader>,
+    body: Vec<u8>,
+    mirror: RouteMirror,
+    mirrors: Arc<Mirrors>,
+    _slot: Guard,
+}
+
+impl RequestCopy {
+    /// Begins a copy of the request `header`, as the upstream gets it, if the rules of `mirror` say so and there is room.
+    pub fn begin(
+        mirrors: &Arc<Mirrors>,
+        mirror: &RouteMirror,
+        header: &RequestHeader,
+    ) -> Option<Box<Self>> {
+        if !mirror.rules.copies(header.method.as_str(), || fastrand::u64(..100)) {
+            return None;
+        }
+        let Some(slot) = mirrors.slot(mirror) else {
+            mirror.metrics.dropped.inc();
+            return None;
+        };
+        Some(Box::new(Self {
+            header: Box::new(header.clone()),
+            body: Vec::new(),
+            mirror: mirror.clone(),
+            mirrors: Arc::clone(mirrors),
+            _slot: slot,
+        }))
+    }
+
+    /// Forgets the body: another attempt of the request begins to send it.
+    pub fn restart(&mut self) {
+        self.body.clear();
+    }
+
+    /// Takes a part of the body; `false` when the body has become too large.
+    fn take(&mut self, part: &[u8]) -> bool {
+        let fits = self.body.len() + part.len() <= MAX_BODY;
+        if fits {
+            self.body.extend_from_slice(part);
+        } else {
+            self.mirror.metrics.dropped.inc();
+        }
+        fits
+    }
+
+    /// Sends the copy, and waits for nothing.
+    pub fn send(self: Box<Self>) -> CopyState {
+        detach(async move {
+            let metrics = self.mirror.metrics.clone();
+            match timeout(self.mirror.rules.timeout, self.exchange()).await {
+                Ok(Ok(())) => metrics.sent.inc(),
+                Ok(Err(_)) | Err(_) => metrics.failed.inc(),
+            }
+        });
+        CopyState::Done
+    }
+
+    async fn exchange(self: Box<Self>) -> Result<()> {
+        let Self { header, body, mirror, mirrors, _slot } = *self;
+        let (mut attempt, peer) = CopyAttempt::begin(&mirror.rules.upstream)?;
+        let connector = mirrors.connector.get_or_init(|| Connector::new(None));
+        let result = attempt.exchange(connector, &peer, header, body.into()).await;
+        attempt.end = match &result {
+            Ok(()) => AttemptEnd::Answered,
+            Err(error) => AttemptEnd::of(error),
+        };
+        result
+    }
+}
+
+/// The only attempt of a copy. The upstream learns of its end, also when its time is over.
+struct CopyAttempt<'u> {
+    upstream: &'u Upstream,
+    attempt: Attempt,
+    end: AttemptEnd,
+}
+
+impl<'u> CopyAttempt<'u> {
+    fn begin(upstream: &'u Upstream) -> Result<(Self, Box<HttpPeer>)> {
+        let now = Instant::now();
+        let Ok(picked) = upstream.pick(&mut Turn::default(), &[], now) else {
+            return Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint can get the copy");
+        };
+        let Picked { endpoint, pass, mut peer } = picked;
+        // Copies speak HTTP/1.1 where the endpoint does.
+        if peer.options.alpn.get_min_http_version() < 2 {
+            peer.options.set_http_version(1, 1);
+        }
+        let attempt = Attempt::new(Some(endpoint), pass, now);
+        let end = AttemptEnd::Failed(Failure::ReadTimeout);
+        Ok((Self { upstream, attempt, end }, peer))
+    }
+
+    async fn exchange(
+        &mut self,
+        connector: &Connector,
+        peer: &HttpPeer,
+        mut header: Box<RequestHeader>,
+        body: Bytes,
+    ) -> Result<()> {
+        let session = connector.get_http_session(peer).await;
+        let (mut session, _) = session.map_err(|error| error.into_up())?;
+        session.set_read_timeout(peer.options.read_timeout);
+        session.set_write_timeout(peer.options.write_timeout);
+        frame(&mut header, body.len())?;
+        if let HttpSession::H2(_) = session {
+            for_http2(&mut header, peer.is_tls())?;
+        }
+        let reusable = async {
+            session.write_request_header(header).await?;
+            if !body.is_empty() {
+                session.write_request_body(body, false).await?;
+            }
+            session.finish_request_body().await?;
+            let status = read_header(&mut session).await?;
+            self.upstream.answer_began(&mut self.attempt, status.as_u16(), Instant::now());
+            read_body(&mut session).await
+        };
+        match reusable.await.map_err(|error: Box<Error>| error.into_up())? {
+            true => connector.release_http_session(session, peer, peer.idle_timeout()).await,
+            false => session.shutdown().await,
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CopyAttempt<'_> {
+    fn drop(&mut self) {
+        self.upstream.attempt_ended(&self.attempt, self.end, Instant::now());
+    }
+}
+
+/// Reads the header of the answer.
+async fn read_header(session: &mut HttpSession) -> Result<StatusCode> {
+    loop {
+        session.read_response_header().await?;
+        match session.response_header().map(|answer| answer.status) {
+            Some(status)
+                if status != StatusCode::SWITCHING_PROTOCOLS && status.is_informational() => {}
+            Some(status) => return Ok(status),
+            None => return Error::e_explain(ErrorType::InvalidHTTPHeader, "no answer"),
+        }
+    }
+}
+
+/// Reads the answer to its end; `false` when it is too large for that, or no answer but a tunnel.
+async fn read_body(session: &mut HttpSession) -> Result<bool> {
+    let status = session.response_header().map(|answer| answer.status);
+    if status == Some(StatusCode::SWITCHING_PROTOCOLS) {
+        return Ok(false);
+    }
+    let mut left = MAX_ANSWER;
+    while let Some(part) = session.read_response_body().await? {
+        match left.checked_sub(part.len()) {
+            Some(less) => left = less,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Gives the copy a length instead of the framing that the request had, and no field of a connection.
+fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
+    let of_connection = |name: &&HeaderName| fields::belongs_to_connection(name.as_str());
+    let names: Vec<HeaderName> = header.headers.keys().filter(of_connection).cloned().collect();
+    let had_body = names.contains(&header::CONTENT_LENGTH)
+        || names.contains(&header::TRANSFER_ENCODING)
+        || length > 0;
+    for name in &names {
+        header.remove_header(name);
+    }
+    if had_body {
+        header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length))?;
+    }
+    header.set_version(Version::HTTP_11);
+    Ok(())
+}
+
+/// Puts the host into the target, where HTTP/2 has it (RFC 9113 section 8.3.1).
+fn for_http2(header: &mut RequestHeader, tls: bool) -> Result<()> {
+    let host = header.remove_header(&header::HOST);
+    let host = host.or_err(ErrorType::InvalidHTTPHeader, "a copy without a host")?;
+    let target = Uri::builder()
+        .scheme(if tls { "https" } else { "http" })
+        .authority(host.as_bytes())
+        .path_and_query(header.raw_path())
+        .build();
+    header.set_uri(target.or_err(ErrorType::InvalidHTTPHeader, "the target of a copy")?);
+    header.set_version(Version::HTTP_2);
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Scripts of other origins, as browsers ask for them: preflights, and the fields of every answer.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use support::*;
+
+const APP: &str = "https://app.example.com";
+
+/// A gateway with a route for listed origins, one for all origins, and one that leaves CORS to its upstream.
+fn gateway(origin: &Origin) -> Gateway {
+    Gateway::start(&format!(
+        r#"auth: {}
+limits: {{ default: [ 2/day ] }}
+upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
+routes:
+  - prefix: /api
+    methods: [ GET, POST ]
+    upstream: up
+    cors:
+      origins: [ {APP}, "https://*.example.org" ]
+      methods: [ GET, POST ]
+      headers: [ Authorization, content-type ]
+      expose: [ X-Request-ID, ratelimit ]
+      credentials: true
+      max_age: 1h
+  - {{ prefix: /api, methods: [ DELETE ], upstream: up }}
+  - {{ prefix: /public, upstream: up, auth: none, cors: {{ origins: [ "*" ] }} }}
+  - {{ prefix: /inside, upstream: up, cors: {{ origins: [ "*" ] }}, networks: {{ deny: [ 127.0.0.0/8 ] }} }}
+  - {{ prefix: /other, upstream: up, auth: none }}"#,
+        auth("[ { api_key: alice } ]"),
+        origin.url(),
+    ))
+}
+
+/// The fields of `answer` that are about other origins.
+fn fields(answer: &Message) -> Vec<(String, String)> {
+    let mut fields: Vec<_> = answer
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_lowercase(), value.clone()))
+        .filter(|(name, _)| name.starts_with("access-control-") || name == "vary")
+        .collect();
+    fields.sort();
+    fields
+}
+
+fn expected(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+    fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn preflight(gateway: &Gateway, path: &str, origin: &str, method: &str) -> Message {
+    let fields = [
+        ("Origin", origin),
+        ("Access-Control-Request-Method", method),
+        ("Access-Control-Request-Headers", "authorization"),
+    ];
+    gateway.call("OPTIONS", path, &fields, b"")
+}
+
+const VARIES: (&str, &str) =
+    ("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers");
+
+#[test]
+fn preflights_are_answered_without_a_token_and_count_for_nothing() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin);
+    for allowed in [APP, "https://a.b.example.org"] {
+        for method in ["GET", "POST"] {
+            let answer = preflight(&gateway, "/api/users", allowed, method);
+            assert_eq!((answer.status(), answer.text().as_str()), (204, ""));
+            assert_eq!(
+                fields(&answer),
+                expected(&[
+                    ("access-control-allow-credentials", "true"),
+                    ("access-control-allow-headers", "authorization, content-type"),
+                    ("access-control-allow-methods", "GET, POST"),
+                    ("access-control-allow-origin", allowed),
+                    ("access-control-max-age", "3600"),
+                    VARIES,
+                ])
+            );
+            assert!(answer.header("x-request-id").is_some());
+            assert_eq!(answer.header("ratelimit"), None);
+        }
+    }
+    for stranger in
+        ["https://evil.example", "http://app.example.com", "null", "https://example.org"]
+    {
+        let answer = preflight(&gateway, "/api/users", stranger, "GET");
+        assert_eq!(answer.status(), 204);
+        assert_eq!(fields(&answer), expected(&[VARIES]), "{stranger}");
+    }
+    let public = preflight(&gateway, "/public", "https://anyone.example", "PUT");
+    assert_eq!(
+        fields(&public),
+        expected(&[
+            ("access-control-allow-methods", "GET, HEAD, POST, PUT, PATCH, DELETE"),
+            ("access-control-allow-origin", "*"),
+            ("access-control-max-age", "600"),
+            VARIES,
+        ])
+    );
+    assert!(origin.requests().is_empty(), "the upstream is not asked");
+    let line = gateway.wait_log("a preflight", |line| line["status"] == 204);
+    assert_eq!((&line["route"], &line["method"]), (&"/api".into(), &"OPTIONS".into()));
+    for status in [200, 200, 429] {
+        assert_eq!(gateway.get_as("alice", "/api/users").status(), status, "no unit was taken");
+    }
+    // A connection serves requests after a preflight.
+    let mut client = gateway.connect();
+    for _ in 0..3 {
+        let fields = [("Origin", APP), ("Access-Control-Request-Method", "GET")];
+        assert_eq!(client.call("OPTIONS", "/api", &fields, b"").status(), 204);
+    }
+}
+
+#[test]
+fn the_route_of_a_preflight_is_that_of_the_method_it_asks_for() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin);
+    // The route for DELETE has no rules: nobody answers for it, and OPTIONS is not one of its methods.
+    assert_eq!(preflight(&gateway, "/api/users", APP, "DELETE").status(), 405);
+    assert_eq!(preflight(&gateway, "/api/users", APP, "PATCH").status(), 405);
+    assert_eq!(preflight(&gateway, "/nowhere", APP, "GET").status(), 404);
+    assert_eq!(preflight(&gateway, "/inside", APP, "GET").code(), "network_not_permitted");
+    // Requests that are no preflight go the usual way.
+    assert_eq!(gateway.call("OPTIONS", "/api/users", &[("Origin", APP)], b"").status(), 405);
+    let asked = [("Access-Control-Request-Method", "GET")];
+    assert_eq!(gateway.call("OPTIONS", "/api/users", &asked, b"").status(), 405);
+    // A route without rules leaves preflights to its upstream.
+    origin.reply(
+        "/other",
+        "HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: https://up.example\r\n\r\n",
+    );
+    let answer = preflight(&gateway, "/other", APP, "GET");
+    assert_eq!(fields(&answer), expected(&[("access-control-allow-origin", "https://up.example")]));
+}
+
+#[test]
+fn every_answer_has_the_fields_and_the_upstreams_own_are_replaced() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin);
+    let own = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: false\r\nAccess-Control-Expose-Headers: X-Internal\r\nAccess-Control-Allow-Methods: PUT\r\nVary: Accept\r\nContent-Length: 0\r\n\r\n";
+    origin.reply("/api/own", own);
+    origin.reply("/public/own", own);
+    let bearer = bearer("alice");
+    let call = |path: &str, origin: Option<&str>, token: &str| {
+        let mut fields = vec![("Authorization", token)];
+        fields.extend(origin.map(|origin| ("Origin", origin)));
+        gateway.call("GET", path, &fields, b"")
+    };
+    let allowed = [
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-origin", APP),
+        ("access-control-expose-headers", "x-request-id, ratelimit"),
+    ];
+    let answer = call("/api/own", Some(APP), &bearer);
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        fields(&answer),
+        expected(&[&allowed[..], &[("vary", "Accept"), ("vary", "Origin")]].concat())
+    );
+    for (origin, token, status) in [
+        (Some("https://evil.example"), &*bearer, 200),
+        (None, &bearer, 429),
+        (Some("null"), "Bearer wrong", 401),
+    ] {
+        let answer = call("/api/plain", origin, token);
+        assert_eq!(answer.status(), status);
+        assert_eq!(fields(&answer), expected(&[("vary", "Origin")]), "{origin:?}");
+    }
+    // A script learns why it was refused.
+    for (token, status) in [("Bearer wrong", 401), ("", 401), (&bearer, 429)] {
+        let answer = call("/api/plain", Some(APP), token);
+        assert_eq!(answer.status(), status);
+        assert_eq!(fields(&answer), expected(&[&allowed[..], &[("vary", "Origin")]].concat()));
+    }
+    let public = call("/public/own", Some("https://anyone.example"), "");
+    assert_eq!(
+        fields(&public),
+        expected(&[("access-control-allow-origin", "*"), ("vary", "Accept")])
+    );
+    let two = [("Origin", APP), ("Origin", "https://evil.example")];
+    let answer = gateway.call("GET", "/api", &two, b"");
+    assert_eq!(fields(&answer), expected(&[("vary", "Origin")]), "two origins are none");
+}
