@@ -279,8 +279,8 @@ impl Endpoint {
     }
 
     /// Lets a request pass at `now`, if one may pass.
-    pub(super) fn pass(&self, now: Instant) -> Option<Pass> {
-        self.breaker.pass(now)
+    pub(super) fn pass(&self, rules: &BreakerRules, now: Instant) -> Option<Pass> {
+        self.breaker.pass(rules, now)
     }
 
     /// Whether the breaker keeps requests away.

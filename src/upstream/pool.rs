@@ -238,7 +238,7 @@ impl Upstream {
         peer.options.read_timeout = Some(timeouts.read);
         peer.options.write_timeout = Some(timeouts.write);
         peer.options.idle_timeout = Some(timeouts.idle);
-        let pass = endpoint.pass(now)?;
+        let pass = endpoint.pass(&self.rules.breaker, now)?;
         if self.counts_requests() {
             endpoint.request_begins();
         }

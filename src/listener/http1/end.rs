@@ -34,27 +34,34 @@ pub enum RequestEnd {
 
 /// The timer of a request that must end at a certain time.
 #[derive(Debug, Default)]
-pub struct RequestTimer(Option<(Pin<Box<Sleep>>, RequestEnd)>);
+pub struct RequestTimer(Option<Box<Timer>>);
+
+/// Boxed, because few requests have a deadline, and every connection has a place for one.
+#[derive(Debug)]
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    reason: RequestEnd,
+}
 
 impl RequestTimer {
     /// Sets when the request ends; `None` for no such time.
     pub fn set(&mut self, deadline: Option<RequestDeadline>) {
         match (deadline, &mut self.0) {
             (None, present) => *present = None,
-            (Some(new), Some((timer, reason))) => {
-                timer.as_mut().reset(new.due);
-                *reason = new.reason;
+            (Some(new), Some(timer)) => {
+                timer.sleep.as_mut().reset(new.due);
+                timer.reason = new.reason;
             }
-            (Some(new), present) => {
-                *present = Some((Box::pin(sleep_until(new.due)), new.reason));
+            (Some(RequestDeadline { due, reason }), present) => {
+                *present = Some(Box::new(Timer { sleep: Box::pin(sleep_until(due)), reason }));
             }
         }
     }
 
     /// Why the request ends now, once. The task of `cx` is woken at the time.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Option<RequestEnd> {
-        let (timer, reason) = self.0.as_mut()?;
-        let reason = timer.as_mut().poll(cx).is_ready().then_some(*reason)?;
+        let timer = self.0.as_mut()?;
+        let reason = timer.sleep.as_mut().poll(cx).is_ready().then_some(timer.reason)?;
         self.0 = None;
         Some(reason)
     }
