@@ -8,6 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use support::http2::H2Client;
 use support::*;
 
 /// A configuration without tokens whose upstream has these endpoints and timeouts.
@@ -196,4 +197,39 @@ fn a_tunnel_lasts_longer_than_a_request_may() {
     let mut bytes = [0; 4];
     client.stream().read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"ping");
+}
+
+#[test]
+fn deadlines_hold_for_clients_of_http2_too() {
+    let (silent, steady) = (Origin::start(), Origin::start());
+    let _never = (silent.hold("/"), silent.hold("/silent"), steady.hold("/silent"));
+    for origin in [&silent, &steady] {
+        origin.on("/drips", |_, stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
+            for _ in 0..100 {
+                stream.write_all(b"x")?;
+                std::thread::sleep(millis(20));
+            }
+            Ok(false)
+        });
+    }
+    let rules = config(&[&silent.url(), &steady.url()], "first_byte: 200ms, total: 600ms", "");
+    let listener = "listeners: [ { address: \"127.0.0.1:0\", http2: true } ]";
+    let gateway = Gateway::start(&format!("{listener}\n{rules}"));
+    let mut client = H2Client::connect(gateway.address);
+    for nth in 0..4 {
+        let answer = client.call("PUT", "/", &[], b"body").unwrap();
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "body"), "{nth}");
+    }
+    assert!(!silent.requests().is_empty(), "the silent endpoint was asked");
+    let mut promptest = Duration::MAX;
+    for _ in 0..3 {
+        let began = Instant::now();
+        let answer = client.call("GET", "/silent", &[], b"").unwrap();
+        assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
+        promptest = promptest.min(began.elapsed());
+    }
+    assert!((millis(400)..millis(450)).contains(&promptest), "{promptest:?}");
+    assert!(client.call("GET", "/drips", &[], b"").is_err(), "the answer is cut");
+    assert_eq!(client.call("PUT", "/other", &[], b"on").unwrap().text(), "on");
 }

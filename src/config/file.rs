@@ -112,6 +112,7 @@ pub struct Server {
 pub struct Listener {
     pub address: Maybe<SocketAddr>,
     pub http2: Maybe<bool>,
+    pub http3: Maybe<bool>,
 }
 
 #[derive(Default, Deserialize)]

@@ -109,7 +109,7 @@ impl StartupConfig {
         let Self { server, listeners, metrics, log_format, log_color, redis, token_cache } = self;
         [
             ("server", *server != other.server),
-            ("listeners", *listeners != other.listeners),
+            ("listeners[].address", *listeners != other.listeners),
             ("metrics", *metrics != other.metrics),
             ("log.format", *log_format != other.log_format),
             ("log.color", *log_color != other.log_color),
@@ -328,7 +328,7 @@ mod tests {
     /// The list of README.
     const STARTUP_KEYS: [(&str, &str); 7] = [
         ("server", "server: { threads: 77 }"),
-        ("listeners", "listeners: [ { address: 127.0.0.1:1 } ]"),
+        ("listeners[].address", "listeners: [ { address: 127.0.0.1:1 } ]"),
         ("metrics", "metrics: { address: none }"),
         ("log.format", "log: { format: console }"),
         ("log.color", "log: { color: never }"),

@@ -10,9 +10,12 @@ use pingora_core::server::ShutdownWatch;
 
 use super::bounds::{Bounds, OpenConnections};
 use super::connection::{Connection, peer_ip};
-use super::http1::{self, RefusalBytes, TokenEnds};
+use super::end::TokenEnds;
+use super::http1::{self, RefusalBytes};
+use super::http2::{self, RefusalAnswer, preface};
 use super::server::ConnectionServer;
 use crate::admission::TokenWatch;
+use crate::auth::Principal;
 use crate::base::net::{self, Network};
 use crate::policy::Policy;
 
@@ -20,23 +23,45 @@ use crate::policy::Policy;
 pub struct Connections<A> {
     requests: Arc<A>,
     policy: Arc<ArcSwap<Policy>>,
-    refusal_bytes: RefusalBytes,
+    refusals: Refusals,
     tokens: Arc<TokenWatch>,
     open: Arc<OpenConnections>,
 }
 
+/// The answers to what is no request.
+#[derive(Clone, Copy)]
+pub struct Refusals {
+    /// As bytes of HTTP/1.
+    pub http1: RefusalBytes,
+    /// As an answer of HTTP/2.
+    pub http2: RefusalAnswer,
+}
+
 impl<A> Connections<A> {
     /// Gives each request to `requests`. Bounds and deadlines are those of the current `policy`.
-    /// `refusal_bytes` makes the answer to bytes that are not a request. `tokens` tells when a token ends
+    /// `refusals` makes the answer to what is not a request. `tokens` tells when a token ends
     /// before its request. `open` counts the connections of all threads.
     pub fn new(
         requests: A,
         policy: Arc<ArcSwap<Policy>>,
-        refusal_bytes: RefusalBytes,
+        refusals: Refusals,
         tokens: Arc<TokenWatch>,
         open: Arc<OpenConnections>,
     ) -> Self {
-        Self { requests: Arc::new(requests), policy, refusal_bytes, tokens, open }
+        Self { requests: Arc::new(requests), policy, refusals, tokens, open }
+    }
+}
+
+impl<A: Send + Sync + 'static> Connections<A> {
+    /// Waits for the end of the token of `principal`.
+    fn token_end(&self, principal: Principal) -> TokenEnds {
+        let (tokens, policy) = (Arc::clone(&self.tokens), Arc::clone(&self.policy));
+        Box::pin(async move { tokens.end_of(&policy, principal).await })
+    }
+
+    /// The same for requests that have tasks of their own.
+    fn token_ends(self: Arc<Self>) -> http2::TokenEnd {
+        Arc::new(move |principal| self.token_end(principal))
     }
 }
 
@@ -45,7 +70,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<
     async fn serve(
         self: Arc<Self>,
         stream: l4::stream::Stream,
-        _listener: usize,
+        listener: usize,
         shutdown: &ShutdownWatch,
     ) {
         // A connection over the bound gets no answer: answering a flood would cost what the bound saves.
@@ -62,15 +87,27 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<
             let Some(open) = self.open.admit(client.map(Network::of), bounds) else { return };
             open
         };
-        let connection = Connection::new(Box::new(stream));
-        // Every connection speaks HTTP/1.
+        let mut connection = Connection::new(Box::new(stream));
         let timeouts = || self.policy.load().timeouts;
-        let token_end = |principal| -> TokenEnds {
-            let (tokens, policy) = (Arc::clone(&self.tokens), Arc::clone(&self.policy));
-            Box::pin(async move { tokens.end_of(&policy, principal).await })
+        let may_be_http2 =
+            self.policy.load().listeners.get(listener).is_some_and(|rules| rules.http2);
+        let is_http2 = match may_be_http2 {
+            true => preface::is_http2(&mut connection, timeouts(), shutdown).await,
+            false => Some(false),
         };
-        let (requests, refusal_bytes) = (&self.requests, self.refusal_bytes);
-        http1::serve(requests, connection, timeouts, refusal_bytes, &token_end, shutdown).await;
+        // The client has left, or was silent for too long.
+        let Some(is_http2) = is_http2 else { return };
+        let token_end = |principal| self.token_end(principal);
+        let (requests, refusals) = (&self.requests, self.refusals);
+        if is_http2 {
+            let token_end = Arc::clone(&self).token_ends();
+            let requests = Arc::clone(requests);
+            // Boxed, because the task of a connection of HTTP/1 would be larger.
+            let served =
+                http2::serve(requests, connection, timeouts, refusals.http2, token_end, shutdown);
+            return Box::pin(served).await;
+        }
+        http1::serve(requests, connection, timeouts, refusals.http1, &token_end, shutdown).await;
     }
 
     async fn cleanup(&self) {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{SocketDigest, Stream, UniqueIDType};
@@ -12,6 +13,8 @@ use pingora_core::protocols::{SocketDigest, Stream, UniqueIDType};
 pub struct Connection {
     /// The bytes that the client sends and receives.
     pub bytes: Stream,
+    /// Bytes of the client that were read to find out the protocol.
+    pub ahead: BytesMut,
     /// Facts that each request of the connection may read.
     pub facts: Facts,
 }
@@ -24,7 +27,7 @@ impl Connection {
             socket: bytes.get_socket_digest(),
             tls: bytes.get_ssl_digest(),
         };
-        Self { bytes, facts }
+        Self { bytes, ahead: BytesMut::new(), facts }
     }
 }
 

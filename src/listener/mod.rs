@@ -7,7 +7,9 @@
 //! accept      counts connections, and gives each to the reader of its protocol
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
+//!   http2       bytes to requests, many at the same time
 //!     rules       checks of a request's head that hold for every protocol
+//!   request     what the server of a request may tell its connection, whatever the protocol
 //! ```
 //!
 //! A step before the first request (a TLS handshake, the header of a proxy) belongs into [`accept`], and sets
@@ -16,8 +18,11 @@
 pub mod accept;
 pub mod bounds;
 pub mod connection;
+pub mod end;
 pub mod http1;
+pub mod http2;
 pub mod listening;
+pub mod request;
 pub mod rules;
 pub mod server;
 pub mod sockets;

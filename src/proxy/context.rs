@@ -15,7 +15,7 @@ use super::in_flight::RequestInFlight;
 use super::mirror::CopyState;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
-use crate::listener::http1::end::RequestEnd;
+use crate::listener::end::RequestEnd;
 use crate::policy::Policy;
 
 /// The context of one request.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pingora_core::upstreams::peer::HttpPeer;
 
 use super::forwarding::Forwarding;
-use crate::listener::http1::end::{RequestDeadline, RequestEnd};
+use crate::listener::end::{RequestDeadline, RequestEnd};
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
 /// How much later than a deadline the timeouts of Pingora end what the client's stream should have ended: Pingora takes an

@@ -20,9 +20,9 @@ use crate::admission::{Admission, Permit, Rejection, Request};
 use crate::auth::sources::Onward;
 use crate::base::net;
 use crate::listener::connection::peer_ip;
-use crate::listener::http1;
-use crate::listener::http1::end::RequestEnd;
-use crate::policy::{Policy, RouteMirror};
+use crate::listener::end::RequestEnd;
+use crate::listener::request as client_request;
+use crate::policy::Policy;
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
@@ -48,7 +48,7 @@ use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
-use mirror::{CopyState, Mirrors, RequestCopy};
+use mirror::Mirrors;
 use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
@@ -138,30 +138,6 @@ impl Proxy {
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
     }
 
-    /// Copies a request for the upstream of `mirror`, when its first attempt is sent.
-    fn copy(
-        &self,
-        session: &mut Session,
-        request: &RequestHeader,
-        mirror: &RouteMirror,
-        copy: &mut CopyState,
-    ) {
-        match copy {
-            CopyState::Undecided => {
-                let may = !session.is_upgrade_req();
-                let begun = may.then(|| RequestCopy::begin(&self.mirrors, mirror, request));
-                *copy = match begun.flatten() {
-                    // Pingora does not ask the hooks about a body that is not there.
-                    Some(begun) if session.as_mut().is_body_empty() => begun.send(),
-                    Some(begun) => CopyState::Waiting(begun),
-                    None => CopyState::Done,
-                };
-            }
-            CopyState::Waiting(copy) => copy.restart(),
-            CopyState::Done => {}
-        }
-    }
-
     /// The proxy for another thread, which has connections of its own.
     pub fn for_another_thread(&self) -> Self {
         Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
@@ -170,7 +146,7 @@ impl Proxy {
     /// Lets the answer say that the connection ends, when this process is about to go.
     fn close_when_draining(&self, session: &mut Session) {
         if self.readiness.closing.load(Ordering::Relaxed) {
-            session.set_keepalive(None);
+            client_request::close_connection(&mut session.downstream_session);
         }
     }
 
@@ -300,7 +276,7 @@ impl ProxyHttp for Proxy {
                 set_deadline(session, ctx, Step::Sending);
                 if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
                     let client = &session.downstream_session;
-                    http1::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
+                    client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
                 Ok(peer)
             }
@@ -342,7 +318,7 @@ impl ProxyHttp for Proxy {
         }
         // An HTTP/2 connection has other requests, too: it does not end with an upload.
         if let Some(socket) = ctx.upload_socket.take().filter(|_| !is_http2) {
-            http1::set_upload(&session.downstream_session, Some(socket));
+            client_request::set_upload(&session.downstream_session, Some(socket));
             ctx.uploads = true;
         }
         let permit = forwarding.permit();
@@ -378,8 +354,12 @@ impl ProxyHttp for Proxy {
         if let Some(target) = target {
             upstream_request.set_raw_path(&target)?;
         }
-        if let Some(mirror) = &route.mirror {
-            self.copy(session, upstream_request, mirror, &mut ctx.copy);
+        if let Some(mirror) = &route.mirror
+            && !session.is_upgrade_req()
+        {
+            // Pingora does not ask the hooks about a body that is not there.
+            let body_follows = !session.as_mut().is_body_empty();
+            ctx.copy.attempt_begins(&self.mirrors, mirror, upstream_request, body_follows);
         }
         Ok(())
     }
@@ -421,13 +401,13 @@ impl ProxyHttp for Proxy {
         if switching {
             let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
-            http1::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
             match switching {
                 // A tunnel lasts as long as bytes pass.
-                true => http1::set_deadline(&session.downstream_session, None),
+                true => client_request::set_deadline(&session.downstream_session, None),
                 false => set_deadline(session, ctx, Step::Answering),
             }
             // Pingora may close the connection to the upstream from here on without telling.
@@ -463,7 +443,7 @@ impl ProxyHttp for Proxy {
         if let Some(principal) = permit.principal()
             && may_take_long(response)
         {
-            http1::ends_with(&session.downstream_session, principal);
+            client_request::ends_with(&session.downstream_session, principal);
         }
         let route = permit.route();
         let request = session.req_header();
@@ -549,7 +529,7 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         forget_upload(session, ctx);
-        let request_end = http1::end_of(&session.downstream_session);
+        let request_end = client_request::end_of(&session.downstream_session);
         // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
         // sent again even when the connection was new.
         let broken_off = matches!(
@@ -593,7 +573,7 @@ impl ProxyHttp for Proxy {
             is_safe && forwarding.take_retry()
         });
         if repeats && request_end.is_some() {
-            http1::go_on(&session.downstream_session);
+            client_request::go_on(&session.downstream_session);
         }
         e.set_retry(repeats);
         e
@@ -605,7 +585,7 @@ impl ProxyHttp for Proxy {
         e: &Error,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let rejection = match http1::end_of(&session.downstream_session) {
+        let rejection = match client_request::end_of(&session.downstream_session) {
             Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
             Some(RequestEnd::FirstByteLate) => Some(Failure::FirstByteTimeout.into()),
             Some(RequestEnd::Deadline) => Some(Failure::Deadline.into()),
@@ -635,7 +615,7 @@ impl ProxyHttp for Proxy {
             }
         };
         if answered && session.get_keepalive().is_some() && session.is_body_done() {
-            http1::answered_whole(&session.downstream_session);
+            client_request::answered_whole(&session.downstream_session);
         }
         FailToProxy { error_code, can_reuse_downstream: answered }
     }
@@ -682,7 +662,7 @@ fn set_deadline(session: &Session, ctx: &RequestContext, step: Step) {
     if let Some(forwarding) = &ctx.forwarding
         && forwarding.has_deadlines()
     {
-        http1::set_deadline(&session.downstream_session, forwarding.deadline(step));
+        client_request::set_deadline(&session.downstream_session, forwarding.deadline(step));
     }
 }
 
@@ -694,7 +674,7 @@ fn late(ctx: &RequestContext) -> Option<&Forwarding> {
 /// The upstream's connection may be closed from here on.
 fn forget_upload(session: &Session, ctx: &mut RequestContext) {
     if std::mem::take(&mut ctx.uploads) {
-        http1::set_upload(&session.downstream_session, None);
+        client_request::set_upload(&session.downstream_session, None);
     }
 }
 

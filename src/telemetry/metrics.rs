@@ -57,6 +57,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections refused, by bound.
     pub connections_refused: ConnectionsRefused,
+    /// Connections and streams of HTTP/2 that were ended because of what the client sent, by `kind`.
+    pub http2_protection: IntCounterVec,
     /// How many configurations have taken effect.
     pub config_generation: IntGauge,
     /// 1 when the last reload took effect, 0 when it was refused.
@@ -198,6 +200,11 @@ impl Metrics {
                 "Client connections closed without an answer, by the bound that was reached",
                 &["bound"],
             )),
+            http2_protection: counters(
+                "tollgate_http2_protection_total",
+                "Connections and streams of HTTP/2 that were ended because of what the client sent",
+                &["kind"],
+            ),
             config_generation: gauge(
                 "tollgate_config_generation",
                 "Configurations that have taken effect",

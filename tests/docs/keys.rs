@@ -149,6 +149,7 @@ fn every_key_of_the_configuration_is_documented_and_no_other() {
 fn the_documented_defaults_are_those_of_the_program() {
     let base: Value = serde_yaml::from_str(&format!(
         r#"
+listeners: [ {{ address: "0.0.0.0:8080" }} ]
 redis: {{ url: "redis://a" }}
 auth:
   jwt:

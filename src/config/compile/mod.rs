@@ -109,9 +109,16 @@ fn listeners(written: List<file::Listener>, report: &mut Report) -> Vec<(Listene
     let mut seen = BTreeSet::new();
     let mut listeners = Vec::new();
     for (i, listener) in written.into_iter().enumerate() {
+        let (address, http2, http3) = listener.map_or((None, None, None), |listener| {
+            (listener.address, listener.http2, listener.http3)
+        });
+        if or(http3, false) {
+            report.fault(
+                &at.index(i).key("http3"),
+                "is not served: clients speak HTTP/1.1 or HTTP/2; write false, or leave it out",
+            );
+        }
         let at = at.index(i).key("address");
-        let (address, http2) =
-            listener.map_or((None, None), |listener| (listener.address, listener.http2));
         let Some(address) = need(address, &at, report) else {
             continue;
         };

@@ -1,6 +1,6 @@
 //! Why a connection's task ends a request that Pingora still serves.
 
-use std::future::Future as _;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::Context;
 use std::time::Duration;
@@ -75,6 +75,9 @@ pub struct RequestDeadline {
     /// The reason.
     pub reason: RequestEnd,
 }
+
+/// Waits for the end of a token.
+pub type TokenEnds = Pin<Box<dyn Future<Output = TokenEnd> + Send>>;
 
 /// The deadline of a request that asks for a tunnel. Pingora has one read timeout for the upstream's whole
 /// answer, so that it cannot tell a slow handshake from a quiet tunnel.
