@@ -92,7 +92,7 @@
 //!   upstream_peer       proxy::forwarding: the permit's route, the next endpoint  503
 //!   upstream_request_filter   canonical path, identity, forwarding, header rules; a copy begins (proxy::mirror)
 //!   request_body_filter       bytes counted as they pass                          413
-//!     fail_to_connect, error_while_proxy   another endpoint, when that is safe
+//!     fail_to_connect, error_while_proxy   another endpoint, when that is safe, in time, and within the budget
 //!   response_filter     rate fields, request id, fields of the route, header rules
 //!   response_body_filter      proxy::compression, where the route has `compress`
 //!   fail_to_proxy       a Rejection to problem+json                               502 504

@@ -262,6 +262,7 @@ impl Rejection {
             | Self::UpstreamInvalid(failure)
             | Self::UpstreamTimeout(failure) => Some(failure_reason(*failure)),
             Self::UpstreamUnavailable(Unusable::NoAddress(_)) => Some("no_address"),
+            Self::UpstreamUnavailable(Unusable::Unhealthy(_)) => Some("unhealthy"),
             Self::UpstreamUnavailable(Unusable::BreakerOpen(_)) => Some("breaker_open"),
             Self::RequestTimeout
             | Self::HeaderTooLarge
@@ -362,6 +363,8 @@ fn failure_reason(failure: Failure) -> &'static str {
         Failure::ConnectFailed => "connect_failed",
         Failure::TlsFailed => "tls_failed",
         Failure::ReadTimeout => "read_timeout",
+        Failure::FirstByteTimeout => "first_byte_timeout",
+        Failure::Deadline => "deadline",
         Failure::ReadFailed => "read_failed",
         Failure::WriteTimeout => "write_timeout",
         Failure::WriteFailed => "write_failed",

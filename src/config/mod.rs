@@ -33,7 +33,7 @@ use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
-use crate::upstream::rules::UpstreamRules;
+use crate::upstream::rules::{Deadlines, UpstreamRules};
 
 mod address;
 mod compile;
@@ -309,6 +309,8 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
     pub response_headers: HeaderRules,
+    /// Deadlines that narrow those of the upstreams.
+    pub deadlines: Deadlines,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
     /// The copies of its requests.

@@ -170,6 +170,25 @@ impl<const MIN: u64, const MAX: u64> Scalar for Span<MIN, MAX> {
     }
 }
 
+/// A duration from a millisecond to a day, or none.
+pub struct SpanOrNone(pub Option<Duration>);
+
+impl Scalar for SpanOrNone {
+    fn allowed() -> String {
+        format!("{}, or none", Span::<1, DAY>::allowed())
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            text => match Span::<1, DAY>::read(text) {
+                Ok(span) => Ok(Self(Some(span.0))),
+                Err(_) => Err(instead::<Self>("is not a duration in range")),
+            },
+        }
+    }
+}
+
 /// A window that limits may count over: whole seconds.
 pub struct Window(pub Duration);
 

@@ -21,6 +21,17 @@ pub enum RouteAuth {
     None,
 }
 
+/// How an endpoint is chosen, without the key of `hash`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum BalanceWord {
+    /// In turn.
+    RoundRobin,
+    /// The one with the fewest requests under way.
+    LeastConnections,
+    /// By a key of the request.
+    Hash,
+}
+
 /// Why a word is refused.
 const NOT_ALLOWED: &str = "is not allowed here";
 
@@ -64,6 +75,11 @@ words!(RateHeaders:
 words!(UnknownPlan: "refuse" => Self::Refuse, "default" => Self::Default);
 words!(RouteAuth: "required" => Self::Required, "none" => Self::None);
 
+words!(BalanceWord:
+    "round_robin" => Self::RoundRobin,
+    "least_connections" => Self::LeastConnections,
+    "hash" => Self::Hash,
+);
 words!(Http2: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
 words!(SyncMode: "leased" => Self::Leased, "exact" => Self::Exact);
 

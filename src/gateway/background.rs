@@ -1,4 +1,4 @@
-//! Work beside the requests: reloads, the store's probe, name look-ups, and forgetting idle subjects.
+//! Work beside the requests: reloads, the store's probe, name look-ups, health checks, and forgetting idle subjects.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,6 +20,7 @@ use crate::policy::Policy;
 use crate::proxy::Readiness;
 use crate::store::Membership;
 use crate::telemetry::metrics::METRICS;
+use crate::upstream::check::Checker;
 use crate::upstream::resolve::look_up;
 
 /// How often idle subjects are forgotten.
@@ -30,6 +31,9 @@ const LEASES: Duration = Duration::from_millis(50);
 
 /// How often the gateway checks whether a name is due to be looked up again.
 const NAMES: Duration = Duration::from_millis(250);
+
+/// How often the gateway looks whether an endpoint is due to be checked.
+const HEALTH: Duration = Duration::from_millis(50);
 
 /// How often the gateway checks whether a key set is due to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
@@ -108,6 +112,13 @@ impl Background {
             }),
             Task::new("names", Some(NAMES), &self.policy, |policy| async move {
                 drop(look_up(policy.load().upstreams()));
+            }),
+            Task::new("health checks", Some(HEALTH), &self.policy, {
+                let checker = Arc::new(Checker::default());
+                move |policy| {
+                    let checker = Arc::clone(&checker);
+                    async move { checker.check(policy.load().upstreams()) }
+                }
             }),
             Task::new("keys", Some(KEYS), &self.policy, |policy| async move {
                 refresh_keys(&policy.load());

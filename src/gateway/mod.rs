@@ -227,6 +227,7 @@ fn endpoint_readings(policy: Arc<ArcSwap<Policy>>) -> impl Fn(Show<'_>) + Send +
                     upstream: &upstream.rules().name,
                     endpoint: &endpoint.url().to_string(),
                     breaker_open: endpoint.is_breaker_open(),
+                    healthy: upstream.rules().health.is_some().then(|| endpoint.is_healthy()),
                 });
             }
         }

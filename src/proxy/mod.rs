@@ -31,6 +31,7 @@ use crate::upstream::attempt::{AttemptEnd, Failure};
 
 pub mod compression;
 pub mod context;
+pub mod deadline;
 pub mod forwarding;
 pub mod headers;
 pub mod in_flight;
@@ -41,6 +42,7 @@ pub mod target;
 
 use compression::Compression;
 use context::{End, RequestContext, fresh_request_id};
+use deadline::Step;
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
@@ -217,7 +219,7 @@ impl ProxyHttp for Proxy {
         match self.decide(session, ctx).await {
             Ok(None) => Ok(true),
             Ok(Some(permit)) => {
-                ctx.forwarding = Some(Forwarding::new(permit));
+                ctx.forwarding = Some(Forwarding::new(permit, ctx.started));
                 match ctx.max_forwards {
                     None => {}
                     Some(0) => {
@@ -255,7 +257,8 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
-        match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
+        let headers = &session.req_header().headers;
+        match Forwarding::of(&mut ctx.forwarding)?.next_peer(ctx.client_ip, headers) {
             Ok(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora would look for each hop-by-hop field, and the request has none.
@@ -270,6 +273,7 @@ impl ProxyHttp for Proxy {
                     // Only HTTP/1.1 has upgrades.
                     peer.options.set_http_version(1, 1);
                 }
+                set_deadline(session, ctx, Step::Sending);
                 if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
                     let client = &session.downstream_session;
                     client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
@@ -293,7 +297,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         Forwarding::of(&mut ctx.forwarding)?.connected(reused);
-        ctx.upload_socket = (!session.is_body_done()).then_some(fd);
+        match session.is_body_done() {
+            true => set_deadline(session, ctx, Step::Waiting),
+            false => ctx.upload_socket = Some(fd),
+        }
         Ok(())
     }
 
@@ -367,6 +374,9 @@ impl ProxyHttp for Proxy {
         if session.was_upgraded() {
             return Ok(());
         }
+        if end_of_stream {
+            set_deadline(session, ctx, Step::Waiting);
+        }
         let forwarding = Forwarding::of(&mut ctx.forwarding)?;
         forwarding.body_seen += body.as_ref().map_or(0, |body| body.len() as u64);
         let max_body = forwarding.permit().route().max_body;
@@ -395,10 +405,30 @@ impl ProxyHttp for Proxy {
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
+            match switching {
+                // A tunnel lasts as long as bytes pass.
+                true => client_request::set_deadline(&session.downstream_session, None),
+                false => set_deadline(session, ctx, Step::Answering),
+            }
             // Pingora may close the connection to the upstream from here on without telling.
             forget_upload(session, ctx);
         }
         answer::clean_response(upstream_response)
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        if ctx.forwarding.as_ref().is_some_and(Forwarding::has_deadline_of_pauses)
+            && !session.was_upgraded()
+        {
+            set_deadline(session, ctx, Step::Answering);
+        }
+        Ok(None)
     }
 
     async fn response_filter(
@@ -474,12 +504,16 @@ impl ProxyHttp for Proxy {
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _peer: &HttpPeer,
         ctx: &mut Self::CTX,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        end_attempt(ctx, AttemptEnd::of(&e));
+        let end = match late(ctx) {
+            Some(late) => late.end_by_deadline(session.is_body_done()),
+            None => AttemptEnd::of(&e),
+        };
+        end_attempt(ctx, end);
         // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
         e.set_retry(forwarding.is_some_and(Forwarding::connects_elsewhere));
@@ -503,11 +537,13 @@ impl ProxyHttp for Proxy {
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
         ) && *e.esource() == ErrorSource::Upstream
             && answer_of(session).is_none();
+        let late_end = late(ctx).map(|late| late.end_by_deadline(session.is_body_done()));
         let end = match request_end {
             Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
+            Some(RequestEnd::FirstByteLate) => AttemptEnd::Failed(Failure::FirstByteTimeout),
             Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
             _ if broken_off && client_reused => AttemptEnd::Stale,
-            _ => AttemptEnd::of(&e),
+            _ => late_end.unwrap_or_else(|| AttemptEnd::of(&e)),
         };
         end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
@@ -523,7 +559,10 @@ impl ProxyHttp for Proxy {
                 _ if !is_idempotent => false,
                 _ if broken_off => true,
                 // The same endpoint would most likely be silent again.
-                AttemptEnd::Failed(failure) if failure.is_timeout() && request_end.is_none() => {
+                AttemptEnd::Failed(failure)
+                    if failure.is_timeout()
+                        && matches!(request_end, None | Some(RequestEnd::FirstByteLate)) =>
+                {
                     forwarding.has_another_endpoint()
                 }
                 _ => {
@@ -533,6 +572,9 @@ impl ProxyHttp for Proxy {
             };
             is_safe && forwarding.take_retry()
         });
+        if repeats && request_end.is_some() {
+            client_request::go_on(&session.downstream_session);
+        }
         e.set_retry(repeats);
         e
     }
@@ -545,6 +587,8 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         let rejection = match client_request::end_of(&session.downstream_session) {
             Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
+            Some(RequestEnd::FirstByteLate) => Some(Failure::FirstByteTimeout.into()),
+            Some(RequestEnd::Deadline) => Some(Failure::Deadline.into()),
             Some(RequestEnd::ClientGone) => None,
             Some(end) => {
                 ctx.end = End::Cut(end);
@@ -611,6 +655,20 @@ impl ProxyHttp for Proxy {
 /// a large one.
 fn may_take_long(response: &ResponseHeader) -> bool {
     content_length(&response.headers).is_none_or(|length| length > LARGE_ANSWER)
+}
+
+/// Sets when the request of `session` ends, if the attempt is still at this `step`.
+fn set_deadline(session: &Session, ctx: &RequestContext, step: Step) {
+    if let Some(forwarding) = &ctx.forwarding
+        && forwarding.has_deadlines()
+    {
+        client_request::set_deadline(&session.downstream_session, forwarding.deadline(step));
+    }
+}
+
+/// The forwarding of a request whose time has run out.
+fn late(ctx: &RequestContext) -> Option<&Forwarding> {
+    ctx.forwarding.as_ref().filter(|forwarding| !forwarding.has_time())
 }
 
 /// The upstream's connection may be closed from here on.

@@ -156,7 +156,7 @@ auth:
     keys: [ {{ algorithm: HS256, secret: "{SECRET}" }} ]
     jwks: {{ url: "https://a.example/" }}
 plans: {{ {SOME_NAME}: {{ limits: [ {{ rate: 5/minute }} ] }} }}
-upstreams: {{ {SOME_NAME}: {{ endpoints: [ {{ url: "http://a" }} ] }} }}
+upstreams: {{ {SOME_NAME}: {{ endpoints: [ {{ url: "http://a" }} ], health: {{ path: /h }} }} }}
 routes: [ {{ prefix: /, upstream: {SOME_NAME}, mirror: {{ upstream: {SOME_NAME} }}, cors: {{ origins: [ "https://a.example" ] }} }} ]
 "#
     ))

@@ -32,7 +32,9 @@ mod stalled;
 
 use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
-pub(super) use request_stream::{answered_whole, end_of, ends_with, set_tunnel, set_upload};
+pub(super) use request_stream::{
+    answered_whole, end_of, ends_with, go_on, set_deadline, set_tunnel, set_upload,
+};
 
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;

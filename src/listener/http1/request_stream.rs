@@ -29,7 +29,7 @@ use super::client_stream::ClientStream;
 use super::stalled::StalledUpload;
 use crate::auth::Principal;
 use crate::listener::connection::{Connection, Facts};
-use crate::listener::end::{RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::end::{RequestDeadline, RequestEnd, TokenEnds, TunnelDeadline};
 use crate::listener::timer::poll_deadline;
 
 /// A client's stream, as the connection's task holds it.
@@ -140,6 +140,16 @@ pub fn ends_with(session: &ServerSession, principal: &Principal) {
 /// Ends the request of `session`, which asks for a tunnel, when no byte has passed for `limit`.
 pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
     with_client(session, |client| client.set_tunnel(limit, reason));
+}
+
+/// Sets when the request of `session` ends at the latest; `None` for no such time.
+pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) {
+    with_client(session, |client| client.set_deadline(deadline));
+}
+
+/// Lets the request of `session` go on that had to end, because another attempt follows.
+pub fn go_on(session: &ServerSession) {
+    with_client(session, ClientStream::go_on);
 }
 
 /// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::auth::Principal;
-use crate::listener::end::{RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TokenEnds, TunnelDeadline};
 use crate::listener::timer::poll_deadline;
 
 /// What the requests of a connection share with the connection's task.
@@ -104,6 +104,7 @@ impl Stream {
             has_ended: false,
             principal: None,
             tunnel: None,
+            deadline: RequestTimer::default(),
             upload: None,
             uploads: 0,
             end: None,
@@ -131,6 +132,7 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SendError>> {
         let mut state = self.lock();
+        state.check_deadline(cx);
         loop {
             let writer = state.writer()?;
             let sent = match data.len() {
@@ -192,6 +194,7 @@ pub struct StreamState {
     has_ended: bool,
     principal: Option<Principal>,
     tunnel: Option<TunnelDeadline>,
+    deadline: RequestTimer,
     upload: Option<RawFd>,
     uploads: u64,
     end: Option<RequestEnd>,
@@ -210,6 +213,16 @@ impl StreamState {
         self.tunnel = Some(TunnelDeadline { last_byte: Instant::now(), limit, reason });
     }
 
+    /// Sets when the request ends at the latest; `None` for no such time.
+    pub fn set_deadline(&mut self, deadline: Option<RequestDeadline>) {
+        self.deadline.set(deadline);
+    }
+
+    /// Lets the request go on that had to end, because another attempt follows.
+    pub fn go_on(&mut self) {
+        self.end = None;
+    }
+
     /// Sets the socket of the upstream that takes the body of the request. It must be set to `None` before the socket is
     /// closed.
     pub fn set_upload(&mut self, upstream: Option<RawFd>) {
@@ -225,6 +238,14 @@ impl StreamState {
 
 /// What the session does.
 impl StreamState {
+    /// Ends the request when its time has run out. Pingora reads while it waits for an answer, and writes while the answer
+    /// comes, so that its task is woken.
+    pub fn check_deadline(&mut self, cx: &mut Context<'_>) {
+        if let Some(reason) = self.deadline.poll(cx) {
+            self.set_end(reason);
+        }
+    }
+
     /// Whether the end of the answer was sent.
     pub fn has_ended(&self) -> bool {
         self.has_ended
