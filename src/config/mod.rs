@@ -33,6 +33,7 @@ use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::tls::server::TlsServer;
 use crate::upstream::rules::UpstreamRules;
 
 mod address;
@@ -109,7 +110,7 @@ impl StartupConfig {
         let Self { server, listeners, metrics, log_format, log_color, redis, token_cache } = self;
         [
             ("server", *server != other.server),
-            ("listeners", *listeners != other.listeners),
+            ("listeners[].address", *listeners != other.listeners),
             ("metrics", *metrics != other.metrics),
             ("log.format", *log_format != other.log_format),
             ("log.color", *log_color != other.log_color),
@@ -180,8 +181,10 @@ pub struct Listener {
 }
 
 /// What a listener does with its connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ListenerRules {
+    /// The TLS that clients speak; `None` for none.
+    pub tls: Option<Arc<TlsServer>>,
     /// Whether clients may speak HTTP/2.
     pub http2: bool,
 }
@@ -326,7 +329,7 @@ mod tests {
     /// The list of README.
     const STARTUP_KEYS: [(&str, &str); 7] = [
         ("server", "server: { threads: 77 }"),
-        ("listeners", "listeners: [ { address: 127.0.0.1:1 } ]"),
+        ("listeners[].address", "listeners: [ { address: 127.0.0.1:1 } ]"),
         ("metrics", "metrics: { address: none }"),
         ("log.format", "log: { format: console }"),
         ("log.color", "log: { color: never }"),

@@ -1,20 +1,27 @@
 //! Serves accepted connections: counts each, and gives it to the reader of its protocol.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora_core::apps::HttpServerApp;
-use pingora_core::protocols::{GetSocketDigest, l4};
+use pingora_core::protocols::{GetSocketDigest, Stream, l4};
 use pingora_core::server::ShutdownWatch;
 
 use super::bounds::{Bounds, OpenConnections};
 use super::connection::{Connection, peer_ip};
+use super::handshake::{HandshakeFailure, shake_hands};
 use super::http1::{self, RefusalBytes, TokenEnds};
 use super::server::ConnectionServer;
-use crate::admission::TokenWatch;
+use crate::admission::{Rejection, TokenWatch};
 use crate::base::net::{self, Network};
 use crate::policy::Policy;
+use crate::tls::server::TlsServer;
+
+/// What a client is told that speaks HTTP without TLS where TLS is spoken.
+const PLAIN: &str = "this port speaks TLS; use https";
 
 /// Serves client connections: the application of the listening service.
 pub struct Connections<A> {
@@ -40,12 +47,37 @@ impl<A> Connections<A> {
     }
 }
 
+impl<A: Send + Sync + 'static> Connections<A> {
+    /// Shakes hands. `None`: there is no TLS connection, and the client has been told why if it can be told.
+    ///
+    /// Boxed, because a handshake must not make every connection's task large.
+    fn encrypt(
+        &self,
+        stream: Box<l4::stream::Stream>,
+        tls: Arc<TlsServer>,
+        limit: Duration,
+    ) -> Pin<Box<dyn Future<Output = Option<Stream>> + Send>> {
+        let refusal_bytes = self.refusal_bytes;
+        Box::pin(async move {
+            let failure = match shake_hands(stream, &tls, limit).await {
+                Ok(encrypted) => return Some(Box::new(encrypted) as Stream),
+                Err(failure) => failure,
+            };
+            if let HandshakeFailure::Plain(plain) = failure {
+                let answer = refusal_bytes(&Rejection::BadRequest(PLAIN.into()));
+                http1::refuse(plain, answer).await;
+            }
+            None
+        })
+    }
+}
+
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<A> {
     async fn serve(
         self: Arc<Self>,
-        stream: l4::stream::Stream,
-        _listener: usize,
+        stream: Box<l4::stream::Stream>,
+        listener: usize,
         shutdown: &ShutdownWatch,
     ) {
         // A connection over the bound gets no answer: answering a flood would cost what the bound saves.
@@ -62,7 +94,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<
             let Some(open) = self.open.admit(client.map(Network::of), bounds) else { return };
             open
         };
-        let connection = Connection::new(Box::new(stream));
+        let (tls, limit) = {
+            let policy = self.policy.load();
+            let Some(rules) = policy.listeners.get(listener) else { return };
+            (rules.tls.clone(), policy.timeouts.header)
+        };
+        let bytes: Stream = match tls {
+            None => stream,
+            Some(tls) => {
+                let Some(bytes) = self.encrypt(stream, tls, limit).await else { return };
+                bytes
+            }
+        };
+        let connection = Connection::new(bytes);
         // Every connection speaks HTTP/1.
         let timeouts = || self.policy.load().timeouts;
         let token_end = |principal| -> TokenEnds {

@@ -5,6 +5,7 @@
 //! listening   accepts connections, until the shutdown says so
 //! worker      the other threads, each with its share of the connections
 //! accept      counts connections, and gives each to the reader of its protocol
+//!   handshake   TLS before the first request
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
 //!     rules       checks of a request's head that hold for every protocol
@@ -16,10 +17,12 @@
 pub mod accept;
 pub mod bounds;
 pub mod connection;
+mod handshake;
 pub mod http1;
 pub mod listening;
 pub mod rules;
 pub mod server;
 pub mod sockets;
 mod timer;
+mod tls_stream;
 pub mod worker;

@@ -20,6 +20,7 @@ use crate::upstream::pool::Upstream;
 
 mod auth;
 mod limits;
+mod listeners;
 mod routes;
 mod upstreams;
 
@@ -112,7 +113,7 @@ impl Policy {
             on_store_failure,
             sync,
             rate_headers,
-            listeners,
+            listeners: listeners::after(listeners, previous),
             timeouts,
             max_connections,
             max_connections_per_client,

@@ -363,7 +363,7 @@ impl ProxyHttp for Proxy {
             },
             stripped: route.stripped(),
             endpoint: forwarding.authority(),
-            scheme: "http",
+            scheme: if is_encrypted(session) { "https" } else { "http" },
             request_id,
             principal: permit.principal(),
         };
@@ -625,6 +625,11 @@ impl ProxyHttp for Proxy {
     fn suppress_error_log(&self, _: &Session, _: &Self::CTX, _: &Error) -> bool {
         true
     }
+}
+
+/// Whether the client speaks TLS.
+fn is_encrypted(session: &Session) -> bool {
+    session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
 }
 
 /// Whether an answer with this header may last longer than its token: a tunnel, an answer of unknown length, or

@@ -49,6 +49,11 @@ impl SharedStream {
         Self(Arc::new(Shared { facts, client: Mutex::new(ClientStream::new(bytes)) }))
     }
 
+    /// Whether the client speaks TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.0.facts.tls.is_some()
+    }
+
     /// The client's stream; `None` while a request stream is alive.
     pub fn client(&mut self) -> Option<&mut ClientStream> {
         Arc::get_mut(&mut self.0).map(|shared| shared.client.get_mut())
@@ -102,7 +107,7 @@ impl SharedStream {
                 while let Some(upload) = &mut upload
                     && let Poll::Ready(closed) = upload.poll_closed(cx)
                 {
-                    if client.is_gone(&closed) {
+                    if client.is_gone(&closed, self.0.facts.tls.is_some()) {
                         client.set_end(RequestEnd::ClientGone);
                         upload.stop();
                     }

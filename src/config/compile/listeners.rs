@@ -1,0 +1,113 @@
+//! Listeners: where clients connect, and what they speak. Certificates are read here, so that a bad one is a fault.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::super::fault::Report;
+use super::super::file::{self, List};
+use super::super::key_path::KeyPath;
+use super::super::{Listener, ListenerRules};
+use super::{need, or};
+use crate::base::clock::{Clock as _, SystemClock};
+use crate::tls::certificate::{Certificate, CertificateFiles, Part};
+use crate::tls::server::{Rules, TlsServer, Version};
+
+/// The listeners: the address of each, and its rules.
+pub(super) fn compile(
+    written: List<file::Listener>,
+    report: &mut Report,
+) -> Vec<(Listener, ListenerRules)> {
+    let at = KeyPath::top("listeners");
+    let Some(written) = written else {
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
+        return vec![(Listener { address }, ListenerRules { tls: None, http2: false })];
+    };
+    if written.is_empty() {
+        report
+            .fault(&at, "is empty; write at least one listener, such as { address: 0.0.0.0:8080 }");
+    }
+    let mut seen = BTreeSet::new();
+    let mut listeners = Vec::new();
+    for (i, listener) in written.into_iter().enumerate() {
+        let at = at.index(i);
+        let file::Listener { address, tls, http2 } = listener.unwrap_or_default();
+        let tls = tls.and_then(|written| self::tls(written, &at.key("tls"), report));
+        let http2 = or(http2, false);
+        let at = at.key("address");
+        let Some(address) = need(address, &at, report) else {
+            continue;
+        };
+        if address.port() != 0 && !seen.insert(address) {
+            report.fault(&at, "is the address of another listener; write each address once");
+        }
+        listeners.push((Listener { address }, ListenerRules { tls, http2 }));
+    }
+    listeners
+}
+
+/// The TLS of a listener. `None` only where a fault was reported: a listener that should speak TLS must not speak without.
+fn tls(written: file::Tls, at: &KeyPath, report: &mut Report) -> Option<Arc<TlsServer>> {
+    let certificates = certificates(written.certificates, &at.key("certificates"), report)?;
+    let rules = Rules { minimum_version: or(written.minimum_version, Version::Tls12) };
+    match TlsServer::new(rules, certificates) {
+        Ok(server) => Some(Arc::new(server)),
+        Err(error) => {
+            report.fault(at, format!("cannot be used: {error}"));
+            None
+        }
+    }
+}
+
+fn certificates(
+    written: List<file::Certificate>,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Vec<Certificate>> {
+    let written = written.unwrap_or_default();
+    if written.is_empty() && !report.has_fault_within(at) {
+        report.fault(at, "is missing; write at least one { certificate, private_key }");
+    }
+    let mut certificates = Vec::new();
+    let mut is_whole = !written.is_empty();
+    for (i, certificate) in written.into_iter().enumerate() {
+        match self::certificate(certificate.unwrap_or_default(), i, &at.index(i), report) {
+            Some(certificate) => certificates.push(certificate),
+            None => is_whole = false,
+        }
+    }
+    is_whole.then_some(certificates)
+}
+
+fn certificate(
+    written: file::Certificate,
+    number: usize,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Certificate> {
+    let certificate = need(written.certificate, &at.key("certificate"), report);
+    let private_key = need(written.private_key, &at.key("private_key"), report);
+    let files =
+        CertificateFiles { certificate: certificate?.0, private_key: private_key?.0, ocsp: None };
+    let file = files.certificate.display().to_string();
+    let loaded = Certificate::load(files, SystemClock::default().now());
+    match loaded {
+        Ok(certificate) if number > 0 && certificate.names().is_empty() => {
+            let message = format!(
+                "the certificate in {file} has no DNS name among its alternative names, so no client would get it; write one with a name, or write it first"
+            );
+            report.fault(&at.key("certificate"), message);
+            None
+        }
+        Ok(certificate) => Some(certificate),
+        Err(error) => {
+            let key = match error.part {
+                Part::Certificate => "certificate",
+                Part::PrivateKey => "private_key",
+                Part::Ocsp => "ocsp",
+            };
+            report.fault(&at.key(key), error);
+            None
+        }
+    }
+}
