@@ -596,3 +596,53 @@ fn the_program_has_one_provider_of_cryptography_for_tls() {
     let installed = rustls::crypto::CryptoProvider::get_default().unwrap();
     assert_eq!(installed.cipher_suites, tollgate::tls::provider().cipher_suites);
 }
+
+#[test]
+fn a_listener_can_send_its_clients_to_https() {
+    let (origin, authority, dir) =
+        (Origin::start(), Authority::new("tests"), TempDir::new().unwrap());
+    let files = authority.issue(&["a.test"]).write(dir.path(), "a");
+    let gateway = Gateway::start(&format!(
+        "listeners:
+  - {{ address: \"127.0.0.1:0\", redirect_https: true }}
+  - {{ address: \"127.0.0.1:0\", tls: {{ certificates: [ {} ] }} }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }} ]",
+        files.yaml(),
+        origin.url()
+    ));
+    let port = listeners(&gateway)[1].port();
+    let mut client = gateway.connect();
+    for (method, target, host, location) in [
+        ("GET", "/", "A.test.", "a.test:PORT/"),
+        ("GET", "/a/b;v=1/%41?q=%20&x", "a.test:80", "a.test:PORT/a/b;v=1/%41?q=%20&x"),
+        ("POST", "/x", "[::1]:8080", "[::1]:PORT/x"),
+        ("GET", "http://b.test:81/y?z", "b.test:81", "b.test:PORT/y?z"),
+        ("OPTIONS", "/no/route", "a.test", "a.test:PORT/no/route"),
+        ("GET", "//evil.test/x", "a.test", "a.test:PORT//evil.test/x"),
+    ] {
+        // A token is not looked at.
+        let fields = [("Host", host), ("Authorization", "Bearer none")];
+        let answer =
+            client.call(method, target, &fields, if method == "POST" { b"body" } else { b"" });
+        let location = format!("https://{}", location.replace("PORT", &port.to_string()));
+        assert_eq!((answer.status(), answer.header("location")), (308, Some(location)), "{target}");
+    }
+    assert_eq!(client.call("GET", "/%2e%2e/x", &[], b"").code(), "bad_request");
+    for path in ["/health", "/ready", "/health/live"] {
+        assert_eq!(client.call("GET", path, &[], b"").status(), 200, "{path}");
+    }
+    let mut old = gateway.connect();
+    old.send("GET / HTTP/1.0\r\nX-Request-ID: hostless\r\n\r\n");
+    assert_eq!(old.read().code(), "bad_request");
+    let line = gateway.wait_log("the refusal", |line| line["request_id"] == "hostless");
+    assert_eq!(line["reason"], "no_host");
+    let mut tls = authority.client().connect(listeners(&gateway)[1], "a.test");
+    assert_eq!(tls.get("/").status(), 401);
+    assert!(origin.requests().is_empty());
+    assert_eq!(
+        gateway.metric("tollgate_requests_total{method=\"OPTIONS\",route=\"-\",status=\"308\"}"),
+        Some(1.0)
+    );
+    assert_eq!(gateway.metric("tollgate_token_cache_total{outcome=\"miss\"}"), Some(0.0));
+}

@@ -129,6 +129,9 @@ pub enum BadRequest {
     /// The chunks of the body are malformed.
     #[error("the chunked body is malformed")]
     Chunks,
+    /// The request names no host, where the answer has to name one.
+    #[error("the request names no host")]
+    NoHost,
     /// Pingora could not read the request.
     #[error("the request is malformed")]
     Message,
@@ -314,6 +317,7 @@ fn bad_request_reason(error: BadRequest) -> &'static str {
         BadRequest::Authorization => "authorization",
         BadRequest::MaxForwards => "max_forwards",
         BadRequest::Chunks => "chunks",
+        BadRequest::NoHost => "no_host",
         BadRequest::Message => "message",
     }
 }

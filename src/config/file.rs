@@ -21,7 +21,8 @@ use super::matching::{Method, Prefix, Replacement};
 use super::moment::{Moment, Page};
 use super::request::PassedField;
 use super::scalar::{
-    DAY, FilePath, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
+    DAY, FilePath, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, StatusRange, Whole,
+    Window,
 };
 use super::words::RouteAuth;
 use crate::auth::guard::FailureRate;
@@ -113,6 +114,8 @@ pub struct Listener {
     #[serde(default, deserialize_with = "not_empty")]
     pub tls: Option<Tls>,
     pub http2: Maybe<bool>,
+    pub proxy_protocol: Maybe<bool>,
+    pub redirect_https: Maybe<bool>,
 }
 
 /// A mapping that may be absent but not empty: what is empty must not mean that it is off.

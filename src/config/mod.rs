@@ -187,6 +187,10 @@ pub struct ListenerRules {
     pub tls: Option<Arc<TlsServer>>,
     /// Whether clients may speak HTTP/2.
     pub http2: bool,
+    /// Whether trusted proxies say whose connection they pass on.
+    pub proxy_protocol: bool,
+    /// The number of the listener with TLS that requests are sent to; `None`: they are served.
+    pub redirect_to: Option<usize>,
 }
 
 /// Deadlines towards the client.

@@ -157,7 +157,8 @@ impl Gateway {
             in_flight: RequestsInFlight::default(),
             store_serves: store_serves(Arc::clone(&membership)),
         });
-        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
+        let ports = bound.listeners.iter().map(|bound| bound.address().port()).collect();
+        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), ports);
 
         let conf = server_conf(&config);
         let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);

@@ -23,8 +23,15 @@ impl Connection {
             id: bytes.id(),
             socket: bytes.get_socket_digest(),
             tls: bytes.get_ssl_digest(),
+            listener: 0,
         };
         Self { bytes, facts }
+    }
+
+    /// The same, accepted at the listener with this number.
+    pub fn accepted_at(mut self, listener: usize) -> Self {
+        self.facts.listener = listener;
+        self
     }
 }
 
@@ -37,6 +44,8 @@ pub struct Facts {
     pub socket: Option<Arc<SocketDigest>>,
     /// The result of the TLS handshake, where there was a handshake.
     pub tls: Option<Arc<SslDigest>>,
+    /// The number of the listener in the configuration.
+    pub listener: usize,
 }
 
 /// The IP address of a socket address; `None` for a Unix socket.

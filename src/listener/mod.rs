@@ -5,6 +5,7 @@
 //! listening   accepts connections, until the shutdown says so
 //! worker      the other threads, each with its share of the connections
 //! accept      counts connections, and gives each to the reader of its protocol
+//!   proxy_protocol  whose connection a proxy passes on
 //!   handshake   TLS before the first request
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
@@ -20,6 +21,7 @@ pub mod connection;
 mod handshake;
 pub mod http1;
 pub mod listening;
+mod proxy_protocol;
 pub mod rules;
 pub mod server;
 pub mod sockets;

@@ -46,6 +46,8 @@ pub struct Policy {
     pub sync: SyncMode,
     /// Which rate fields answers carry.
     pub rate_headers: RateHeaders,
+    /// Whether a listener sends its clients to https.
+    pub redirects: bool,
     /// The rules of the listeners, in the order in which they were configured at the start.
     pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
@@ -113,6 +115,7 @@ impl Policy {
             on_store_failure,
             sync,
             rate_headers,
+            redirects: listeners.iter().any(|listener| listener.redirect_to.is_some()),
             listeners: listeners::after(listeners, previous),
             timeouts,
             max_connections,

@@ -76,17 +76,20 @@ pub struct Proxy {
     mirrors: Arc<Mirrors>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
+    /// The ports of the listeners.
+    ports: Arc<[u16]>,
 }
 
 impl Proxy {
-    /// A proxy that decides by the current policy.
+    /// A proxy that decides by the current policy. The listeners have these `ports`.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
+        ports: Arc<[u16]>,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted }
+        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted, ports }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -112,6 +115,11 @@ impl Proxy {
         if let Some(probe) = probe(&matched(path.as_str(), false)) {
             // Boxed, because a rare path must not make every request's future large.
             return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
+        }
+        if ctx.policy.redirects
+            && let Some(port) = self.https_port(session, ctx)
+        {
+            return Box::pin(problem::redirect(session, ctx, port)).await.map(|()| None);
         }
         if request.method == Method::OPTIONS {
             ctx.max_forwards = request::max_forwards(&request.headers)?;
@@ -170,6 +178,13 @@ impl Proxy {
         if self.readiness.closing.load(Ordering::Relaxed) {
             session.set_keepalive(None);
         }
+    }
+
+    /// The port of https, where the listener of the request serves nothing else.
+    fn https_port(&self, session: &Session, ctx: &RequestContext) -> Option<u16> {
+        let listener = http1::listener_of(&session.downstream_session)?;
+        let to = ctx.policy.listeners.get(listener)?.redirect_to?;
+        self.ports.get(to).copied()
     }
 
     async fn answer_probe(

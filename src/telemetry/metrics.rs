@@ -57,6 +57,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections refused, by bound.
     pub connections_refused: ConnectionsRefused,
+    /// Connections to listeners for proxies, by `outcome` of the header of the PROXY protocol.
+    pub proxy_headers: ProxyHeaders,
     /// TLS handshakes with clients, by `outcome`.
     pub tls_handshakes: TlsHandshakes,
     certificate_expiry: IntGaugeVec,
@@ -202,6 +204,11 @@ impl Metrics {
                 "tollgate_client_connections_refused_total",
                 "Client connections closed without an answer, by the bound that was reached",
                 &["bound"],
+            )),
+            proxy_headers: ProxyHeaders::new(&counters(
+                "tollgate_proxy_headers_total",
+                "Connections to listeners with proxy_protocol, by outcome of the header",
+                &["outcome"],
             )),
             tls_handshakes: TlsHandshakes::new(&counters(
                 "tollgate_tls_handshakes_total",
@@ -368,6 +375,33 @@ impl ConnectionsRefused {
     fn new(refused: &IntCounterVec) -> Self {
         let handle = |bound| refused.with_label_values(&[bound]);
         Self { all: handle("max_connections"), per_client: handle("max_connections_per_client") }
+    }
+}
+
+/// Headers of the PROXY protocol, by outcome.
+pub struct ProxyHeaders {
+    /// The header was read.
+    pub ok: IntCounter,
+    /// The peer is no trusted proxy.
+    pub untrusted: IntCounter,
+    /// The bytes are no header.
+    pub malformed: IntCounter,
+    /// The peer left before the end of the header.
+    pub closed: IntCounter,
+    /// It took too long.
+    pub timeout: IntCounter,
+}
+
+impl ProxyHeaders {
+    fn new(headers: &IntCounterVec) -> Self {
+        let handle = |outcome| headers.with_label_values(&[outcome]);
+        Self {
+            ok: handle("ok"),
+            untrusted: handle("untrusted"),
+            malformed: handle("malformed"),
+            closed: handle("closed"),
+            timeout: handle("timeout"),
+        }
     }
 }
 

@@ -21,19 +21,36 @@ pub(super) fn compile(
     let at = KeyPath::top("listeners");
     let Some(written) = written else {
         let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
-        return vec![(Listener { address }, ListenerRules { tls: None, http2: false })];
+        return vec![(Listener { address }, rules(None))];
     };
     if written.is_empty() {
         report
             .fault(&at, "is empty; write at least one listener, such as { address: 0.0.0.0:8080 }");
     }
+    let first_with_tls =
+        written.iter().position(|one| one.as_ref().is_some_and(|listener| listener.tls.is_some()));
     let mut seen = BTreeSet::new();
     let mut listeners = Vec::new();
     for (i, listener) in written.into_iter().enumerate() {
         let at = at.index(i);
-        let file::Listener { address, tls, http2 } = listener.unwrap_or_default();
+        let file::Listener { address, tls, http2, proxy_protocol, redirect_https } =
+            listener.unwrap_or_default();
+        let redirects = or(redirect_https, false);
+        if redirects {
+            let at = at.key("redirect_https");
+            if tls.is_some() {
+                report.fault(&at, "stands beside tls, whose clients use https already; write it for a listener without tls");
+            } else if first_with_tls.is_none() {
+                report.fault(&at, "leads nowhere; write a listener with tls, too");
+            }
+        }
         let tls = tls.and_then(|written| self::tls(written, &at.key("tls"), report));
-        let http2 = or(http2, false);
+        let rules = ListenerRules {
+            http2: or(http2, false),
+            proxy_protocol: or(proxy_protocol, false),
+            redirect_to: first_with_tls.filter(|_| redirects),
+            ..rules(tls)
+        };
         let at = at.key("address");
         let Some(address) = need(address, &at, report) else {
             continue;
@@ -41,9 +58,14 @@ pub(super) fn compile(
         if address.port() != 0 && !seen.insert(address) {
             report.fault(&at, "is the address of another listener; write each address once");
         }
-        listeners.push((Listener { address }, ListenerRules { tls, http2 }));
+        listeners.push((Listener { address }, rules));
     }
     listeners
+}
+
+/// The rules of a listener for which nothing else is written.
+fn rules(tls: Option<Arc<TlsServer>>) -> ListenerRules {
+    ListenerRules { tls, http2: false, proxy_protocol: false, redirect_to: None }
 }
 
 /// The TLS of a listener. `None` only where a fault was reported: a listener that should speak TLS must not speak without.

@@ -154,6 +154,12 @@ fn with_client<T>(session: &ServerSession, act: impl FnOnce(&mut ClientStream) -
     Some(act(&mut shared.client.lock()))
 }
 
+/// The number of the listener that the request of `session` came in at.
+pub fn listener_of(session: &ServerSession) -> Option<usize> {
+    let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
+    Some(shared.facts.listener)
+}
+
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
 /// long.
 pub fn ends_with(session: &ServerSession, principal: &Principal) {
