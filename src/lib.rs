@@ -24,7 +24,7 @@
 //! | [`config`] | the file and the environment become values of the rooms before it, or a list of faults with their locations | [`config::Config`] |
 //! | [`policy`] | one immutable snapshot of a configuration; a file a part | [`policy::Policy`] |
 //! | [`admission`] | the order of decisions, the permit, and every reason for a refusal | [`admission::Admission::admit`] |
-//! | [`listener`] | client connections: sockets, bounds, timers, and the strict reading of HTTP/1 | [`listener::accept`] |
+//! | [`listener`] | client connections: sockets, bounds, timers, and the strict reading of HTTP/1 and HTTP/2 | [`listener::accept`] |
 //! | [`proxy`] | Pingora's hooks, header fields, answers, and the outcome of a request | [`proxy::Proxy`] |
 //! | [`gateway`] | assembly, reload, shutdown, tasks in the background, and an upgrade: sockets are handed to a successor | [`gateway::Gateway`] |
 //! | [`tokens`] | the life of a token: made, found, listed, imported, rotated, revoked | [`tokens::Tokens`] |
@@ -66,7 +66,7 @@
 //!
 //! **Where does a connection become TLS?** In [`listener::accept`], before the reader of its protocol is chosen:
 //! `listener/handshake.rs` shakes hands with the configuration of [`tls::server`]. [`listener::rules`] judges a parsed head
-//! of any protocol.
+//! of any protocol, and [`listener::request`] is what the hooks may tell a connection of any protocol.
 //!
 //! # One request
 //!
@@ -74,6 +74,7 @@
 //! listener::accept      counts the connection
 //!   handshake           TLS, where the listener speaks it, with one deadline
 //!   http1               one deadline for the whole head, checked byte by byte     400 408 431
+//!   http2               h2's frames under bounds; each request is a task          400 431
 //!     rules             then Pingora gets a stream that holds this one request
 //! proxy::Proxy
 //!   new_ctx             the policy of the moment, pinned until the log line
@@ -120,7 +121,7 @@
 //!   [`admission::Admission::admit`] makes a permit. A forgotten check is not an open door. (type)
 //! - **No counting in a hook that repeats.** Quota is taken in `request_filter`, before Pingora's retry loop.
 //!   (`tests/faults.rs`)
-//! - **One reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`] and [`listener::rules`] refuse a
+//! - **One reading of a request.** [`listener::http1::head`], [`listener::http1::chunks`], `http2/head.rs` and [`listener::rules`] refuse a
 //!   message that two servers could read differently, before Pingora sees it. [`route::path`] and [`route::host`] leave
 //!   one spelling, which is matched, checked, sent and logged. (`tests/requests.rs`, `tests/fuzz.rs`)
 //! - **No credential that was not verified**, and no field that a client may not send, reaches an upstream:

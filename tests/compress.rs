@@ -1,10 +1,14 @@
 //! Compressed answers: which are, how, and that every other answer passes as it came.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/h2_origin.rs"]
+#[allow(dead_code)]
+mod h2_origin;
 mod support;
 
 use std::io::{Read as _, Write as _};
 
+use h2_origin::H2Origin;
 use support::*;
 
 fn gateway(origin: &Origin) -> Gateway {
@@ -231,5 +235,26 @@ fn a_reload_changes_what_is_compressed() {
     for (codings, expected) in [("[ gzip ]", Some("gzip")), ("[]", None)] {
         gateway.reload(&config(&origin, codings));
         wait_for(codings, || (coding().as_deref() == expected).then_some(()));
+    }
+}
+
+#[test]
+fn an_answer_over_http2_is_compressed_to_its_end() {
+    let origin = H2Origin::start();
+    let gateway = Gateway::start(&format!(
+        r#"upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
+routes:
+  - prefix: /
+    upstream: up
+    auth: none
+    compress: [ gzip, br, zstd ]
+    headers: {{ response: {{ set: {{ Content-Type: text/plain }} }} }}"#,
+        origin.url("h2c"),
+    ));
+    let mut client = gateway.connect();
+    for coding in ["gzip", "br", "zstd"] {
+        let answer = client.call("GET", "/x", &[("Accept-Encoding", coding)], b"");
+        assert_eq!(answer.all("content-encoding"), [coding]);
+        assert_eq!(decoded(&answer), b"HTTP/2 GET gateway.test /x 0");
     }
 }

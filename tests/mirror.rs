@@ -1,10 +1,14 @@
 //! Copies of requests for a second upstream: what they carry, and that a request never waits for one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/h2_origin.rs"]
+#[allow(dead_code)]
+mod h2_origin;
 mod support;
 
 use std::time::{Duration, Instant};
 
+use h2_origin::{Authority, H2Origin};
 use support::*;
 
 /// A gateway whose routes copy their requests for `shadow`.
@@ -205,4 +209,37 @@ fn a_request_that_is_tried_again_is_copied_once() {
     for nth in 0..4 {
         assert_eq!(shadow.one(&format!("/{nth}")).text(), "once");
     }
+}
+
+#[test]
+fn copies_go_to_servers_of_http2_and_over_tls() {
+    let (origin, plain, authority) = (H2Origin::start(), H2Origin::start(), Authority::new());
+    let secure = H2Origin::start_tls(&authority, "shadow.test", &["h2", "http/1.1"], None);
+    let gateway = Gateway::start_with_one_thread(&format!(
+        r#"upstreams:
+  up: {{ endpoints: [ "{}" ] }}
+  plain: {{ endpoints: [ "{}" ] }}
+  secure: {{ endpoints: [ "{}" ], tls: {{ ca: "{}", server_name: shadow.test }} }}
+routes:
+  - {{ prefix: /plain, upstream: up, auth: none, mirror: {{ upstream: plain, methods: [ GET, POST ] }} }}
+  - {{ prefix: /secure, upstream: up, auth: none, mirror: {{ upstream: secure }} }}"#,
+        origin.url("h2c"),
+        plain.url("h2c"),
+        secure.url("https"),
+        authority.file().display(),
+    ));
+    let mut client = gateway.connect();
+    for method in ["GET", "POST"] {
+        let body = if method == "POST" { &b"body"[..] } else { b"" };
+        let answer = client.call(method, "/plain/x", &[], body);
+        assert_eq!(answer.text(), format!("HTTP/2 {method} gateway.test /plain/x {}", body.len()));
+    }
+    assert_eq!(client.call("GET", "/secure/x", &[], b"").status(), 200);
+    for (upstream, number) in [("plain", 2.0), ("secure", 1.0)] {
+        let series =
+            format!("tollgate_mirrored_requests_total{{outcome=\"sent\",upstream=\"{upstream}\"}}");
+        wait_for(&series, || (gateway.metric(&series) == Some(number)).then_some(()));
+    }
+    assert_eq!(plain.requests(), ["HTTP/2 GET /plain/x", "HTTP/2 POST /plain/x"]);
+    assert_eq!(secure.requests(), ["GET /secure/x HTTP/1.1"]);
 }

@@ -113,3 +113,25 @@ fn the_access_log_and_the_metrics_name_the_upstream_that_was_asked() {
         assert_eq!(gateway.metric(&series), Some(count(&answered, name) as f64));
     }
 }
+
+#[test]
+fn check_says_where_requests_go_and_who_gets_copies() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("gateway.yaml");
+    let yaml = r#"upstreams: { old: { endpoints: [ http://a ] }, new: { endpoints: [ http://b ] } }
+routes:
+  - { prefix: /split, auth: none, split: [ { upstream: old, weight: 95 }, { upstream: new, weight: 5 } ] }
+  - { prefix: /copied, auth: none, host: "*.example.com", upstream: old, mirror: { upstream: new } }
+"#;
+    std::fs::write(&file, yaml).unwrap();
+    let output = tollgate().args(["check", "-c", file.to_str().unwrap()]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    for part in [
+        "* /split",
+        "-> old (weight 95) or new (weight 5), auth none",
+        "* *.example.com/copied",
+        "-> old, auth none, copies to new",
+    ] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+}

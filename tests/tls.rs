@@ -325,6 +325,15 @@ fn the_clients_of_others_can_connect() {
     if let Ok(curl) = curl {
         assert_eq!(String::from_utf8_lossy(&curl.stdout), "GET /curl HTTP/1.1".repeat(2));
     }
+    let curl = Command::new("curl")
+        .args(["-sS", "--http2", "-o", "/dev/null", "-w", "%{http_version}"])
+        .args(["--cacert", ca.to_str().unwrap(), "--resolve", &resolve, &url])
+        .output();
+    if let Ok(curl) = curl {
+        assert_eq!(String::from_utf8_lossy(&curl.stdout), "2");
+        let request = edge.origin.requests().pop().unwrap();
+        assert_eq!(request.all("x-forwarded-proto"), ["https"]);
+    }
     let openssl = Command::new("openssl")
         .args(["s_client", "-connect", &edge.address.to_string(), "-servername", "a.test"])
         .args(["-verify_return_error", "-CAfile", ca.to_str().unwrap(), "-alpn", "http/1.1"])

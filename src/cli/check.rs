@@ -9,6 +9,7 @@ use super::{ConfigArguments, Failure};
 use crate::auth::issuer::{IssuerKey, IssuerRules};
 use crate::config::{Config, LiveConfig, Route};
 use crate::limit::ledger::FailurePolicy;
+use crate::route::mirror::Mirror;
 use crate::route::table::Matcher;
 use crate::upstream::rules::{EndpointRules, UpstreamRules};
 
@@ -49,7 +50,13 @@ fn summary(config: &Config) -> String {
         rows.push([
             "route".into(),
             pattern(route),
-            format!("-> {}, {}{}", upstreams(route), auth(route), route_limits(route)),
+            format!(
+                "-> {}, {}{}{}",
+                upstreams(route),
+                auth(route),
+                route_limits(route),
+                copies(route)
+            ),
         ]);
     }
     aligned(&rows)
@@ -62,6 +69,13 @@ fn upstreams(route: &Route) -> String {
         None => rules.name.clone(),
     };
     route.upstreams.iter().map(share).collect::<Vec<_>>().join(" or ")
+}
+
+/// Who gets copies of the requests of a route.
+fn copies(route: &Route) -> String {
+    let copies =
+        |mirror: &Mirror<Arc<UpstreamRules>>| format!(", copies to {}", mirror.upstream.name);
+    route.mirror.as_ref().map(copies).unwrap_or_default()
 }
 
 /// The limits of a route, which apply besides those of tokens.

@@ -39,6 +39,7 @@ use crate::route::host_pattern::HostPattern;
 use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::tls::client::ClientAuth;
 use crate::tls::server::Version as TlsVersion;
 use crate::upstream::rules::{EndpointUrl, Http2};
 
@@ -114,6 +115,7 @@ pub struct Listener {
     #[serde(default, deserialize_with = "not_empty")]
     pub tls: Option<Tls>,
     pub http2: Maybe<bool>,
+    pub http3: Maybe<bool>,
     pub proxy_protocol: Maybe<bool>,
     pub redirect_https: Maybe<bool>,
 }
@@ -130,6 +132,8 @@ fn not_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 pub struct Tls {
     pub certificates: List<Certificate>,
     pub minimum_version: Maybe<TlsVersion>,
+    pub client_ca: Maybe<FilePath>,
+    pub client_auth: Maybe<ClientAuth>,
 }
 
 #[derive(Default, Deserialize)]

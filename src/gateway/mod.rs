@@ -22,7 +22,7 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::task::detach;
 use crate::config::{Config, StartupConfig};
 use crate::limit::ledger::{FailurePolicy, Ledger};
-use crate::listener::accept::Connections;
+use crate::listener::accept::{Connections, Refusals};
 use crate::listener::bounds::OpenConnections;
 use crate::listener::listening::Listening;
 use crate::listener::server::Plain;
@@ -174,7 +174,7 @@ impl Gateway {
             Connections::new(
                 http_proxy(&server.configuration, proxy.for_another_thread()),
                 Arc::clone(&policy),
-                problem::closing_response,
+                Refusals { http1: problem::closing_response, http2: problem::refusal_answer },
                 Arc::clone(&tokens),
                 Arc::clone(&open),
             )

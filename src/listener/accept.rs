@@ -9,20 +9,24 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora_core::apps::HttpServerApp;
-use pingora_core::protocols::{GetSocketDigest, SocketDigest, Stream, l4};
+use pingora_core::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream, l4};
 use pingora_core::server::ShutdownWatch;
 use tokio::time::timeout;
 
 use super::bounds::{Bounds, OpenConnections};
-use super::connection::{Connection, peer_ip};
+use super::connection::{Connection, Entry, peer_ip};
+use super::end::TokenEnds;
 use super::handshake::{HandshakeFailure, shake_hands};
-use super::http1::{self, RefusalBytes, TokenEnds};
+use super::http1::{self, RefusalBytes};
+use super::http2::{self, RefusalAnswer, preface};
 use super::proxy_protocol::{self, HeaderError};
 use super::server::ConnectionServer;
 use crate::admission::{Rejection, TokenWatch};
+use crate::auth::Principal;
 use crate::base::net::{self, Network};
 use crate::policy::Policy;
 use crate::telemetry::metrics::METRICS;
+use crate::tls::client::ClientCertificate;
 use crate::tls::server::TlsServer;
 
 /// What a client is told that speaks HTTP without TLS where TLS is spoken.
@@ -32,25 +36,50 @@ const PLAIN: &str = "this port speaks TLS; use https";
 pub struct Connections<A> {
     requests: Arc<A>,
     policy: Arc<ArcSwap<Policy>>,
-    refusal_bytes: RefusalBytes,
+    refusals: Refusals,
     tokens: Arc<TokenWatch>,
     open: Arc<OpenConnections>,
 }
 
+/// The answers to what is no request.
+#[derive(Clone, Copy)]
+pub struct Refusals {
+    /// As bytes of HTTP/1.
+    pub http1: RefusalBytes,
+    /// As an answer of HTTP/2.
+    pub http2: RefusalAnswer,
+}
+
 impl<A> Connections<A> {
     /// Gives each request to `requests`. Bounds and deadlines are those of the current `policy`.
-    /// `refusal_bytes` makes the answer to bytes that are not a request. `tokens` tells when a token ends
+    /// `refusals` makes the answer to what is not a request. `tokens` tells when a token ends
     /// before its request. `open` counts the connections of all threads.
     pub fn new(
         requests: A,
         policy: Arc<ArcSwap<Policy>>,
-        refusal_bytes: RefusalBytes,
+        refusals: Refusals,
         tokens: Arc<TokenWatch>,
         open: Arc<OpenConnections>,
     ) -> Self {
-        Self { requests: Arc::new(requests), policy, refusal_bytes, tokens, open }
+        Self { requests: Arc::new(requests), policy, refusals, tokens, open }
     }
 }
+
+impl<A: Send + Sync + 'static> Connections<A> {
+    /// Waits for the end of the token of `principal`.
+    fn token_end(&self, principal: Principal) -> TokenEnds {
+        let (tokens, policy) = (Arc::clone(&self.tokens), Arc::clone(&self.policy));
+        Box::pin(async move { tokens.end_of(&policy, principal).await })
+    }
+
+    /// The same for requests that have tasks of their own.
+    fn token_ends(self: Arc<Self>) -> http2::TokenEnd {
+        Arc::new(move |principal| self.token_end(principal))
+    }
+}
+
+/// A TLS connection, and the certificate that its client has shown.
+type Encrypted = (Stream, Option<Arc<ClientCertificate>>);
 
 /// The client that a connection counts for. A trusted proxy holds connections for many clients.
 fn client_network(policy: &Policy, stream: &l4::stream::Stream) -> Option<Network> {
@@ -109,11 +138,13 @@ impl<A: Send + Sync + 'static> Connections<A> {
         stream: Box<l4::stream::Stream>,
         tls: Arc<TlsServer>,
         limit: Duration,
-    ) -> Pin<Box<dyn Future<Output = Option<Stream>> + Send>> {
-        let refusal_bytes = self.refusal_bytes;
+    ) -> Pin<Box<dyn Future<Output = Option<Encrypted>> + Send>> {
+        let refusal_bytes = self.refusals.http1;
         Box::pin(async move {
             let failure = match shake_hands(stream, &tls, limit).await {
-                Ok(encrypted) => return Some(Box::new(encrypted) as Stream),
+                Ok((encrypted, certificate)) => {
+                    return Some((Box::new(encrypted) as Stream, certificate));
+                }
                 Err(failure) => failure,
             };
             if let HandshakeFailure::Plain(plain) = failure {
@@ -158,22 +189,38 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<
                 stream
             }
         };
-        let bytes: Stream = match tls {
-            None => stream,
+        let (bytes, certificate): (Stream, _) = match tls {
+            None => (stream, None),
             Some(tls) => {
-                let Some(bytes) = self.encrypt(stream, tls, limit).await else { return };
-                bytes
+                let Some(encrypted) = self.encrypt(stream, tls, limit).await else { return };
+                encrypted
             }
         };
-        let connection = Connection::new(bytes).accepted_at(listener);
-        // Every connection speaks HTTP/1.
+        let mut connection = Connection::new(bytes).with_entry(Entry { listener, certificate });
         let timeouts = || self.policy.load().timeouts;
-        let token_end = |principal| -> TokenEnds {
-            let (tokens, policy) = (Arc::clone(&self.tokens), Arc::clone(&self.policy));
-            Box::pin(async move { tokens.end_of(&policy, principal).await })
+        let may_be_http2 =
+            self.policy.load().listeners.get(listener).is_some_and(|rules| rules.http2);
+        let is_http2 = match may_be_http2 {
+            // With TLS, the handshake has agreed on the protocol.
+            _ if connection.facts.tls.is_some() => {
+                Some(connection.bytes.selected_alpn_proto() == Some(ALPN::H2))
+            }
+            true => preface::is_http2(&mut connection, timeouts(), shutdown).await,
+            false => Some(false),
         };
-        let (requests, refusal_bytes) = (&self.requests, self.refusal_bytes);
-        http1::serve(requests, connection, timeouts, refusal_bytes, &token_end, shutdown).await;
+        // The client has left, or was silent for too long.
+        let Some(is_http2) = is_http2 else { return };
+        let token_end = |principal| self.token_end(principal);
+        let (requests, refusals) = (&self.requests, self.refusals);
+        if is_http2 {
+            let token_end = Arc::clone(&self).token_ends();
+            let requests = Arc::clone(requests);
+            // Boxed, because the task of a connection of HTTP/1 would be larger.
+            let served =
+                http2::serve(requests, connection, timeouts, refusals.http2, token_end, shutdown);
+            return Box::pin(served).await;
+        }
+        http1::serve(requests, connection, timeouts, refusals.http1, &token_end, shutdown).await;
     }
 
     async fn cleanup(&self) {

@@ -9,7 +9,9 @@
 //!   handshake   TLS before the first request
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
+//!   http2       bytes to requests, many at the same time
 //!     rules       checks of a request's head that hold for every protocol
+//!   request     what the server of a request may tell its connection, whatever the protocol
 //! ```
 //!
 //! A step before the first request (a TLS handshake, the header of a proxy) belongs into [`accept`], and sets
@@ -18,10 +20,13 @@
 pub mod accept;
 pub mod bounds;
 pub mod connection;
+pub mod end;
 mod handshake;
 pub mod http1;
+pub mod http2;
 pub mod listening;
 mod proxy_protocol;
+pub mod request;
 pub mod rules;
 pub mod server;
 pub mod sockets;

@@ -2,10 +2,17 @@
 //! [`RequestHead::check`] once, before the request is served. This file must not know how a protocol spells
 //! a head in bytes.
 
+use crate::base::class::{Class, alphanumeric_and, consists_of, span};
 use crate::route::host::{Authority, of_target};
 
 /// Most header fields of a request.
 pub const MAX_FIELDS: usize = 128;
+
+/// Largest head, request line and all fields, in bytes.
+pub const MAX_HEAD: usize = 64 * 1024;
+
+/// Longest request line, and longest request target where there is no line, in bytes.
+pub const MAX_TARGET_LINE: usize = 16 * 1024;
 
 /// Longest method, in bytes.
 const MAX_METHOD: usize = 32;
@@ -91,6 +98,27 @@ impl<'a> Target<'a> {
             None => malformed("the authority of the request target is not a host"),
         }
     }
+}
+
+/// The bytes of a request target before its query: those of RFC 3986, and those that browsers send raw.
+pub(super) const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=@[]^_{|}~");
+
+/// The bytes of a query, with the `?` before it: all but control characters, space, `#`, and the signs that browsers
+/// encode. The query goes to the upstream byte for byte.
+pub(super) const QUERY: Class = {
+    let mut class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[\\]^_`{|}~");
+    let mut byte = 0x80;
+    while byte < class.len() {
+        class[byte] = true;
+        byte += 1;
+    }
+    class
+};
+
+/// Whether `target` consists of a path and perhaps a query, of bytes that may stand there raw.
+pub(super) fn is_target(target: &[u8]) -> bool {
+    let (_, query) = span(target, &TARGET);
+    query.is_empty() || (query[0] == b'?' && consists_of(query, &QUERY))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The timer of a client connection.
+//! The timers of a client connection.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -41,4 +41,23 @@ impl Alarm {
         })
         .await
     }
+}
+
+/// Whether `due` has passed. The timer is moved only when it would be late, or has been early.
+pub fn poll_deadline(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    due: Instant,
+    cx: &mut Context<'_>,
+) -> bool {
+    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+    if timer.deadline() > due {
+        timer.as_mut().reset(due);
+    }
+    while timer.as_mut().poll(cx).is_ready() {
+        if timer.deadline() >= due {
+            return true;
+        }
+        timer.as_mut().reset(due);
+    }
+    false
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Policy;
 use crate::config::ListenerRules;
+use crate::tls::client::ClientAuth;
 
 /// The rules `listeners` after those of `previous`.
 pub(super) fn after(
@@ -17,4 +18,10 @@ pub(super) fn after(
         }
     }
     listeners
+}
+
+/// Whether one of `listeners` asks clients for certificates.
+pub(super) fn ask_for_certificates(listeners: &[ListenerRules]) -> bool {
+    let mut tls = listeners.iter().filter_map(|listener| listener.tls.as_ref());
+    tls.any(|tls| tls.client_auth() != ClientAuth::None)
 }

@@ -48,6 +48,8 @@ pub struct Policy {
     pub rate_headers: RateHeaders,
     /// Whether a listener sends its clients to https.
     pub redirects: bool,
+    /// Whether a listener asks clients for certificates.
+    pub asks_for_certificates: bool,
     /// The rules of the listeners, in the order in which they were configured at the start.
     pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
@@ -116,6 +118,7 @@ impl Policy {
             sync,
             rate_headers,
             redirects: listeners.iter().any(|listener| listener.redirect_to.is_some()),
+            asks_for_certificates: listeners::ask_for_certificates(&listeners),
             listeners: listeners::after(listeners, previous),
             timeouts,
             max_connections,

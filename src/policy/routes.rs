@@ -46,7 +46,7 @@ pub struct Route {
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
     /// The copies of its requests.
-    pub mirror: Option<RouteMirror>,
+    pub mirror: Option<Arc<RouteMirror>>,
     /// How scripts of other origins may use the route.
     pub cors: Option<Cors>,
     /// The codings in which answers may be sent; empty for none.
@@ -60,7 +60,7 @@ pub struct Route {
 }
 
 /// Who gets copies of a route's requests.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RouteMirror {
     /// Which requests are copied, and for whom.
     pub rules: Mirror<Arc<Upstream>>,
@@ -132,9 +132,9 @@ fn route(
         request_headers,
         response_headers,
         deprecated,
-        mirror: mirror.map(|mirror| RouteMirror {
-            metrics: MirrorMetrics::new(&mirror.upstream.name),
-            rules: mirror.map(|rules| upstreams.of(&rules)),
+        mirror: mirror.map(|mirror| {
+            let metrics = MirrorMetrics::new(&mirror.upstream.name);
+            Arc::new(RouteMirror { metrics, rules: mirror.map(|rules| upstreams.of(&rules)) })
         }),
         cors,
         codings,

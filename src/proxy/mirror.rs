@@ -62,6 +62,28 @@ pub enum CopyState {
 }
 
 impl CopyState {
+    /// Notes that an attempt of the request begins to send this `header`. The first one begins the copy.
+    pub fn attempt_begins(
+        &mut self,
+        mirrors: &Arc<Mirrors>,
+        mirror: &Arc<RouteMirror>,
+        header: &RequestHeader,
+        body_follows: bool,
+    ) {
+        match self {
+            Self::Undecided => {
+                *self = match RequestCopy::begin(mirrors, mirror, header) {
+                    Some(copy) if body_follows => Self::Waiting(copy),
+                    Some(copy) => copy.send(),
+                    None => Self::Done,
+                };
+            }
+            // The attempt sends the body from its beginning.
+            Self::Waiting(copy) => copy.body.clear(),
+            Self::Done => {}
+        }
+    }
+
     /// Passes on a part of the request's body, which may be the last one.
     pub fn pass(&mut self, part: Option<&Bytes>, last: bool) {
         let Self::Waiting(copy) = self else { return };
@@ -79,16 +101,16 @@ impl CopyState {
 pub struct RequestCopy {
     header: Box<RequestHeader>,
     body: Vec<u8>,
-    mirror: RouteMirror,
+    mirror: Arc<RouteMirror>,
     mirrors: Arc<Mirrors>,
     _slot: Guard,
 }
 
 impl RequestCopy {
     /// Begins a copy of the request `header`, as the upstream gets it, if the rules of `mirror` say so and there is room.
-    pub fn begin(
+    fn begin(
         mirrors: &Arc<Mirrors>,
-        mirror: &RouteMirror,
+        mirror: &Arc<RouteMirror>,
         header: &RequestHeader,
     ) -> Option<Box<Self>> {
         if !mirror.rules.copies(header.method.as_str(), || fastrand::u64(..100)) {
@@ -101,15 +123,10 @@ impl RequestCopy {
         Some(Box::new(Self {
             header: Box::new(header.clone()),
             body: Vec::new(),
-            mirror: mirror.clone(),
+            mirror: Arc::clone(mirror),
             mirrors: Arc::clone(mirrors),
             _slot: slot,
         }))
-    }
-
-    /// Forgets the body: another attempt of the request begins to send it.
-    pub fn restart(&mut self) {
-        self.body.clear();
     }
 
     /// Takes a part of the body; `false` when the body has become too large.
@@ -124,12 +141,12 @@ impl RequestCopy {
     }
 
     /// Sends the copy, and waits for nothing.
-    pub fn send(self: Box<Self>) -> CopyState {
+    fn send(self: Box<Self>) -> CopyState {
         detach(async move {
-            let metrics = self.mirror.metrics.clone();
-            match timeout(self.mirror.rules.timeout, self.exchange()).await {
-                Ok(Ok(())) => metrics.sent.inc(),
-                Ok(Err(_)) | Err(_) => metrics.failed.inc(),
+            let mirror = Arc::clone(&self.mirror);
+            match timeout(mirror.rules.timeout, self.exchange()).await {
+                Ok(Ok(())) => mirror.metrics.sent.inc(),
+                Ok(Err(_)) | Err(_) => mirror.metrics.failed.inc(),
             }
         });
         CopyState::Done

@@ -20,9 +20,9 @@ use crate::admission::{Admission, Permit, Rejection, Request};
 use crate::auth::sources::Onward;
 use crate::base::net;
 use crate::listener::connection::peer_ip;
-use crate::listener::http1;
-use crate::listener::http1::end::RequestEnd;
-use crate::policy::{Policy, RouteMirror};
+use crate::listener::end::RequestEnd;
+use crate::listener::request as client_request;
+use crate::policy::Policy;
 use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::reserved::{Probe, probe};
@@ -30,6 +30,7 @@ use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
 pub mod compression;
+pub mod connection;
 pub mod context;
 pub mod forwarding;
 pub mod headers;
@@ -46,11 +47,14 @@ use headers::prefix::Prefix;
 use headers::seen::{Seen, asks_for_upgrade, content_length};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
-use mirror::{CopyState, Mirrors, RequestCopy};
+use mirror::Mirrors;
 use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
 const GUESSES_WAIT: Duration = Duration::from_millis(100);
+
+/// The port of https.
+const HTTPS: u16 = 443;
 
 /// A larger answer may take long, in bytes.
 const LARGE_ANSWER: u64 = 256 * 1024;
@@ -117,9 +121,13 @@ impl Proxy {
             return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
         }
         if ctx.policy.redirects
-            && let Some(port) = self.https_port(session, ctx)
+            && let Some(listener) = connection::redirect_to(session, &ctx.policy)
         {
+            let port = self.ports.get(listener).copied().unwrap_or(HTTPS);
             return Box::pin(problem::redirect(session, ctx, port)).await.map(|()| None);
+        }
+        if ctx.policy.asks_for_certificates {
+            ctx.certificate = connection::certificate(session, &ctx.policy, now)?;
         }
         if request.method == Method::OPTIONS {
             ctx.max_forwards = request::max_forwards(&request.headers)?;
@@ -131,6 +139,7 @@ impl Proxy {
             headers: &request.headers,
             query: target::query(request),
             client: ctx.client_ip,
+            certificate: ctx.certificate.as_ref().map(|certificate| certificate.thumbprint()),
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
                 false => None,
@@ -144,30 +153,6 @@ impl Proxy {
         self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
     }
 
-    /// Copies a request for the upstream of `mirror`, when its first attempt is sent.
-    fn copy(
-        &self,
-        session: &mut Session,
-        request: &RequestHeader,
-        mirror: &RouteMirror,
-        copy: &mut CopyState,
-    ) {
-        match copy {
-            CopyState::Undecided => {
-                let may = !session.is_upgrade_req();
-                let begun = may.then(|| RequestCopy::begin(&self.mirrors, mirror, request));
-                *copy = match begun.flatten() {
-                    // Pingora does not ask the hooks about a body that is not there.
-                    Some(begun) if session.as_mut().is_body_empty() => begun.send(),
-                    Some(begun) => CopyState::Waiting(begun),
-                    None => CopyState::Done,
-                };
-            }
-            CopyState::Waiting(copy) => copy.restart(),
-            CopyState::Done => {}
-        }
-    }
-
     /// The proxy for another thread, which has connections of its own.
     pub fn for_another_thread(&self) -> Self {
         Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
@@ -176,15 +161,8 @@ impl Proxy {
     /// Lets the answer say that the connection ends, when this process is about to go.
     fn close_when_draining(&self, session: &mut Session) {
         if self.readiness.closing.load(Ordering::Relaxed) {
-            session.set_keepalive(None);
+            client_request::close_connection(&mut session.downstream_session);
         }
-    }
-
-    /// The port of https, where the listener of the request serves nothing else.
-    fn https_port(&self, session: &Session, ctx: &RequestContext) -> Option<u16> {
-        let listener = http1::listener_of(&session.downstream_session)?;
-        let to = ctx.policy.listeners.get(listener)?.redirect_to?;
-        self.ports.get(to).copied()
     }
 
     async fn answer_probe(
@@ -283,6 +261,9 @@ impl ProxyHttp for Proxy {
                     // The answer waits, so that a flood of guesses on many connections leaves the thread to others.
                     sleep(GUESSES_WAIT.mul_f64(0.5 + fastrand::f64())).await;
                 }
+                if let Rejection::Misdirected = rejection {
+                    client_request::close_connection(&mut session.downstream_session);
+                }
                 Box::pin(problem::respond(session, ctx, rejection)).await?;
                 Ok(true)
             }
@@ -311,7 +292,7 @@ impl ProxyHttp for Proxy {
                 }
                 if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
                     let client = &session.downstream_session;
-                    http1::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
+                    client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
                 Ok(peer)
             }
@@ -350,7 +331,7 @@ impl ProxyHttp for Proxy {
         }
         // An HTTP/2 connection has other requests, too: it does not end with an upload.
         if let Some(socket) = ctx.upload_socket.take().filter(|_| !is_http2) {
-            http1::set_upload(&session.downstream_session, Some(socket));
+            client_request::set_upload(&session.downstream_session, Some(socket));
             ctx.uploads = true;
         }
         let permit = forwarding.permit();
@@ -378,16 +359,21 @@ impl ProxyHttp for Proxy {
             },
             stripped: route.stripped(),
             endpoint: forwarding.authority(),
-            scheme: if is_encrypted(session) { "https" } else { "http" },
+            scheme: if connection::is_encrypted(session) { "https" } else { "http" },
             request_id,
             principal: permit.principal(),
+            certificate: ctx.certificate.as_deref(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
         if let Some(target) = target {
             upstream_request.set_raw_path(&target)?;
         }
-        if let Some(mirror) = &route.mirror {
-            self.copy(session, upstream_request, mirror, &mut ctx.copy);
+        if let Some(mirror) = &route.mirror
+            && !session.is_upgrade_req()
+        {
+            // Pingora does not ask the hooks about a body that is not there.
+            let body_follows = !session.as_mut().is_body_empty();
+            ctx.copy.attempt_begins(&self.mirrors, mirror, upstream_request, body_follows);
         }
         Ok(())
     }
@@ -426,7 +412,7 @@ impl ProxyHttp for Proxy {
         if switching {
             let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
-            http1::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
@@ -448,7 +434,7 @@ impl ProxyHttp for Proxy {
         if let Some(principal) = permit.principal()
             && may_take_long(response)
         {
-            http1::ends_with(&session.downstream_session, principal);
+            client_request::ends_with(&session.downstream_session, principal);
         }
         let route = permit.route();
         let request = session.req_header();
@@ -530,7 +516,7 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         forget_upload(session, ctx);
-        let request_end = http1::end_of(&session.downstream_session);
+        let request_end = client_request::end_of(&session.downstream_session);
         // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
         // sent again even when the connection was new.
         let broken_off = matches!(
@@ -578,7 +564,7 @@ impl ProxyHttp for Proxy {
         e: &Error,
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
-        let rejection = match http1::end_of(&session.downstream_session) {
+        let rejection = match client_request::end_of(&session.downstream_session) {
             Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
             Some(RequestEnd::ClientGone) => None,
             Some(end) => {
@@ -606,7 +592,7 @@ impl ProxyHttp for Proxy {
             }
         };
         if answered && session.get_keepalive().is_some() && session.is_body_done() {
-            http1::answered_whole(&session.downstream_session);
+            client_request::answered_whole(&session.downstream_session);
         }
         FailToProxy { error_code, can_reuse_downstream: answered }
     }
@@ -642,11 +628,6 @@ impl ProxyHttp for Proxy {
     }
 }
 
-/// Whether the client speaks TLS.
-fn is_encrypted(session: &Session) -> bool {
-    session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
-}
-
 /// Whether an answer with this header may last longer than its token: a tunnel, an answer of unknown length, or
 /// a large one.
 fn may_take_long(response: &ResponseHeader) -> bool {
@@ -656,7 +637,7 @@ fn may_take_long(response: &ResponseHeader) -> bool {
 /// The upstream's connection may be closed from here on.
 fn forget_upload(session: &Session, ctx: &mut RequestContext) {
     if std::mem::take(&mut ctx.uploads) {
-        http1::set_upload(&session.downstream_session, None);
+        client_request::set_upload(&session.downstream_session, None);
     }
 }
 

@@ -16,7 +16,7 @@ use super::context::{End, RequestContext};
 use super::forwarding::Forwarding;
 use crate::admission::{BadRequest, Findings, Rejection, TokenEnd};
 use crate::auth::Principal;
-use crate::listener::http1::end::RequestEnd;
+use crate::listener::end::RequestEnd;
 use crate::record::HeaderText;
 use crate::telemetry::access_log::AccessLine;
 use crate::telemetry::metrics::{METRICS, RouteMetrics};

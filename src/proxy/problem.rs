@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
+use pingora_core::protocols::http::date::get_cached_date;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 use serde::Serialize;
@@ -276,7 +277,7 @@ pub async fn redirect(
 fn https_location(request: &RequestHeader, port: u16) -> Option<HeaderValue> {
     let host = without_port(request.headers.get(header::HOST)?.to_str().ok()?);
     let mut location = format!("https://{host}").into_bytes();
-    if port != 443 {
+    if port != super::HTTPS {
         location.extend_from_slice(format!(":{port}").as_bytes());
     }
     location.extend_from_slice(origin_form(request.raw_path())?);
@@ -301,14 +302,18 @@ pub async fn send(session: &mut Session, response: ResponseHeader, body: Bytes) 
     // The answer does not wait for a body that is announced to be larger.
     let announced = content_length(&session.req_header().headers);
     let small = announced.is_none_or(|length| length <= DRAIN_BYTES as u64);
-    let drained = session.is_body_done() || (small && drain(session, DRAIN_BYTES).await);
+    // The end of a stream of HTTP/2 tells the client to send no more, and harms no other request.
+    let is_stream = session.req_header().version == Version::HTTP_2;
+    let drained =
+        is_stream || session.is_body_done() || (small && drain(session, DRAIN_BYTES).await);
     if !drained {
         session.set_keepalive(None);
     }
     let without_body = session.req_header().method == http::Method::HEAD;
     session.write_response_header(Box::new(response), without_body).await?;
-    if !without_body {
-        session.write_response_body(Some(body), true).await?;
+    match without_body {
+        false => session.write_response_body(Some(body), true).await?,
+        true => session.finish_body().await?,
     }
     if !drained {
         drain(session, LINGER_BYTES).await;
@@ -344,15 +349,33 @@ async fn drain(session: &mut Session, bound: usize) -> bool {
 pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
     let (status, code) = rejection.status_and_code();
     METRICS.rejections.with_label_values(&[code]).inc();
-    let request_id = fresh_request_id();
-    let body = problem(rejection, &request_id);
+    let (response, body) = refusal(rejection);
     let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), title(status)).into_bytes();
-    if let Ok(response) = response_header(rejection, &request_id, body.len()) {
+    if let Ok(response) = response {
         response.header_to_h1_wire(&mut bytes);
     }
     bytes.extend_from_slice(b"Connection: close\r\n\r\n");
     bytes.extend_from_slice(&body);
     bytes
+}
+
+/// The answer to a request of HTTP/2 whose head is not acceptable, and which has no outcome for that reason.
+pub fn refusal_answer(
+    rejection: &Rejection,
+    _fields: &HeaderMap,
+) -> Option<(ResponseHeader, Bytes)> {
+    METRICS.rejections.with_label_values(&[rejection.status_and_code().1]).inc();
+    let (response, body) = refusal(rejection);
+    let mut response = response.ok()?;
+    response.insert_header(header::DATE, get_cached_date()).ok()?;
+    Some((response, body))
+}
+
+/// The header and the body of an answer to a message that is no request.
+fn refusal(rejection: &Rejection) -> (Result<ResponseHeader>, Bytes) {
+    let request_id = fresh_request_id();
+    let body = problem(rejection, &request_id);
+    (response_header(rejection, &request_id, body.len()), body)
 }
 
 #[cfg(test)]

@@ -64,6 +64,8 @@ pub struct Metrics {
     certificate_expiry: IntGaugeVec,
     /// The certificates that have a value.
     certificates: Mutex<Vec<String>>,
+    /// Connections and streams of HTTP/2 that were ended because of what the client sent, by `kind`.
+    pub http2_protection: IntCounterVec,
     /// How many configurations have taken effect.
     pub config_generation: IntGauge,
     /// 1 when the last reload took effect, 0 when it was refused.
@@ -223,6 +225,11 @@ impl Metrics {
                 &["certificate"],
             )),
             certificates: Mutex::default(),
+            http2_protection: counters(
+                "tollgate_http2_protection_total",
+                "Connections and streams of HTTP/2 that were ended because of what the client sent",
+                &["kind"],
+            ),
             config_generation: gauge(
                 "tollgate_config_generation",
                 "Configurations that have taken effect",
@@ -411,6 +418,8 @@ pub struct TlsHandshakes {
     pub ok: IntCounter,
     /// The client offered nothing that fits, or its bytes were not TLS.
     pub failed: IntCounter,
+    /// The client showed no certificate, or one that is not vouched for.
+    pub certificate: IntCounter,
     /// The client spoke HTTP without TLS.
     pub plain: IntCounter,
     /// The client left before the end.
@@ -425,6 +434,7 @@ impl TlsHandshakes {
         Self {
             ok: handle("ok"),
             failed: handle("failed"),
+            certificate: handle("certificate"),
             plain: handle("plain"),
             closed: handle("closed"),
             timeout: handle("timeout"),

@@ -1,4 +1,5 @@
-//! TLS towards clients: certificates, which are chosen by name and read again when their files change.
+//! TLS towards clients: certificates, which are chosen by name and read again when their files change, and the certificates
+//! of clients.
 //!
 //! This room must not know sockets: `listener` shakes hands. The whole program has one provider of cryptography for TLS,
 //! which [`provider`] names.
@@ -9,6 +10,7 @@ use rustls::crypto::{CryptoProvider, ring};
 
 pub mod certificate;
 mod choice;
+pub mod client;
 pub mod server;
 
 /// The cryptography of every TLS connection.

@@ -27,7 +27,7 @@ fn leading(text: &str, fits: impl Fn(char) -> bool) -> (&str, &str) {
 }
 
 fn is_word(c: char) -> bool {
-    c.is_ascii_lowercase() || c == '_'
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
 }
 
 /// A gateway that has answered requests of several kinds, on Redis.

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod http;
+pub mod http2;
 pub mod issuer;
 pub mod origin;
 pub mod redis;

@@ -5,12 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::super::fault::Report;
-use super::super::file::{self, List};
+use super::super::file::{self, List, Maybe};
 use super::super::key_path::KeyPath;
+use super::super::scalar::FilePath;
 use super::super::{Listener, ListenerRules};
 use super::{need, or};
 use crate::base::clock::{Clock as _, SystemClock};
 use crate::tls::certificate::{Certificate, CertificateFiles, Part};
+use crate::tls::client::{ClientAuth, ClientAuthorities};
 use crate::tls::server::{Rules, TlsServer, Version};
 
 /// The listeners: the address of each, and its rules.
@@ -33,8 +35,15 @@ pub(super) fn compile(
     let mut listeners = Vec::new();
     for (i, listener) in written.into_iter().enumerate() {
         let at = at.index(i);
-        let file::Listener { address, tls, http2, proxy_protocol, redirect_https } =
+        let file::Listener { address, tls, http2, http3, proxy_protocol, redirect_https } =
             listener.unwrap_or_default();
+        if or(http3, false) {
+            report.fault(
+                &at.key("http3"),
+                "is not served: clients speak HTTP/1.1 or HTTP/2; write false, or leave it out",
+            );
+        }
+        let http2 = or(http2, tls.is_some());
         let redirects = or(redirect_https, false);
         if redirects {
             let at = at.key("redirect_https");
@@ -44,9 +53,9 @@ pub(super) fn compile(
                 report.fault(&at, "leads nowhere; write a listener with tls, too");
             }
         }
-        let tls = tls.and_then(|written| self::tls(written, &at.key("tls"), report));
+        let tls = tls.and_then(|written| self::tls(written, http2, &at.key("tls"), report));
         let rules = ListenerRules {
-            http2: or(http2, false),
+            http2,
             proxy_protocol: or(proxy_protocol, false),
             redirect_to: first_with_tls.filter(|_| redirects),
             ..rules(tls)
@@ -69,14 +78,49 @@ fn rules(tls: Option<Arc<TlsServer>>) -> ListenerRules {
 }
 
 /// The TLS of a listener. `None` only where a fault was reported: a listener that should speak TLS must not speak without.
-fn tls(written: file::Tls, at: &KeyPath, report: &mut Report) -> Option<Arc<TlsServer>> {
-    let certificates = certificates(written.certificates, &at.key("certificates"), report)?;
-    let rules = Rules { minimum_version: or(written.minimum_version, Version::Tls12) };
-    match TlsServer::new(rules, certificates) {
+fn tls(
+    written: file::Tls,
+    http2: bool,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Arc<TlsServer>> {
+    let certificates = certificates(written.certificates, &at.key("certificates"), report);
+    let client_auth = or(written.client_auth, ClientAuth::None);
+    let authorities = authorities(written.client_ca, client_auth, at, report);
+    let minimum_version = or(written.minimum_version, Version::Tls12);
+    let rules = Rules { minimum_version, http2, client_auth };
+    match TlsServer::new(rules, certificates?, authorities?) {
         Ok(server) => Some(Arc::new(server)),
         Err(error) => {
             report.fault(at, format!("cannot be used: {error}"));
             None
+        }
+    }
+}
+
+/// The authorities that vouch for clients; the outer `None` where a fault was reported.
+fn authorities(
+    written: Maybe<FilePath>,
+    client_auth: ClientAuth,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Option<ClientAuthorities>> {
+    let at = at.key("client_ca");
+    match (written, client_auth) {
+        (None, ClientAuth::None) => Some(None),
+        (None, _) => {
+            let message = "is missing, without which no client can be trusted; write the path of a PEM file with the certificates of authorities";
+            report.fault(&at, message);
+            None
+        }
+        (Some(path), client_auth) => {
+            match ClientAuthorities::load(path.0.0, client_auth == ClientAuth::Optional) {
+                Ok(authorities) => Some((client_auth != ClientAuth::None).then_some(authorities)),
+                Err(error) => {
+                    report.fault(&at, error);
+                    None
+                }
+            }
         }
     }
 }

@@ -15,10 +15,10 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt, BufWriter, ReadB
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::body::Body;
-use super::end::{RequestEnd, TunnelDeadline};
 use super::head::{Head, HeadReader};
 use super::stalled::Closed;
 use crate::auth::Principal;
+use crate::listener::end::{RequestEnd, TunnelDeadline};
 use crate::listener::rules::HeadError;
 
 /// How many bytes of later requests are buffered; more bytes stay in the kernel.
@@ -81,11 +81,11 @@ pub struct ClientStream {
 
 /// Between requests.
 impl ClientStream {
-    /// A stream before its first request.
-    pub fn new(bytes: Stream) -> Self {
+    /// A stream before its first request, of which the bytes `ahead` have been read.
+    pub fn new(bytes: Stream, ahead: BytesMut) -> Self {
         Self {
             bytes: BufWriter::with_capacity(WRITE_BUFFER, bytes),
-            ahead: BytesMut::new(),
+            ahead,
             body: Body::OVER,
             unsent: false,
             answered_whole: false,

@@ -10,15 +10,11 @@ use memchr::memchr_iter;
 
 use super::body::Body;
 use super::chunks::ChunkedBody;
-use crate::base::class::{Class, TOKEN, alphanumeric_and, consists_of, span};
-use crate::listener::rules::{HeadError, MAX_FIELDS, RequestHead, malformed};
+use crate::base::class::{TOKEN, consists_of, span};
+use crate::listener::rules::{
+    HeadError, MAX_FIELDS, MAX_HEAD, MAX_TARGET_LINE, QUERY, RequestHead, TARGET, malformed,
+};
 use crate::route::fields::elements;
-
-/// Largest head, request line and all fields, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
-
-/// Longest request line, in bytes.
-const MAX_REQUEST_LINE: usize = 16 * 1024;
 
 /// The length of a complete head, and the body that it announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +79,7 @@ impl HeadReader {
                 return Err(HeadError::TooLarge);
             }
             match &self.request_line {
-                None if line.len() > MAX_REQUEST_LINE => return Err(HeadError::TooLarge),
+                None if line.len() > MAX_TARGET_LINE => return Err(HeadError::TooLarge),
                 None => self.request_line = Some(RequestLine::read(line)?),
                 Some(request_line) if line.is_empty() => {
                     request_line.asked(self.host.as_ref(), bytes).check()?;
@@ -232,21 +228,6 @@ impl RequestLine {
     }
 }
 
-/// The bytes of a request target before its query: those of RFC 3986, and those that browsers send raw.
-const TARGET: Class = alphanumeric_and(b"!$%&'()*+,-./:;=@[]^_{|}~");
-
-/// The bytes of a query, with the `?` before it: all but control characters, space, `#`, and the signs that browsers
-/// encode. The query goes to the upstream byte for byte.
-const QUERY: Class = {
-    let mut class = alphanumeric_and(b"!$%&'()*+,-./:;=?@[\\]^_`{|}~");
-    let mut byte = 0x80;
-    while byte < class.len() {
-        class[byte] = true;
-        byte += 1;
-    }
-    class
-};
-
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
@@ -369,8 +350,8 @@ mod tests {
             let path = "x".repeat(length - around);
             read(&format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"))
         };
-        assert!(with_line_of(MAX_REQUEST_LINE).unwrap().is_some());
-        assert_eq!(with_line_of(MAX_REQUEST_LINE + 1), Err(HeadError::TooLarge));
+        assert!(with_line_of(MAX_TARGET_LINE).unwrap().is_some());
+        assert_eq!(with_line_of(MAX_TARGET_LINE + 1), Err(HeadError::TooLarge));
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
         assert_eq!(read(&many), Err(HeadError::TooLarge));
     }

@@ -16,6 +16,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 
 use super::connection::Connection;
+use super::end::TokenEnds;
 use super::rules::HeadError;
 use super::timer::Alarm;
 use crate::admission::Rejection;
@@ -25,15 +26,14 @@ use crate::config::ClientTimeouts;
 pub mod body;
 pub mod chunks;
 mod client_stream;
-pub mod end;
 pub mod head;
 mod request_stream;
 mod stalled;
 
 use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
-pub use request_stream::{
-    TokenEnds, answered_whole, end_of, ends_with, listener_of, set_tunnel, set_upload,
+pub(super) use request_stream::{
+    answered_whole, end_of, ends_with, entry_of, set_tunnel, set_upload,
 };
 
 /// Makes the bytes of an answer that ends the connection.
@@ -115,7 +115,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
 
 /// Writes `answer` to a client whose bytes are not looked at, and ends the connection.
 pub async fn refuse(bytes: Stream, answer: Vec<u8>) {
-    ClientStream::new(bytes).refuse(answer).await;
+    ClientStream::new(bytes, BytesMut::new()).refuse(answer).await;
 }
 
 /// Reads the next head. `Err(None)` means that the client has closed the connection.

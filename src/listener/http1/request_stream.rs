@@ -23,14 +23,14 @@ use pingora_core::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Sleep;
 
 use super::client_stream::ClientStream;
-use super::end::{RequestEnd, TunnelDeadline};
 use super::stalled::StalledUpload;
-use crate::admission::TokenEnd;
 use crate::auth::Principal;
-use crate::listener::connection::{Connection, Facts};
+use crate::listener::connection::{Connection, Entry, Facts};
+use crate::listener::end::{RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::timer::poll_deadline;
 
 /// A client's stream, as the connection's task holds it.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ struct Shared {
 impl SharedStream {
     /// The stream of a connection before its first request.
     pub fn new(connection: Connection) -> Self {
-        let Connection { bytes, facts } = connection;
-        Self(Arc::new(Shared { facts, client: Mutex::new(ClientStream::new(bytes)) }))
+        let Connection { bytes, ahead, facts } = connection;
+        Self(Arc::new(Shared { facts, client: Mutex::new(ClientStream::new(bytes, ahead)) }))
     }
 
     /// Whether the client speaks TLS.
@@ -130,34 +130,16 @@ impl SharedStream {
     }
 }
 
-/// Waits for the end of a token.
-pub type TokenEnds = Pin<Box<dyn Future<Output = TokenEnd> + Send>>;
-
-/// Whether `due` has passed. The timer is moved only when it would be late, or has been early.
-fn poll_deadline(timer: &mut Option<Pin<Box<Sleep>>>, due: Instant, cx: &mut Context<'_>) -> bool {
-    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-    if timer.deadline() > due {
-        timer.as_mut().reset(due);
-    }
-    while timer.as_mut().poll(cx).is_ready() {
-        if timer.deadline() >= due {
-            return true;
-        }
-        timer.as_mut().reset(due);
-    }
-    false
-}
-
 /// Does something with the client's stream of `session`.
 fn with_client<T>(session: &ServerSession, act: impl FnOnce(&mut ClientStream) -> T) -> Option<T> {
     let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
     Some(act(&mut shared.client.lock()))
 }
 
-/// The number of the listener that the request of `session` came in at.
-pub fn listener_of(session: &ServerSession) -> Option<usize> {
+/// How the connection of `session` came in.
+pub fn entry_of(session: &ServerSession) -> Option<Entry> {
     let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
-    Some(shared.facts.listener)
+    Some(shared.facts.entry.clone())
 }
 
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes

@@ -1,5 +1,7 @@
 //! Why a connection's task ends a request that Pingora still serves.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,6 +24,9 @@ pub enum RequestEnd {
     #[error("the upstream has sent nothing for too long")]
     UpstreamSilent,
 }
+
+/// Waits for the end of a token.
+pub type TokenEnds = Pin<Box<dyn Future<Output = TokenEnd> + Send>>;
 
 /// The deadline of a request that asks for a tunnel. Pingora has one read timeout for the upstream's whole
 /// answer, so that it cannot tell a slow handshake from a quiet tunnel.

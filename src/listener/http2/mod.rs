@@ -1,0 +1,316 @@
+//! HTTP/2 towards clients: many requests at the same time on one connection (RFC 9113).
+//!
+//! h2 reads and writes the frames. This room decides what Pingora's own loop leaves open: how long a client may take, how
+//! much it may have in flight, what a flood is, which heads are requests, and how a connection ends. Each request is a
+//! task of its own, in which Pingora serves it through the same hooks as one of HTTP/1.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection as H2Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response};
+use parking_lot::Mutex;
+use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
+use pingora_http::ResponseHeader;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::connection::{Connection, Facts};
+use super::end::TokenEnds;
+use crate::admission::Rejection;
+use crate::auth::Principal;
+use crate::base::task::detach;
+use crate::config::ClientTimeouts;
+
+mod head;
+pub mod preface;
+mod protection;
+mod session;
+mod stream;
+mod watched;
+
+use head::Fault;
+use protection::Protection;
+use session::Http2Session;
+use stream::{Shared, Stream, watch};
+use watched::{Verdict, Watched};
+
+/// Requests that a client may have in flight on one connection: what RFC 9113 section 6.5.2 recommends at least.
+const MAX_STREAMS: u32 = 100;
+
+/// Requests of a connection that are worked on at the same time. Work on a request goes on for a moment after its client
+/// has reset it, so that there may be more of them than streams.
+const MAX_HANDLERS: usize = 2 * MAX_STREAMS as usize;
+
+/// Bytes of one request's body that may wait to be read.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Bytes of all bodies of a connection that may wait: several streams', so that one upload that is not read does not stop
+/// the others.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// Bytes of one answer that may wait to be sent.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// Streams of a connection that may have to be reset because of what the client sends on them (MadeYouReset,
+/// CVE-2025-8671). Clients that keep to the protocol need none.
+const MAX_FORCED_RESETS: usize = 100;
+
+/// Requests of a connection whose heads may be malformed. HTTP/1 ends the connection after one.
+const MAX_MALFORMED_HEADS: usize = 32;
+
+/// How long the last frames of a connection may take.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A request that takes longer is watched: its token may end before it does.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Makes an answer, and its body, to a request with these fields that is not served.
+pub type RefusalAnswer = fn(&Rejection, &HeaderMap) -> Option<(ResponseHeader, Bytes)>;
+
+/// Makes a future that waits for the end of a token.
+pub type TokenEnd = Arc<dyn Fn(Principal) -> TokenEnds + Send + Sync>;
+
+/// The request of `session`, if it came over HTTP/2.
+pub(super) fn stream_of(session: &ServerSession) -> Option<Stream> {
+    session.as_custom()?.req_header().extensions.get::<Stream>().cloned()
+}
+
+/// What all requests of a connection use.
+struct Context<A> {
+    requests: Arc<A>,
+    digest: Arc<Digest>,
+    shared: Arc<Shared>,
+    refusal: RefusalAnswer,
+    token_end: TokenEnd,
+    shutdown: ShutdownWatch,
+}
+
+/// Serves the requests of `connection`, whose client begins with the preface, with `requests`, until the client or the
+/// gateway ends it.
+pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
+    requests: Arc<A>,
+    connection: Connection,
+    timeouts: impl Fn() -> ClientTimeouts,
+    refusal: RefusalAnswer,
+    token_end: TokenEnd,
+    shutdown: &ShutdownWatch,
+) {
+    let Connection { bytes, ahead, facts } = connection;
+    let shared = Arc::new(Shared::new(facts.entry.clone()));
+    let verdict = Arc::new(Mutex::new(Verdict::default()));
+    let watched = Watched::new(bytes, ahead, Arc::clone(&shared), Arc::clone(&verdict));
+    // Without a preface, or without settings, there is nobody to answer.
+    let Ok(Ok(h2)) = timeout(timeouts().header, options().handshake(watched)).await else { return };
+    let context = Context {
+        requests,
+        digest: Arc::new(digest(&facts)),
+        shared,
+        refusal,
+        token_end,
+        shutdown: shutdown.clone(),
+    };
+    Served { h2, context: Arc::new(context), verdict, malformed: 0 }.run(timeouts, shutdown).await;
+}
+
+/// h2's options. Those that are not named here have bounds already: 20 requests may be reset before they are accepted
+/// (CVE-2023-44487), and the CONTINUATION frames of a head follow from the largest list of fields.
+fn options() -> Builder {
+    let mut options = Builder::new();
+    options
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(head::MAX_HEADER_LIST as u32)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_local_error_reset_streams(Some(MAX_FORCED_RESETS));
+    options
+}
+
+fn digest(facts: &Facts) -> Digest {
+    Digest {
+        ssl_digest: facts.tls.clone(),
+        timing_digest: Vec::new(),
+        proxy_digest: None,
+        socket_digest: facts.socket.clone(),
+    }
+}
+
+/// A connection that is served.
+struct Served<A> {
+    h2: H2Connection<Watched, Bytes>,
+    context: Arc<Context<A>>,
+    verdict: Arc<Mutex<Verdict>>,
+    malformed: usize,
+}
+
+/// What happens to a connection.
+#[expect(clippy::large_enum_variant, reason = "nearly every event is a request, and none is kept")]
+enum Event {
+    Request(Request<RecvStream>, SendResponse<Bytes>),
+    /// The connection has ended, with an error or without one.
+    Ended(Option<h2::Error>),
+    /// The client has sent too many frames of a kind.
+    Flood(Protection),
+    /// The connection must end after its requests.
+    Close,
+    /// The time for a look at whether the connection is idle.
+    Look,
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
+    /// Accepts requests until the connection ends. It also moves the frames of all requests.
+    async fn run(mut self, timeouts: impl Fn() -> ClientTimeouts, shutdown: &ShutdownWatch) {
+        let mut shutdown = shutdown.clone();
+        let mut shutdown = pin!(shutdown.wait_for(|down| *down));
+        let context = Arc::clone(&self.context);
+        let mut close = pin!(context.shared.close.notified());
+        let mut look = pin!(sleep_until(Instant::now() + timeouts().idle));
+        let mut is_closing = false;
+        loop {
+            let event = {
+                let mut accept = pin!(self.h2.accept());
+                let verdict = &self.verdict;
+                poll_fn(|cx| {
+                    if let Poll::Ready(accepted) = accept.as_mut().poll(cx) {
+                        return Poll::Ready(match accepted {
+                            Some(Ok((request, respond))) => Event::Request(request, respond),
+                            Some(Err(error)) => Event::Ended(Some(error)),
+                            None => Event::Ended(None),
+                        });
+                    }
+                    if let Some(protection) = verdict.lock().flood {
+                        return Poll::Ready(Event::Flood(protection));
+                    }
+                    if !is_closing
+                        && (shutdown.as_mut().poll(cx).is_ready()
+                            || close.as_mut().poll(cx).is_ready())
+                    {
+                        return Poll::Ready(Event::Close);
+                    }
+                    look.as_mut().poll(cx).map(|()| Event::Look)
+                })
+                .await
+            };
+            match event {
+                Event::Request(request, respond) => {
+                    if !self.begin(request, respond) {
+                        return self.end(Protection::MalformedHeads).await;
+                    }
+                }
+                Event::Ended(error) => {
+                    // Other errors mean that the client has left.
+                    if error.is_some_and(|error| error.is_library() && error.is_go_away()) {
+                        let told = self.verdict.lock().told;
+                        told.unwrap_or(Protection::ProtocolError).count();
+                    }
+                    return;
+                }
+                Event::Flood(protection) => return self.end(protection).await,
+                Event::Close => {
+                    is_closing = true;
+                    self.h2.graceful_shutdown();
+                }
+                Event::Look => {
+                    let (now, idle) = (Instant::now(), timeouts().idle);
+                    let since = match context.shared.handlers() {
+                        0 => context.shared.last_end(),
+                        _ => now,
+                    };
+                    if since + idle <= now {
+                        // Requests that are on their way may be sent again elsewhere.
+                        self.h2.abrupt_shutdown(Reason::NO_ERROR);
+                        return self.linger().await;
+                    }
+                    look.as_mut().reset(since + idle);
+                }
+            }
+        }
+    }
+
+    /// Ends the connection because of `protection`.
+    async fn end(mut self, protection: Protection) {
+        protection.count();
+        self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        self.linger().await;
+    }
+
+    /// Sends the last frames.
+    async fn linger(mut self) {
+        let _ = timeout(LINGER, async { while let Some(Ok(_)) = self.h2.accept().await {} }).await;
+    }
+
+    /// Begins to serve a request; `false` when the client has sent too many malformed heads.
+    fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> bool {
+        if self.context.shared.handlers() >= MAX_HANDLERS {
+            Protection::Handlers.count();
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return true;
+        }
+        let (mut parts, body) = request.into_parts();
+        if let Err(fault) = head::read(&mut parts) {
+            self.refuse(fault, &parts, respond);
+            self.malformed += 1;
+            return self.malformed <= MAX_MALFORMED_HEADS;
+        }
+        let context = Arc::clone(&self.context);
+        let stream = Stream::new(respond, Arc::clone(&context.shared));
+        let digest = Arc::clone(&context.digest);
+        let session = Http2Session::new(parts.into(), body, stream.clone(), digest);
+        let handler = context.shared.begin();
+        detach(async move {
+            serve_request(&context, session, &stream).await;
+            drop(handler);
+        });
+        true
+    }
+
+    /// Answers a request whose head is not acceptable, or resets its stream.
+    fn refuse(&self, fault: Fault, parts: &Parts, mut respond: SendResponse<Bytes>) {
+        let Fault::Refused(error) = fault else {
+            return respond.send_reset(Reason::PROTOCOL_ERROR);
+        };
+        let Some((answer, body)) = (self.context.refusal)(&error.into(), &parts.headers) else {
+            return respond.send_reset(Reason::INTERNAL_ERROR);
+        };
+        let is_whole = body.is_empty() || parts.method == Method::HEAD;
+        let answer = Response::from_parts(answer.into(), ());
+        // An error means that the client has reset the stream.
+        if let Ok(mut writer) = respond.send_response(answer, is_whole)
+            && !is_whole
+        {
+            let _ = writer.send_data(body, true);
+        }
+    }
+}
+
+/// Serves the request of `session`, and watches it when it takes long.
+async fn serve_request<A: HttpServerApp + Send + Sync + 'static>(
+    context: &Context<A>,
+    session: Http2Session,
+    stream: &Stream,
+) {
+    let mut processing = process(context, session);
+    if timeout(LONG, &mut processing).await.is_err() {
+        watch(stream, processing, &*context.token_end).await;
+    }
+}
+
+/// Lets Pingora serve the request of `session`. This function is neither inlined nor `async`, so that Pingora's large
+/// future, which is made on the stack before it is boxed, takes no room in the request's task.
+#[inline(never)]
+fn process<A: HttpServerApp + Send + Sync + 'static>(
+    context: &Context<A>,
+    session: Http2Session,
+) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + '_>> {
+    let session = ServerSession::new_custom(Box::new(session));
+    context.requests.process_new_http(session, &context.shutdown)
+}

@@ -1,0 +1,392 @@
+//! One request of an HTTP/2 connection, as its session and the task that watches it share it.
+//!
+//! Both run in one task, so that the lock is never waited for.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
+use http::{HeaderMap, Response};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::net::Shutdown;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+
+use crate::auth::Principal;
+use crate::listener::connection::Entry;
+use crate::listener::end::{RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::timer::poll_deadline;
+
+/// What the requests of a connection share with the connection's task.
+#[derive(Debug)]
+pub struct Shared {
+    /// How the connection came in.
+    pub entry: Entry,
+    since: Instant,
+    /// Requests that are being worked on.
+    handlers: AtomicUsize,
+    /// When the last request has ended, in milliseconds since `since`.
+    last_end: AtomicU64,
+    /// Parts of answers that were sent since the last look.
+    answered: AtomicU32,
+    /// Wakes the connection's task when the connection must end after its requests.
+    pub close: Notify,
+}
+
+impl Shared {
+    /// Nothing yet, of a connection that came in like this.
+    pub fn new(entry: Entry) -> Self {
+        Self {
+            entry,
+            since: Instant::now(),
+            handlers: AtomicUsize::new(0),
+            last_end: AtomicU64::new(0),
+            answered: AtomicU32::new(0),
+            close: Notify::new(),
+        }
+    }
+
+    /// Requests that are being worked on, also those whose client has left.
+    pub fn handlers(&self) -> usize {
+        self.handlers.load(Ordering::Relaxed)
+    }
+
+    /// When the last request has ended.
+    pub fn last_end(&self) -> Instant {
+        self.since + Duration::from_millis(self.last_end.load(Ordering::Relaxed))
+    }
+
+    /// Parts of answers that were sent since the last call.
+    pub fn take_answered(&self) -> u32 {
+        self.answered.swap(0, Ordering::Relaxed)
+    }
+
+    /// Counts a request that is being worked on.
+    pub fn begin(self: &Arc<Self>) -> Handler {
+        self.handlers.fetch_add(1, Ordering::Relaxed);
+        Handler(Arc::clone(self))
+    }
+}
+
+/// A request that is being worked on, until this is dropped.
+#[derive(Debug)]
+pub struct Handler(Arc<Shared>);
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        let now = u64::try_from(self.0.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.last_end.store(now, Ordering::Relaxed);
+        self.0.handlers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request, for everyone who has a part in it.
+#[derive(Clone, Debug)]
+pub struct Stream(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    state: Mutex<StreamState>,
+}
+
+impl Stream {
+    /// The request that is answered through `respond`.
+    pub fn new(respond: SendResponse<Bytes>, shared: Arc<Shared>) -> Self {
+        let state = StreamState {
+            respond,
+            body: None,
+            has_ended: false,
+            principal: None,
+            tunnel: None,
+            upload: None,
+            uploads: 0,
+            end: None,
+            is_cut: false,
+        };
+        Self(Arc::new(Inner { shared, state: Mutex::new(state) }))
+    }
+
+    /// How the connection of the request came in.
+    pub fn entry(&self) -> &Entry {
+        &self.0.shared.entry
+    }
+
+    /// The state of the request.
+    pub fn lock(&self) -> MutexGuard<'_, StreamState> {
+        self.0.state.lock()
+    }
+
+    /// Ends the connection after the requests that it has begun.
+    pub fn close_connection(&self) {
+        self.0.shared.close.notify_one();
+    }
+
+    /// Sends `data`, as far as the client takes it at once, and the end of the answer after the last byte of `data`, if it
+    /// is the `last`. Ready when all of `data` was sent.
+    pub fn poll_send(
+        &self,
+        data: &mut Bytes,
+        last: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
+        let mut state = self.lock();
+        loop {
+            let writer = state.writer()?;
+            let sent = match data.len() {
+                0 => Bytes::new(),
+                wanted => {
+                    writer.reserve_capacity(wanted);
+                    let room = match writer.capacity() {
+                        0 => match ready!(writer.poll_capacity(cx)) {
+                            // Woken too early: the next look waits.
+                            Some(Ok(0)) => continue,
+                            Some(Ok(room)) => room,
+                            Some(Err(error)) => return Poll::Ready(Err(error.into())),
+                            None => return Poll::Ready(Err(SendError::ClientGone)),
+                        },
+                        room => room,
+                    };
+                    data.split_to(wanted.min(room))
+                }
+            };
+            let is_end = last && data.is_empty();
+            let is_part = !sent.is_empty();
+            writer.send_data(sent, is_end)?;
+            state.has_ended |= is_end;
+            if is_part {
+                self.0.shared.answered.fetch_add(1, Ordering::Relaxed);
+                state.byte_passes();
+            }
+            if data.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// The reason that a part of an answer cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The connection's task has ended the request.
+    #[error(transparent)]
+    Ended(RequestEnd),
+    /// The client has left.
+    #[error("the client has closed the stream")]
+    ClientGone,
+    /// h2 refuses.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    /// The answer has no header yet.
+    #[error("the answer has no header")]
+    NoHeader,
+}
+
+/// The state of a request.
+#[derive(Debug)]
+pub struct StreamState {
+    respond: SendResponse<Bytes>,
+    /// The body of the answer, once its header is sent.
+    body: Option<SendStream<Bytes>>,
+    /// Whether the end of the answer was sent.
+    has_ended: bool,
+    principal: Option<Principal>,
+    tunnel: Option<TunnelDeadline>,
+    upload: Option<RawFd>,
+    uploads: u64,
+    end: Option<RequestEnd>,
+    is_cut: bool,
+}
+
+/// What the server of the request tells.
+impl StreamState {
+    /// Lets the request end when the token of `principal` does not hold any more.
+    pub fn ends_with(&mut self, principal: Principal) {
+        self.principal = Some(principal);
+    }
+
+    /// Ends the request when no byte of it has passed for `limit`.
+    pub fn set_tunnel(&mut self, limit: Duration, reason: RequestEnd) {
+        self.tunnel = Some(TunnelDeadline { last_byte: Instant::now(), limit, reason });
+    }
+
+    /// Sets the socket of the upstream that takes the body of the request. It must be set to `None` before the socket is
+    /// closed.
+    pub fn set_upload(&mut self, upstream: Option<RawFd>) {
+        self.upload = upstream;
+        self.uploads += u64::from(upstream.is_some());
+    }
+
+    /// Why the request must end.
+    pub fn end(&self) -> Option<RequestEnd> {
+        self.end
+    }
+}
+
+/// What the session does.
+impl StreamState {
+    /// Whether the end of the answer was sent.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Notes that a byte of the request or of its answer has passed.
+    pub fn byte_passes(&mut self) {
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.last_byte = Instant::now();
+        }
+    }
+
+    /// Sends a header that precedes the answer.
+    pub fn send_informational(&mut self, header: Response<()>) -> Result<(), SendError> {
+        self.check_cut()?;
+        Ok(self.respond.send_informational(header)?)
+    }
+
+    /// Sends the header of the answer, and its end, if it is the `last` of it.
+    pub fn send_header(&mut self, header: Response<()>, last: bool) -> Result<(), SendError> {
+        self.check_cut()?;
+        self.body = Some(self.respond.send_response(header, last)?);
+        self.has_ended = last;
+        self.byte_passes();
+        Ok(())
+    }
+
+    /// Sends the trailers, which end the answer.
+    pub fn send_trailers(&mut self, trailers: HeaderMap) -> Result<(), SendError> {
+        self.writer()?.send_trailers(trailers)?;
+        self.has_ended = true;
+        Ok(())
+    }
+
+    /// Resets the stream, unless the answer has ended.
+    pub fn reset(&mut self, reason: Reason) {
+        if !self.has_ended {
+            self.respond.send_reset(reason);
+            self.has_ended = true;
+        }
+    }
+
+    /// Waits until the client resets the stream or the connection ends.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let gone = match &mut self.body {
+            Some(body) => body.poll_reset(cx),
+            None => self.respond.poll_reset(cx),
+        };
+        gone.map(drop)
+    }
+
+    fn writer(&mut self) -> Result<&mut SendStream<Bytes>, SendError> {
+        self.check_cut()?;
+        self.body.as_mut().ok_or(SendError::NoHeader)
+    }
+
+    fn check_cut(&self) -> Result<(), SendError> {
+        match self.end {
+            Some(end) if self.is_cut => Err(SendError::Ended(end)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the task that watches the request does.
+impl StreamState {
+    /// Ends the request: the next read of the session fails, and its next write, too, unless the answer has not begun.
+    fn set_end(&mut self, end: RequestEnd) {
+        if self.end.is_none() {
+            (self.end, self.is_cut) = (Some(end), self.body.is_some());
+        }
+    }
+}
+
+/// The socket of an upstream that takes the body of a request whose client may leave.
+struct Upload {
+    number: u64,
+    upstream: OwnedFd,
+}
+
+impl Upload {
+    #[expect(unsafe_code, reason = "Pingora gives sockets as numbers")]
+    fn new(number: u64, upstream: RawFd) -> io::Result<Self> {
+        // SAFETY: the caller's connection is open, so that nothing closes `upstream` during this call.
+        let upstream = unsafe { BorrowedFd::borrow_raw(upstream) }.try_clone_to_owned()?;
+        Ok(Self { number, upstream })
+    }
+
+    /// Ends the connection to the upstream, so that Pingora's write fails.
+    fn stop(&self) {
+        // An error means that it has ended already.
+        let _ = rustix::net::shutdown(&self.upstream, Shutdown::Both);
+    }
+}
+
+/// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any more, when
+/// no byte has passed for too long, or when its client leaves while the upstream takes no more of the body.
+pub async fn watch<T>(
+    stream: &Stream,
+    mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+    token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
+) -> T {
+    let mut token: Option<TokenEnds> = None;
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    let mut upload: Option<Upload> = None;
+    poll_fn(|cx| {
+        loop {
+            let tunnel = {
+                let mut state = stream.lock();
+                if let Some(principal) = state.principal.take() {
+                    token = Some(token_end(principal));
+                }
+                if let Some(waiting) = &mut token
+                    && let Poll::Ready(end) = waiting.as_mut().poll(cx)
+                {
+                    token = None;
+                    state.set_end(RequestEnd::Token(end));
+                }
+                if let Some(tunnel) = state.tunnel
+                    && poll_deadline(&mut timer, tunnel.due(), cx)
+                {
+                    state.set_end(tunnel.reason);
+                }
+                state.tunnel
+            };
+            if let Poll::Ready(output) = processing.as_mut().poll(cx) {
+                return Poll::Ready(output);
+            }
+            // Pingora may just have said whose token it is, or that there is a deadline or an upload.
+            let mut state = stream.lock();
+            match state.upload {
+                None => upload = None,
+                Some(upstream) => {
+                    // Another attempt has another socket. Without descriptors left, Pingora's timeouts must do.
+                    upload = upload
+                        .take_if(|upload| upload.number == state.uploads)
+                        .or_else(|| Upload::new(state.uploads, upstream).ok());
+                }
+            }
+            if let Some(upload) = &upload
+                && state.end.is_none()
+                && state.poll_gone(cx).is_ready()
+            {
+                state.set_end(RequestEnd::ClientGone);
+                upload.stop();
+            }
+            let is_earlier = |new: TunnelDeadline| {
+                tunnel.is_none_or(|old: TunnelDeadline| new.due() < old.due())
+            };
+            let has_news = state.principal.is_some() || state.tunnel.is_some_and(is_earlier);
+            if !has_news {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}

@@ -1,0 +1,69 @@
+//! What the server of a request tells the connection that the request came over, whatever its protocol is.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use pingora_core::protocols::http::ServerSession;
+
+use super::connection::Entry;
+use super::end::RequestEnd;
+use super::{http1, http2};
+use crate::auth::Principal;
+
+/// How the connection of `session` came in.
+pub fn entry_of(session: &ServerSession) -> Option<Entry> {
+    match http2::stream_of(session) {
+        Some(stream) => Some(stream.entry().clone()),
+        None => http1::entry_of(session),
+    }
+}
+
+/// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
+/// long.
+pub fn ends_with(session: &ServerSession, principal: &Principal) {
+    match http2::stream_of(session) {
+        Some(stream) => stream.lock().ends_with(principal.clone()),
+        None => http1::ends_with(session, principal),
+    }
+}
+
+/// Ends the request of `session` when no byte of it has passed for `limit`.
+pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
+    match http2::stream_of(session) {
+        Some(stream) => stream.lock().set_tunnel(limit, reason),
+        None => http1::set_tunnel(session, limit, reason),
+    }
+}
+
+/// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket
+/// is closed.
+pub fn set_upload(session: &ServerSession, upstream: Option<RawFd>) {
+    match http2::stream_of(session) {
+        Some(stream) => stream.lock().set_upload(upstream),
+        None => http1::set_upload(session, upstream),
+    }
+}
+
+/// Why the connection's task has ended the request of `session`.
+pub fn end_of(session: &ServerSession) -> Option<RequestEnd> {
+    match http2::stream_of(session) {
+        Some(stream) => stream.lock().end(),
+        None => http1::end_of(session),
+    }
+}
+
+/// Tells the connection of `session` that the request has failed and its answer was written whole, so that
+/// the connection may be kept. Pingora closes an HTTP/1 connection after every failed request.
+pub fn answered_whole(session: &ServerSession) {
+    if http2::stream_of(session).is_none() {
+        http1::answered_whole(session);
+    }
+}
+
+/// Ends the connection of `session` after the requests that it has begun.
+pub fn close_connection(session: &mut ServerSession) {
+    match http2::stream_of(session) {
+        Some(stream) => stream.close_connection(),
+        None => session.set_keepalive(None),
+    }
+}

@@ -1,0 +1,484 @@
+//! HTTP/2 frame by frame: malformed frames and heads, tricks with pseudo-fields, and floods (RFC 9113). Whatever a client
+//! sends, the origin sees nothing of it, and the gateway serves the others.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use support::http2::*;
+use support::*;
+
+/// Error codes (RFC 9113 section 7).
+const NO_ERROR: u32 = 0;
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const STREAM_CLOSED: u32 = 5;
+const FRAME_SIZE_ERROR: u32 = 6;
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Fields of a head, in their order.
+type Fields<'a> = Vec<(&'a str, &'a str)>;
+
+/// How the gateway ends a stream.
+type Outcome = Option<Result<u16, u32>>;
+
+struct Setting {
+    origin: Origin,
+    gateway: Gateway,
+}
+
+impl Setting {
+    fn new() -> Self {
+        let origin = Origin::start();
+        let gateway = Gateway::start(&format!(
+            "listeners: [ {{ address: \"127.0.0.1:0\", http2: true }} ]
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
+            origin.url()
+        ));
+        Self { origin, gateway }
+    }
+
+    fn connect(&self) -> RawH2 {
+        RawH2::connect(self.gateway.address)
+    }
+
+    fn protected(&self, kind: &str) -> f64 {
+        let series = format!("tollgate_http2_protection_total{{kind=\"{kind}\"}}");
+        self.gateway.metric(&series).unwrap_or(0.0)
+    }
+
+    /// The connection ended in this way, and one protection of this kind was counted.
+    fn counts(&self, kind: &str, end: Option<u32>) {
+        assert_eq!(end, Some(ENHANCE_YOUR_CALM), "{kind}");
+        wait_for(kind, || (self.protected(kind) == 1.0).then_some(()));
+    }
+
+    /// The origin has seen nothing of an attack, and others are served.
+    fn is_well(&self, what: &str) {
+        let mut other = self.connect();
+        other.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/ok", &[])));
+        assert_eq!(other.outcome(1), Some(Ok(200)), "after {what}");
+        let seen = self.origin.requests();
+        let strange: Vec<_> = seen.iter().filter(|r| r.target() != "/ok").collect();
+        assert!(strange.is_empty(), "{what}: the origin saw {strange:?}");
+    }
+}
+
+/// A whole request, in several frames where it is large.
+fn request_frame(stream: u32, block: &[u8]) -> Vec<u8> {
+    let mut pieces = block.chunks(16_000).peekable();
+    let mut bytes = Vec::new();
+    let mut kind = HEADERS;
+    while let Some(piece) = pieces.next() {
+        let end = if pieces.peek().is_none() { END_HEADERS } else { 0 };
+        let flags = if kind == HEADERS { END_STREAM | end } else { end };
+        bytes.extend(frame(kind, flags, stream, piece));
+        kind = CONTINUATION;
+    }
+    bytes
+}
+
+#[test]
+fn malformed_heads_reach_no_origin() {
+    let setting = Setting::new();
+    let (method, scheme) = ((":method", "GET"), (":scheme", "http"));
+    let (path, authority) = ((":path", "/bad"), (":authority", "gateway.test"));
+    let long = format!("/{}", "x".repeat(17_000));
+    let many = vec![("x", "y"); 200];
+    let reset = Some(Err(PROTOCOL_ERROR));
+    let refused = Some(Ok(400));
+    let cases: Vec<(&str, Fields, Outcome)> = vec![
+        ("no method", vec![scheme, path, authority], reset),
+        ("no scheme", vec![method, path, authority], reset),
+        ("no path", vec![method, scheme, authority], reset),
+        ("no authority", vec![method, scheme, path], refused),
+        ("empty path", vec![method, scheme, (":path", ""), authority], reset),
+        ("empty authority", vec![method, scheme, path, (":authority", "")], reset),
+        ("two methods", vec![method, method, scheme, path, authority], reset),
+        ("two paths", vec![method, scheme, path, path, authority], reset),
+        ("two schemes", vec![method, scheme, scheme, path, authority], reset),
+        ("two authorities", vec![method, scheme, path, authority, authority], reset),
+        ("a status", vec![method, scheme, path, authority, (":status", "200")], reset),
+        ("an unknown pseudo-field", vec![method, scheme, path, authority, (":x", "y")], reset),
+        ("a late pseudo-field", vec![method, scheme, authority, ("x", "y"), path], reset),
+        ("a protocol", vec![method, scheme, path, authority, (":protocol", "websocket")], reset),
+        (
+            "extended CONNECT",
+            vec![(":method", "CONNECT"), scheme, path, authority, (":protocol", "websocket")],
+            reset,
+        ),
+        ("CONNECT", vec![(":method", "CONNECT"), (":authority", "gateway.test:80")], refused),
+        ("a method that is no token", vec![(":method", "G T"), scheme, path, authority], reset),
+        ("a long method", vec![(":method", &long[1..40]), scheme, path, authority], refused),
+        ("another scheme", vec![method, (":scheme", "ftp"), path, authority], refused),
+        ("a scheme that is none", vec![method, (":scheme", "h p"), path, authority], reset),
+        ("the path *", vec![method, scheme, (":path", "*"), authority], refused),
+        ("OPTIONS *", vec![(":method", "OPTIONS"), scheme, (":path", "*"), authority], refused),
+        ("a query alone", vec![method, scheme, (":path", "?x"), authority], refused),
+        ("no slash", vec![method, scheme, (":path", "bad"), authority], reset),
+        (
+            "a URL as path",
+            vec![method, scheme, (":path", "http://gateway.test/bad"), authority],
+            reset,
+        ),
+        (
+            "another URL as path",
+            vec![method, scheme, (":path", "http://other/bad"), authority],
+            reset,
+        ),
+        ("a backslash", vec![method, scheme, (":path", "/a\\b"), authority], refused),
+        ("a raw letter", vec![method, scheme, (":path", "/\u{e9}"), authority], refused),
+        ("a quote", vec![method, scheme, (":path", "/a\"b"), authority], refused),
+        ("a space in the path", vec![method, scheme, (":path", "/a b"), authority], reset),
+        ("a line in the path", vec![method, scheme, (":path", "/a\r\nX: y"), authority], reset),
+        ("a NUL in the path", vec![method, scheme, (":path", "/a\0"), authority], reset),
+        ("a line in the query", vec![method, scheme, (":path", "/?a\nb"), authority], reset),
+        ("dots", vec![method, scheme, (":path", "/a/../b"), authority], refused),
+        ("encoded dots", vec![method, scheme, (":path", "/a/%2e%2e/b"), authority], refused),
+        ("an encoded slash", vec![method, scheme, (":path", "/a%2fb"), authority], refused),
+        ("a long path", vec![method, scheme, (":path", &long), authority], Some(Ok(431))),
+        ("a user", vec![method, scheme, path, (":authority", "u@gateway.test")], refused),
+        (
+            "a host of labels that are empty",
+            vec![method, scheme, path, (":authority", "a..b")],
+            refused,
+        ),
+        ("a bad port", vec![method, scheme, path, (":authority", "a:99999")], refused),
+        ("an escaped host", vec![method, scheme, path, (":authority", "a%2eb")], reset),
+        ("another Host", vec![method, scheme, path, authority, ("host", "other")], refused),
+        ("two Hosts", vec![method, scheme, path, ("host", "a"), ("host", "a")], refused),
+        ("a bad Host", vec![method, scheme, path, ("host", "a/b")], refused),
+        ("capital letters", vec![method, scheme, path, authority, ("X-A", "y")], reset),
+        ("an empty name", vec![method, scheme, path, authority, ("", "y")], reset),
+        ("a colon in a name", vec![method, scheme, path, authority, ("x:a", "y")], reset),
+        ("a space in a name", vec![method, scheme, path, authority, ("x a", "y")], reset),
+        ("a line in a name", vec![method, scheme, path, authority, ("x\r\na", "y")], reset),
+        ("a line in a value", vec![method, scheme, path, authority, ("x", "a\r\nb: c")], reset),
+        ("a NUL in a value", vec![method, scheme, path, authority, ("x", "a\0b")], reset),
+        ("a value after a space", vec![method, scheme, path, authority, ("x", " y")], reset),
+        ("a value before a space", vec![method, scheme, path, authority, ("x", "y ")], reset),
+        ("a value after a tab", vec![method, scheme, path, authority, ("x", "\ty")], reset),
+        ("Connection", vec![method, scheme, path, authority, ("connection", "close")], reset),
+        ("Keep-Alive", vec![method, scheme, path, authority, ("keep-alive", "1")], reset),
+        (
+            "Proxy-Connection",
+            vec![method, scheme, path, authority, ("proxy-connection", "x")],
+            reset,
+        ),
+        ("Upgrade", vec![method, scheme, path, authority, ("upgrade", "websocket")], reset),
+        (
+            "Transfer-Encoding",
+            vec![method, scheme, path, authority, ("transfer-encoding", "chunked")],
+            reset,
+        ),
+        ("TE", vec![method, scheme, path, authority, ("te", "gzip")], reset),
+        (
+            "two lengths",
+            vec![method, scheme, path, authority, ("content-length", "1"), ("content-length", "2")],
+            reset,
+        ),
+        (
+            "a length of an absent body",
+            vec![method, scheme, path, authority, ("content-length", "1")],
+            reset,
+        ),
+        ("a signed length", vec![method, scheme, path, authority, ("content-length", "+0")], reset),
+        (
+            "the same length twice",
+            vec![method, scheme, path, authority, ("content-length", "0"), ("content-length", "0")],
+            refused,
+        ),
+        ("many fields", [&[method, scheme, path, authority][..], &many].concat(), Some(Ok(431))),
+    ];
+    for (what, fields, expected) in cases {
+        let mut raw = setting.connect();
+        raw.send(&request_frame(1, &block(&fields)));
+        let outcome = raw.outcome(1);
+        if expected == reset && outcome.is_none() {
+            // h2 takes names and values that are none for a broken block, which ends the connection.
+            continue;
+        }
+        assert_eq!(outcome, expected, "{what}");
+        // The connection goes on.
+        raw.send(&frame(PING, 0, 0, b"12345678"));
+        assert!(raw.find(|f| f.kind == PING && f.flags == ACK).is_some(), "{what}");
+    }
+    setting.is_well("malformed heads");
+}
+
+#[test]
+fn bodies_that_contradict_their_length_reach_no_origin_whole() {
+    let setting = Setting::new();
+    let post = |length: &str| {
+        block(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/ok"),
+            (":authority", "gateway.test"),
+            ("content-length", length),
+        ])
+    };
+    for (length, body) in [("3", &b"four"[..]), ("5", b"four"), ("0", b"x")] {
+        let mut raw = setting.connect();
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &post(length)));
+        raw.send(&frame(DATA, END_STREAM, 1, body));
+        assert_eq!(raw.outcome(1), Some(Err(PROTOCOL_ERROR)), "{length} for {body:?}");
+    }
+    setting.is_well("bodies of another length");
+    let whole = |request: &Message| {
+        request.complete
+            && request.method() == "POST"
+            && request.header("content-length").as_deref() != Some("0")
+    };
+    assert!(!setting.origin.requests().iter().any(whole));
+}
+
+#[test]
+fn malformed_frames_end_the_connection() {
+    let setting = Setting::new();
+    let headers = |stream, flags| frame(HEADERS, flags, stream, &get("/bad", &[]));
+    let begun = frame(HEADERS, END_HEADERS, 1, &get("/ok", &[]));
+    let cases: Vec<(&str, Vec<u8>, u32)> = vec![
+        ("DATA on stream 0", frame(DATA, 0, 0, b"x"), PROTOCOL_ERROR),
+        ("DATA before HEADERS", frame(DATA, 0, 1, b"x"), PROTOCOL_ERROR),
+        ("HEADERS on stream 0", headers(0, 5), PROTOCOL_ERROR),
+        ("HEADERS on an even stream", headers(2, 5), PROTOCOL_ERROR),
+        (
+            "a stream id that goes back",
+            [request_frame(5, &get("/ok", &[])), headers(3, 5)].concat(),
+            PROTOCOL_ERROR,
+        ),
+        ("padding over the frame", frame(HEADERS, 0xd, 1, &[200, 0]), PROTOCOL_ERROR),
+        ("padding over DATA", [&begun[..], &frame(DATA, 8, 1, &[9, 1])].concat(), PROTOCOL_ERROR),
+        ("a header block that is cut", frame(HEADERS, 5, 1, &[0, 5, b'a']), PROTOCOL_ERROR),
+        ("an index without an entry", frame(HEADERS, 5, 1, &[0xff, 0xff, 0x7f]), PROTOCOL_ERROR),
+        ("PRIORITY on stream 0", frame(PRIORITY, 0, 0, &[0; 5]), PROTOCOL_ERROR),
+        ("RST_STREAM on stream 0", frame(RST_STREAM, 0, 0, &[0; 4]), PROTOCOL_ERROR),
+        ("RST_STREAM of an idle stream", frame(RST_STREAM, 0, 7, &[0; 4]), PROTOCOL_ERROR),
+        ("RST_STREAM of another size", frame(RST_STREAM, 0, 1, &[0; 3]), PROTOCOL_ERROR),
+        ("SETTINGS on a stream", frame(SETTINGS, 0, 1, b""), PROTOCOL_ERROR),
+        ("SETTINGS of another size", frame(SETTINGS, 0, 0, &[0; 5]), PROTOCOL_ERROR),
+        ("an acknowledgement with settings", frame(SETTINGS, ACK, 0, &[0; 6]), PROTOCOL_ERROR),
+        ("ENABLE_PUSH of 2", frame(SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 2]), PROTOCOL_ERROR),
+        (
+            "a window over its bound",
+            frame(SETTINGS, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff]),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "a frame size below its bound",
+            frame(SETTINGS, 0, 0, &[0, 5, 0, 0, 0, 1]),
+            PROTOCOL_ERROR,
+        ),
+        ("a push", frame(PUSH_PROMISE, 4, 1, &[0, 0, 0, 2]), PROTOCOL_ERROR),
+        ("PING on a stream", frame(PING, 0, 1, &[0; 8]), PROTOCOL_ERROR),
+        ("PING of another size", frame(PING, 0, 0, &[0; 7]), PROTOCOL_ERROR),
+        ("GOAWAY on a stream", frame(GOAWAY, 0, 1, &[0; 8]), PROTOCOL_ERROR),
+        ("WINDOW_UPDATE of nothing", frame(WINDOW_UPDATE, 0, 0, &[0; 4]), PROTOCOL_ERROR),
+        ("WINDOW_UPDATE of another size", frame(WINDOW_UPDATE, 0, 0, &[0; 3]), PROTOCOL_ERROR),
+        (
+            "WINDOW_UPDATE of an idle stream",
+            frame(WINDOW_UPDATE, 0, 9, &[0, 0, 0, 1]),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "WINDOW_UPDATE over the bound",
+            frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]),
+            FLOW_CONTROL_ERROR,
+        ),
+        ("CONTINUATION without HEADERS", frame(CONTINUATION, 4, 1, b""), PROTOCOL_ERROR),
+        (
+            "a frame within a head",
+            [headers(1, 1), frame(PING, 0, 0, &[0; 8])].concat(),
+            PROTOCOL_ERROR,
+        ),
+        (
+            "another stream's CONTINUATION",
+            [headers(1, 1), frame(CONTINUATION, 4, 3, b"")].concat(),
+            PROTOCOL_ERROR,
+        ),
+        ("DATA within a head", [headers(1, 1), frame(DATA, 0, 1, b"x")].concat(), PROTOCOL_ERROR),
+        ("a frame over the largest size", frame(DATA, 0, 1, &[0; 16_385]), FRAME_SIZE_ERROR),
+        ("HEADERS over the largest size", frame(HEADERS, 5, 1, &[0; 20_000]), FRAME_SIZE_ERROR),
+    ];
+    let before = setting.protected("protocol_error");
+    let number = cases.len();
+    for (what, bytes, code) in cases {
+        let mut raw = setting.connect();
+        raw.send(&bytes);
+        let end = raw.goaway();
+        assert!(
+            end == Some(code)
+                || (code == PROTOCOL_ERROR
+                    && matches!(end, Some(FRAME_SIZE_ERROR | STREAM_CLOSED | FLOW_CONTROL_ERROR))),
+            "{what}: {end:?}"
+        );
+        while raw.next().is_some() {}
+    }
+    wait_for("each to be counted", || {
+        (setting.protected("protocol_error") - before == number as f64).then_some(())
+    });
+    setting.is_well("malformed frames");
+}
+
+#[test]
+fn harmless_oddities_are_served() {
+    let setting = Setting::new();
+    // A frame of an unknown type, an unknown setting, padding, priorities, a head in pieces.
+    let mut raw = setting.connect();
+    raw.send(&frame(0xfe, 0xff, 0, b"unknown"));
+    raw.send(&frame(SETTINGS, 0, 0, &[0xff, 0, 0, 0, 0, 1]));
+    raw.send(&frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 9]));
+    let block = get("/ok", &[("x", "y")]);
+    let padded = [&[3, 0, 0, 0, 0, 9][..], &block[..4], &[0; 3]].concat();
+    raw.send(&frame(HEADERS, 0x29, 1, &padded));
+    for byte in &block[4..block.len() - 1] {
+        raw.send(&frame(CONTINUATION, 0, 1, &[*byte]));
+        // h2 takes a few continuations for one head of this size; the rest goes in one frame.
+        if *byte == b'h' {
+            break;
+        }
+    }
+    let at = 4 + block[4..].iter().position(|byte| *byte == b'h').unwrap() + 1;
+    raw.send(&frame(CONTINUATION, END_HEADERS, 1, &block[at..]));
+    let outcome = raw.outcome(1);
+    assert!(matches!(outcome, Some(Ok(200))), "{outcome:?}");
+    setting.is_well("oddities");
+}
+
+/// Sends `flood` until the gateway ends the connection, and tells with what code.
+fn flooded(setting: &Setting, first: &[u8], mut flood: impl FnMut(u32) -> Vec<u8>) -> Option<u32> {
+    let mut raw = setting.connect();
+    raw.send(first);
+    let mut reader = RawH2 { stream: raw.stream.try_clone().unwrap() };
+    let end = std::thread::spawn(move || reader.goaway());
+    for nth in 0..2_000 {
+        if !raw.send(&flood(nth)) || end.is_finished() {
+            break;
+        }
+    }
+    end.join().unwrap()
+}
+
+#[test]
+fn floods_end_the_connection_and_count() {
+    let setting = Setting::new();
+    let held = setting.origin.hold("/held");
+    let begun = frame(HEADERS, END_HEADERS, 1, &get("/ok", &[]));
+    let ten = |bytes: Vec<u8>| bytes.repeat(10);
+    let calm = Some(ENHANCE_YOUR_CALM);
+
+    let ping = flooded(&setting, b"", |_| ten(frame(PING, 0, 0, &[0; 8])));
+    setting.counts("ping", ping);
+
+    let settings = flooded(&setting, b"", |_| ten(frame(SETTINGS, 0, 0, b"")));
+    setting.counts("settings", settings);
+
+    let priority = flooded(&setting, b"", |_| ten(frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 1])));
+    setting.counts("priority", priority);
+
+    let window = flooded(&setting, b"", |_| ten(frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])));
+    setting.counts("window_update", window);
+
+    let other = flooded(&setting, b"", |_| ten(frame(0xbb, 0, 0, &[0; 100])));
+    setting.counts("other_frames", other);
+
+    let empty = flooded(&setting, &begun, |_| ten(frame(DATA, 0, 1, b"")));
+    setting.counts("data_frames", empty);
+
+    let continuation = flooded(&setting, &frame(HEADERS, 0, 1, &get("/bad", &[])), |_| {
+        ten(frame(CONTINUATION, 0, 1, b""))
+    });
+    setting.counts("continuation", continuation);
+
+    // A field that the table keeps, and then a hundred references to it.
+    let value = "x".repeat(4_000);
+    let mut fields = block(&[("x", &value)]);
+    fields[0] = 0x40;
+    fields.extend([0x80 | 62; 100]);
+    let list = flooded(&setting, b"", |nth| {
+        request_frame(2 * nth + 1, &[get("/bad", &[]), fields.clone()].concat())
+    });
+    setting.counts("header_list", list);
+
+    // Streams that are reset at once: before they are accepted, or after.
+    let rapid = flooded(&setting, b"", |nth| {
+        let stream = 2 * nth + 1;
+        [request_frame(stream, &get("/held", &[])), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])]
+            .concat()
+    });
+    setting.counts("rapid_reset", rapid);
+
+    // Streams that the gateway must reset (MadeYouReset).
+    let forced = flooded(&setting, b"", |nth| {
+        let stream = 2 * nth + 1;
+        [request_frame(stream, &get("/held", &[])), frame(WINDOW_UPDATE, 0, stream, &[0; 4])]
+            .concat()
+    });
+    assert!(forced == calm || forced == Some(PROTOCOL_ERROR), "{forced:?}");
+
+    // Heads that are malformed.
+    let heads = flooded(&setting, b"", |nth| {
+        let lengths = [("content-length", "0"), ("content-length", "0")];
+        let head = request_frame(2 * nth + 1, &get("/bad", &lengths));
+        // More at the same time than a client may have would be another fault.
+        if nth < 50 { head } else { Vec::new() }
+    });
+    setting.counts("malformed_heads", heads);
+
+    held.open();
+    drop(held);
+    let mut other = setting.connect();
+    other.send(&request_frame(1, &get("/ok", &[])));
+    assert_eq!(other.outcome(1), Some(Ok(200)));
+    assert!(setting.origin.requests_for("/bad").is_empty());
+}
+
+#[test]
+fn a_header_list_over_the_bound_is_answered() {
+    let setting = Setting::new();
+    let value = "x".repeat(15_000);
+    let mut raw = setting.connect();
+    raw.send(&frame(HEADERS, END_STREAM, 1, &get("/bad", &[])));
+    for nth in 0..6 {
+        let flags = if nth == 5 { END_HEADERS } else { 0 };
+        raw.send(&frame(CONTINUATION, flags, 1, &block(&[("x", &value)])));
+    }
+    assert_eq!(raw.outcome(1), Some(Ok(431)));
+    setting.is_well("a large header list");
+}
+
+#[test]
+fn requests_beyond_the_bound_are_refused_and_may_be_sent_again() {
+    let setting = Setting::new();
+    let held = setting.origin.hold("/held");
+    let mut raw = setting.connect();
+    // The client does not wait for the gateway's settings.
+    for nth in 0..150 {
+        raw.send(&request_frame(2 * nth + 1, &get("/held", &[])));
+    }
+    let refused: Vec<u32> = (0..50)
+        .map(|_| {
+            let frame = raw.find(|f| f.kind == RST_STREAM).unwrap();
+            assert_eq!(frame.code(), REFUSED_STREAM);
+            frame.stream
+        })
+        .collect();
+    assert!(refused.iter().all(|stream| *stream > 200), "{refused:?}");
+    drop(held);
+    assert_eq!(raw.outcome(1), Some(Ok(200)));
+    assert!(setting.origin.requests_for("/held").len() <= 100);
+}
+
+#[test]
+fn a_client_may_say_goodbye() {
+    let setting = Setting::new();
+    let mut raw = setting.connect();
+    raw.send(&request_frame(1, &get("/ok", &[])));
+    assert_eq!(raw.outcome(1), Some(Ok(200)));
+    raw.send(&frame(GOAWAY, 0, 0, &[0; 8]));
+    let end = raw.goaway();
+    assert!(matches!(end, None | Some(NO_ERROR)), "{end:?}");
+    setting.is_well("a goodbye");
+}
