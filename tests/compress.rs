@@ -155,6 +155,9 @@ fn everything_else_passes_as_it_came() {
         assert_eq!(answer.text(), body);
         assert_eq!((answer.header("content-encoding"), answer.all("etag")), (None, vec!["\"a\""]));
     }
+    origin.reply("/text", answer("Content-Type: text/plain\r\n", &body));
+    let wish = [("Accept-Encoding", "gzip"), ("Cache-Control", "no-cache, no-transform")];
+    assert!(gateway.call("GET", "/text", &wish, b"").body == body, "the client wants it as it is");
     origin.on("/head", |_, stream| {
         stream.write_all(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5000\r\n\r\n",

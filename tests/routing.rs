@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::io::Read as _;
+
+use support::http2::H2Client;
 use support::*;
 
 /// A gateway with these routes, whose upstreams `up` and `other` echo.
@@ -249,4 +252,64 @@ routes:
         let answer = gateway.get_as("alice", "/made");
         (answer.header("x-tenant")? == "of acme").then_some(())
     });
+}
+
+#[test]
+fn routes_mean_the_same_over_http2() {
+    let (origin, shadow) = (Origin::start(), Origin::start());
+    let gateway = Gateway::start(&format!(
+        r#"listeners: [ {{ address: "127.0.0.1:0", http2: true }} ]
+upstreams: {{ up: {{ endpoints: [ "{}" ] }}, shadow: {{ endpoints: [ "{}" ] }} }}
+routes:
+  - prefix: /api
+    host: "*.test"
+    upstream: up
+    auth: none
+    max_body: 10B
+    rewrite: {{ prefix: /v2 }}
+    mirror: {{ upstream: shadow, methods: [ GET, POST ] }}
+    cors: {{ origins: [ "https://app.example.com" ] }}
+    compress: [ gzip ]
+    deprecated: {{ since: 2026-06-01 }}
+    headers: {{ request: {{ set: {{ X-Where: "%{{host}} %{{route}}" }} }} }}
+  - {{ prefix: /closed, upstream: up, networks: {{ deny: [ 127.0.0.0/8 ] }} }}"#,
+        origin.url(),
+        shadow.url(),
+    ));
+    let mut client = H2Client::connect(gateway.address);
+    let mut call = |method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]| {
+        let fields = [&[("Origin", "https://app.example.com")][..], fields].concat();
+        client.call(method, path, &fields, body).unwrap()
+    };
+    let answer = call("GET", "/api/x?q", &[], b"");
+    assert_eq!((answer.status(), &*answer.text()), (200, "GET /v2/x?q HTTP/1.1"));
+    assert_eq!(origin.one("/v2/x").all("x-where"), ["gateway.test *.test/api"]);
+    assert_eq!(call("POST", "/api/post", &[], b"small").text(), "small");
+    let large = call("POST", "/api/large", &[], b"eleven byte");
+    assert_eq!((large.status(), &*large.code()), (413, "body_too_large"));
+    for answer in [&answer, &large] {
+        assert_eq!(answer.all("access-control-allow-origin"), ["https://app.example.com"]);
+        assert_eq!(answer.all("deprecation"), ["@1780272000"]);
+    }
+    let preflight = call("OPTIONS", "/api/x", &[("Access-Control-Request-Method", "PUT")], b"");
+    assert_eq!((preflight.status(), preflight.body.len()), (204, 0));
+    assert!(preflight.header("access-control-allow-methods").unwrap().contains("PUT"));
+    assert_eq!(call("GET", "/closed", &[], b"").code(), "network_not_permitted");
+
+    let text = "a line of text\n".repeat(1_000);
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+        text.len()
+    );
+    origin.reply("/v2/text", format!("{head}{text}"));
+    let answer = call("GET", "/api/text", &[("Accept-Encoding", "gzip")], b"");
+    assert_eq!(answer.all("content-encoding"), ["gzip"]);
+    assert_eq!(answer.header("transfer-encoding"), None);
+    let mut plain = String::new();
+    flate2::read::GzDecoder::new(&*answer.body).read_to_string(&mut plain).unwrap();
+    assert!(plain == text);
+
+    assert_eq!(shadow.one("/v2/post").text(), "small");
+    assert_eq!(shadow.one("/v2/x").all("host"), ["gateway.test"]);
+    assert!(shadow.requests_for("/v2/large").is_empty());
 }

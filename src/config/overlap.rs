@@ -1,22 +1,30 @@
-//! Routes that are valid and may still surprise: an open route over one that needs a token.
+//! Routes that are valid and may still surprise: an open route over one that needs a token, and an open route that takes
+//! paths from a host that needs one.
 //!
-//! The open route serves every path that the gateway does not read as the inner prefix. If the upstream reads such a path
-//! as the inner prefix, because it ignores case for instance, the path needs no token.
+//! An open route serves every path that the gateway does not read as the inner prefix. If the upstream reads such a path
+//! as the inner prefix, because it ignores case for instance, the path needs no token. And the longest prefix wins before
+//! the host does, so an open prefix for many hosts is open on a host whose own, shorter prefix needs a token.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{LiveConfig, Route};
+use crate::route::host_pattern::HostPattern;
 use crate::route::matched::matched;
 
 impl LiveConfig {
     /// A line for each route that needs a token and lies beneath an open route, unless `fold_paths` reads the usual
-    /// spellings alike.
+    /// spellings alike; and a line for each open route that takes paths from a host that needs a token.
     pub fn warnings(&self) -> Vec<String> {
-        if self.fold_paths {
-            return Vec::new();
-        }
-        let form =
-            |route: &Route| matched(&route.matcher.prefix, true).trim_end_matches('/').to_owned();
+        let mut warnings = match self.fold_paths {
+            true => Vec::new(),
+            false => self.beneath_open_routes(),
+        };
+        warnings.extend(self.open_for_more_hosts());
+        warnings
+    }
+
+    fn beneath_open_routes(&self) -> Vec<String> {
+        let form = |route: &Route| form(route, true);
         let mut open: HashMap<String, Vec<(usize, &Route)>> = HashMap::new();
         for (i, route) in self.routes.iter().enumerate().filter(|(_, route)| !route.auth_required) {
             open.entry(form(route)).or_default().push((i, route));
@@ -40,6 +48,58 @@ impl LiveConfig {
             }
         }
         warnings
+    }
+
+    fn open_for_more_hosts(&self) -> Vec<String> {
+        let form = |route: &Route| form(route, self.fold_paths);
+        let own: HashSet<_> =
+            self.routes.iter().map(|route| (form(route), route.matcher.host.as_ref())).collect();
+        let mut protected: HashMap<String, Vec<(usize, &Route)>> = HashMap::new();
+        for (i, route) in self.routes.iter().enumerate().filter(|(_, route)| route.auth_required) {
+            protected.entry(form(route)).or_default().push((i, route));
+        }
+        let mut warnings = Vec::new();
+        for (i, open) in self.routes.iter().enumerate().filter(|(_, route)| !route.auth_required) {
+            let open_form = form(open);
+            let above = open_form.match_indices('/').filter_map(|(at, _)| open_form.get(..at));
+            let taken = above
+                .filter_map(|prefix| protected.get(prefix))
+                .flatten()
+                .filter(|(_, route)| names_its_host_closer(route, open))
+                // The host has a route of its own for this prefix, which comes first.
+                .filter(|(_, route)| {
+                    !own.contains(&(open_form.clone(), route.matcher.host.as_ref()))
+                })
+                .map(|(at, _)| *at)
+                .min();
+            if let Some(from) = taken {
+                warnings.push(format!(
+                    "routes[{i}] needs no token and takes {} from the host of routes[{from}], which needs one: the longest prefix wins before the host; write {} for that host too, or keep them on different hosts",
+                    open.matcher.prefix, open.matcher.prefix,
+                ));
+            }
+        }
+        warnings
+    }
+}
+
+/// The prefix of a route as it is compared.
+fn form(route: &Route, fold: bool) -> String {
+    matched(&route.matcher.prefix, fold).trim_end_matches('/').to_owned()
+}
+
+/// Whether `route` serves hosts of `open`, and names them closer.
+fn names_its_host_closer(route: &Route, open: &Route) -> bool {
+    match (&route.matcher.host, &open.matcher.host) {
+        (Some(_), None) => true,
+        (Some(own), Some(wide @ HostPattern::Beneath(name))) => {
+            own.meets(wide)
+                && match own {
+                    HostPattern::Exact(_) => true,
+                    HostPattern::Beneath(own) => own.len() > name.len(),
+                }
+        }
+        _ => false,
     }
 }
 
@@ -101,6 +161,38 @@ upstreams: {{ u: {{ endpoints: [ http://a ] }} }}\nroutes: [ {routes} ]\n{more}"
                 0,
             ),
             (format!("{open}, {{ prefix: /, host: b.example, upstream: u }}"), 0),
+            // The longest prefix wins before the host.
+            (
+                "{ prefix: /, host: a.example, upstream: u }, { prefix: /public, host: \"*.example\", upstream: u, auth: none }"
+                    .to_owned(),
+                1,
+            ),
+            (
+                "{ prefix: /, host: \"*.a.example\", upstream: u }, { prefix: /public, upstream: u, auth: none }"
+                    .to_owned(),
+                1,
+            ),
+            (
+                "{ prefix: /, host: \"*.a.example\", upstream: u }, { prefix: /public, host: \"*.example\", upstream: u, auth: none }"
+                    .to_owned(),
+                1,
+            ),
+            (
+                "{ prefix: /, host: \"*.example\", upstream: u }, { prefix: /public, host: a.example, upstream: u, auth: none }"
+                    .to_owned(),
+                0,
+            ),
+            (
+                "{ prefix: /, host: b.test, upstream: u }, { prefix: /public, host: \"*.example\", upstream: u, auth: none }"
+                    .to_owned(),
+                0,
+            ),
+            (
+                "{ prefix: /, host: a.example, upstream: u }, { prefix: /public, host: a.example, upstream: u }, { prefix: /public, host: \"*.example\", upstream: u, auth: none }"
+                    .to_owned(),
+                0,
+            ),
+            ("{ prefix: /, upstream: u }, { prefix: /public, upstream: u, auth: none }".to_owned(), 0),
         ] {
             assert_eq!(warnings(&routes, ""), count, "{routes}");
         }

@@ -274,4 +274,98 @@ mod tests {
         }
         assert_eq!(table.iter().count(), 7);
     }
+
+    /// The search as the documentation words it, without an index.
+    fn spelled_out<'r>(
+        routes: &'r [(Matcher, usize)],
+        host: Option<&str>,
+        path: &str,
+        method: &str,
+    ) -> Found<'r, usize> {
+        fn prefix(matcher: &Matcher) -> &str {
+            matcher.prefix.trim_end_matches('/')
+        }
+        let host = host.and_then(HostPattern::parse);
+        let fits = |(matcher, _): &&(Matcher, usize)| {
+            let rest = path.trim_end_matches('/').strip_prefix(prefix(matcher));
+            let host_fits = match (&matcher.host, &host) {
+                (None, _) => true,
+                (Some(own), Some(host)) => own.meets(host),
+                (Some(_), None) => false,
+            };
+            host_fits && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let longest = routes.iter().filter(fits).map(|(matcher, _)| prefix(matcher).len()).max();
+        let mut serving: Vec<_> = routes
+            .iter()
+            .filter(fits)
+            .filter(|(matcher, _)| Some(prefix(matcher).len()) == longest)
+            .collect();
+        serving.sort_by_key(|(matcher, _)| match &matcher.host {
+            Some(HostPattern::Exact(_)) => 0,
+            Some(HostPattern::Beneath(name)) => 1_000 - name.len(),
+            None => 1_001,
+        });
+        if let Some((_, route)) = serving.iter().find(|(matcher, _)| matcher.serves_method(method))
+        {
+            return Found::Route(route);
+        }
+        let methods = serving.iter().flat_map(|(matcher, _)| &matcher.methods).map(String::as_str);
+        let methods: BTreeSet<&str> = methods.collect();
+        match methods.is_empty() {
+            true => Found::Nothing,
+            false => Found::OtherMethods(methods.into_iter().collect()),
+        }
+    }
+
+    #[test]
+    fn the_index_finds_what_a_search_of_all_routes_finds() {
+        let mut random = fastrand::Rng::with_seed(9);
+        let labels = ["a", "b", "c"];
+        let hosts = |random: &mut fastrand::Rng| {
+            let labels: Vec<_> =
+                (0..random.usize(1..4)).map(|_| labels[random.usize(..3)]).collect();
+            labels.join(".")
+        };
+        let paths = |random: &mut fastrand::Rng| {
+            (0..random.usize(0..4))
+                .map(|_| ["/x", "/y", "/xy"][random.usize(..3)])
+                .collect::<String>()
+        };
+        let mut found = [0; 3];
+        for _ in 0..2_000 {
+            let routes: Vec<_> = (0..random.usize(1..12))
+                .map(|nth| {
+                    let prefix = paths(&mut random);
+                    let prefix = if prefix.is_empty() { "/".to_owned() } else { prefix };
+                    let host = match random.usize(..3) {
+                        0 => None,
+                        1 => Some(hosts(&mut random)),
+                        _ => Some(format!("*.{}", hosts(&mut random))),
+                    };
+                    let methods = [&[][..], &["GET"], &["PUT"], &["GET", "PUT"]][random.usize(..4)];
+                    (matcher(&prefix, host.as_deref(), methods), nth)
+                })
+                .collect();
+            let table = RouteTable::new(routes.clone(), false);
+            for _ in 0..20 {
+                let host = hosts(&mut random);
+                let host = random.bool().then_some(&*host);
+                let path = format!("{}/", paths(&mut random));
+                let method = ["GET", "HEAD", "PUT", "POST"][random.usize(..4)];
+                let expected = spelled_out(&routes, host, &path, method);
+                assert_eq!(
+                    table.find(|| host, &path, method),
+                    expected,
+                    "{routes:?} {host:?} {path} {method}"
+                );
+                found[match expected {
+                    Found::Route(_) => 0,
+                    Found::OtherMethods(_) => 1,
+                    Found::Nothing => 2,
+                }] += 1;
+            }
+        }
+        assert!(found.iter().all(|count| *count > 1_000), "{found:?}");
+    }
 }

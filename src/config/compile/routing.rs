@@ -7,11 +7,14 @@ use super::super::Route;
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
+use super::super::scalar::Leaf;
 use super::super::words::RouteAuth;
 use super::fields::{self, Towards};
 use super::{cors, destination, each, limits, need, notices, or};
 use crate::base::net::NetworkRules;
 use crate::quota::Algorithm;
+use crate::route::coding::Coding;
+use crate::route::headers::HeaderRules;
 use crate::route::table::Matcher;
 use crate::upstream::rules::UpstreamRules;
 
@@ -93,45 +96,26 @@ fn route(
             "count by token or organization, and this route needs no token; write by: ip or by: route",
         );
     }
-    let headers = written.headers.unwrap_or_default();
-    let at_headers = at.key("headers");
-    let request_headers = fields::rules(
-        headers.request.unwrap_or_default(),
-        Towards::Upstream,
-        &at_headers.key("request"),
-        report,
-    );
-    let response_headers = fields::rules(
-        headers.response.unwrap_or_default(),
-        Towards::Client,
-        &at_headers.key("response"),
-        report,
-    );
-    let at_rewrite = at.key("rewrite");
-    let rewrite = written.rewrite.unwrap_or_default();
+    let [request_headers, response_headers] = written
+        .headers
+        .map(|headers| header_rules(headers, &at.key("headers"), report))
+        .unwrap_or_default();
     let strip_prefix = or(written.strip_prefix, false);
-    if strip_prefix && rewrite.prefix.is_some() {
-        let fault = "stands beside strip_prefix: true; write one of the two";
-        report.fault(&at_rewrite.key("prefix"), fault);
-    }
-    let replacement = rewrite.prefix.map(|prefix| prefix.0.0);
-    let replacement = replacement.or_else(|| strip_prefix.then(String::new));
-    let rewrite_answers = or(rewrite.answers, false);
-    if rewrite_answers && replacement.is_none() {
-        report.fault(
-            &at_rewrite.key("answers"),
-            "puts back a prefix that the route does not change; write rewrite.prefix or strip_prefix: true too",
-        );
-    }
-    let networks = networks(written.networks, &at.key("networks"), report);
-    let at_deprecated = at.key("deprecated");
-    let deprecated =
-        written.deprecated.and_then(|written| notices::deprecated(written, &at_deprecated, report));
-    let at_compress = at.key("compress");
-    let codings = each(written.compress, &at_compress, report);
-    if (1..codings.len()).any(|i| codings[..i].contains(&codings[i])) {
-        report.fault(&at_compress, "names a coding twice; write each once");
-    }
+    let (replacement, rewrite_answers) = match written.rewrite {
+        Some(rewrite) => replacement(rewrite, strip_prefix, &at.key("rewrite"), report),
+        None => (strip_prefix.then(String::new), false),
+    };
+    let networks = written
+        .networks
+        .map(|written| networks(written, &at.key("networks"), report))
+        .unwrap_or_default();
+    let codings = written
+        .compress
+        .map(|written| codings(written, &at.key("compress"), report))
+        .unwrap_or_default();
+    let deprecated = written
+        .deprecated
+        .and_then(|written| notices::deprecated(written, &at.key("deprecated"), report));
     let cors = written.cors.and_then(|written| cors::compile(written, &at.key("cors"), report));
     let methods = each(written.methods, &at.key("methods"), report);
     let matcher = Matcher {
@@ -160,9 +144,46 @@ fn route(
     Some((matcher, route))
 }
 
-/// The networks whose clients the route at `at` lets in.
-fn networks(written: Option<file::Networks>, at: &KeyPath, report: &mut Report) -> NetworkRules {
-    let written = written.unwrap_or_default();
+/// The rules for the fields of requests, and for those of answers.
+fn header_rules(
+    written: file::RouteHeaders,
+    at: &KeyPath,
+    report: &mut Report,
+) -> [HeaderRules; 2] {
+    let sections = [
+        (written.request, Towards::Upstream, "request"),
+        (written.response, Towards::Client, "response"),
+    ];
+    sections.map(|(rules, towards, key)| {
+        fields::rules(rules.unwrap_or_default(), towards, &at.key(key), report)
+    })
+}
+
+/// What stands for the prefix, and whether the paths of answers get the prefix back.
+fn replacement(
+    written: file::Rewrite,
+    strip_prefix: bool,
+    at: &KeyPath,
+    report: &mut Report,
+) -> (Option<String>, bool) {
+    if strip_prefix && written.prefix.is_some() {
+        let fault = "stands beside strip_prefix: true; write one of the two";
+        report.fault(&at.key("prefix"), fault);
+    }
+    let replacement = written.prefix.map(|prefix| prefix.0.0);
+    let replacement = replacement.or_else(|| strip_prefix.then(String::new));
+    let answers = or(written.answers, false);
+    if answers && replacement.is_none() {
+        report.fault(
+            &at.key("answers"),
+            "puts back a prefix that the route does not change; write rewrite.prefix or strip_prefix: true too",
+        );
+    }
+    (replacement, answers)
+}
+
+/// The networks whose clients the route lets in.
+fn networks(written: file::Networks, at: &KeyPath, report: &mut Report) -> NetworkRules {
     let at_allow = at.key("allow");
     if written.allow.as_ref().is_some_and(Vec::is_empty) && !report.has_fault_within(&at_allow) {
         report.fault(&at_allow, "lets no client in; write at least one network, or leave it out");
@@ -171,4 +192,13 @@ fn networks(written: Option<file::Networks>, at: &KeyPath, report: &mut Report) 
         allow: each(written.allow, &at_allow, report),
         deny: each(written.deny, &at.key("deny"), report),
     }
+}
+
+/// The codings of answers, each once.
+fn codings(written: Vec<Option<Leaf<Coding>>>, at: &KeyPath, report: &mut Report) -> Vec<Coding> {
+    let codings = each(Some(written), at, report);
+    if (1..codings.len()).any(|i| codings[..i].contains(&codings[i])) {
+        report.fault(at, "names a coding twice; write each once");
+    }
+    codings
 }

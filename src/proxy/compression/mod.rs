@@ -11,7 +11,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use super::headers::seen::content_length;
 use crate::route::coding::{Coding, preferred};
 use crate::route::cors::vary;
-use crate::route::fields::elements;
+use crate::route::fields::list_names;
 
 mod encoder;
 
@@ -53,8 +53,10 @@ impl Compression {
         let reason = response.get_reason_phrase().map(str::to_owned);
         let mut parts = take_parts(response);
         vary(&mut parts.headers, "Accept-Encoding");
-        let has_body = request.method != Method::HEAD && request.version != Version::HTTP_10;
-        let coding = preferred(codings, &request.headers).filter(|_| has_body);
+        let may = request.method != Method::HEAD
+            && request.version != Version::HTTP_10
+            && !forbids_transformation(&request.headers);
+        let coding = preferred(codings, &request.headers).filter(|_| may);
         let left = content_length(&parts.headers);
         if let Some(coding) = coding {
             set_fields(&mut parts.headers, coding, request.version);
@@ -126,9 +128,13 @@ fn is_suitable(response: &ResponseHeader) -> bool {
             .iter()
             .chain(&SEALS)
             .any(|name| headers.contains_key(name))
-        && !headers.get_all(header::CACHE_CONTROL).iter().any(|value| {
-            elements(value.as_bytes()).any(|word| word.eq_ignore_ascii_case(b"no-transform"))
-        })
+        && !forbids_transformation(headers)
+}
+
+/// Whether the sender of a message wants its content as it is (RFC 9111 sections 5.2.1.6 and 5.2.2.6).
+fn forbids_transformation(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::CACHE_CONTROL).iter();
+    values.map(HeaderValue::as_bytes).any(|value| list_names(value, b"no-transform"))
 }
 
 /// Whether a type of content is text, and no stream of events.
