@@ -80,7 +80,7 @@ fn the_shipped_configuration_has_every_key() {
     let probe = "
 unknown: 1
 server: { unknown: 1 }
-listeners: [ { unknown: 1 } ]
+listeners: [ { unknown: 1, tls: { unknown: 1, certificates: [ { unknown: 1 } ] } } ]
 metrics: { unknown: 1 }
 log: { unknown: 1 }
 timeouts: { unknown: 1 }

@@ -22,8 +22,8 @@ use super::matching::{Method, Prefix, Replacement};
 use super::moment::{Moment, Page};
 use super::request::PassedField;
 use super::scalar::{
-    DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, SpanOrNone, StatusRange, Whole,
-    Window,
+    DAY, FilePath, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, SpanOrNone,
+    StatusRange, Whole, Window,
 };
 use super::words::{BalanceWord, RouteAuth};
 use crate::auth::guard::FailureRate;
@@ -40,6 +40,8 @@ use crate::route::host_pattern::HostPattern;
 use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::tls::client::ClientAuth;
+use crate::tls::server::Version as TlsVersion;
 use crate::upstream::rules::{EndpointUrl, HashKey, Http2};
 
 /// A scalar that may be absent.
@@ -107,12 +109,39 @@ pub struct Server {
     pub upgrade_sock: Maybe<SocketPath>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     pub address: Maybe<SocketAddr>,
+    #[serde(default, deserialize_with = "not_empty")]
+    pub tls: Option<Tls>,
     pub http2: Maybe<bool>,
     pub http3: Maybe<bool>,
+    pub proxy_protocol: Maybe<bool>,
+    pub redirect_https: Maybe<bool>,
+}
+
+/// A mapping that may be absent but not empty: what is empty must not mean that it is off.
+fn not_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub certificates: List<Certificate>,
+    pub minimum_version: Maybe<TlsVersion>,
+    pub client_ca: Maybe<FilePath>,
+    pub client_auth: Maybe<ClientAuth>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    pub certificate: Maybe<FilePath>,
+    pub private_key: Maybe<FilePath>,
 }
 
 #[derive(Default, Deserialize)]

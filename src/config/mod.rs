@@ -33,6 +33,7 @@ use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::tls::server::TlsServer;
 use crate::upstream::rules::{Deadlines, UpstreamRules};
 
 mod address;
@@ -180,10 +181,16 @@ pub struct Listener {
 }
 
 /// What a listener does with its connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ListenerRules {
+    /// The TLS that clients speak; `None` for none.
+    pub tls: Option<Arc<TlsServer>>,
     /// Whether clients may speak HTTP/2.
     pub http2: bool,
+    /// Whether trusted proxies say whose connection they pass on.
+    pub proxy_protocol: bool,
+    /// The number of the listener with TLS that requests are sent to; `None`: they are served.
+    pub redirect_to: Option<usize>,
 }
 
 /// Deadlines towards the client.

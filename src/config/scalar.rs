@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
@@ -280,6 +281,22 @@ impl Scalar for Identifier {
         match is_plan_name(text) {
             true => Ok(Self(text.to_owned())),
             false => Err(instead::<Self>("is not a name")),
+        }
+    }
+}
+
+/// The path of a file that is read.
+pub struct FilePath(pub PathBuf);
+
+impl Scalar for FilePath {
+    fn allowed() -> String {
+        "the path of a file".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text.is_empty() || text.chars().any(char::is_control) {
+            true => Err(instead::<Self>("is not a path")),
+            false => Ok(Self(text.into())),
         }
     }
 }

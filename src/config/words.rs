@@ -10,6 +10,8 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::route::coding::Coding;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::tls::client::ClientAuth;
+use crate::tls::server::Version as TlsVersion;
 use crate::upstream::rules::Http2;
 
 /// Whether a route needs a token.
@@ -63,6 +65,8 @@ words!(LevelFilter:
     "debug" => Self::Debug,
     "trace" => Self::Trace,
 );
+words!(ClientAuth: "none" => Self::None, "optional" => Self::Optional, "required" => Self::Required);
+words!(TlsVersion: "1.2" => Self::Tls12, "1.3" => Self::Tls13);
 words!(LogFormat: "json" => Self::Json, "console" => Self::Console);
 words!(LogColor: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
 words!(FailurePolicy: "local" => Self::Local, "allow" => Self::Allow, "deny" => Self::Deny);

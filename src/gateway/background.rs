@@ -13,6 +13,7 @@ use pingora_core::services::background::{BackgroundService, GenBackgroundService
 use tokio::time::sleep;
 
 use super::reload::Reload;
+use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::task::detach;
 use crate::limit::ledger::Ledger;
 use crate::listener::bounds::Refusals;
@@ -37,6 +38,9 @@ const HEALTH: Duration = Duration::from_millis(50);
 
 /// How often the gateway checks whether a key set is due to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
+
+/// How often the gateway checks whether the files of certificates have changed.
+const CERTIFICATES: Duration = Duration::from_secs(2);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_millis(250);
@@ -123,6 +127,9 @@ impl Background {
             Task::new("keys", Some(KEYS), &self.policy, |policy| async move {
                 refresh_keys(&policy.load());
             }),
+            Task::new("certificates", Some(CERTIFICATES), &self.policy, |policy| async move {
+                refresh_certificates(policy.load_full()).await;
+            }),
         ]
     }
 }
@@ -189,6 +196,27 @@ fn refresh_keys(policy: &Policy) {
     METRICS.key_sources_failing.set(gauge_value(failing.count()));
     let empty = policy.auth.jwt.key_sets().filter(|set| set.is_empty());
     METRICS.key_sources_empty.set(gauge_value(empty.count()));
+}
+
+/// Takes up certificates whose files have changed, and tells when each one expires.
+async fn refresh_certificates(policy: Arc<Policy>) {
+    let refresh = move || {
+        let now = SystemClock::default().now();
+        let mut expiries = Vec::new();
+        for tls in policy.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+            tls.refresh(now);
+            for certificate in tls.certificates() {
+                certificate.warn_of_end(now);
+                let file = certificate.files().certificate.display().to_string();
+                expiries.push((file, certificate.not_after().as_secs()));
+            }
+        }
+        METRICS.set_certificate_expiries(&expiries);
+    };
+    // A file system that does not answer must not delay the other tasks. The next run comes after this one.
+    if tokio::task::spawn_blocking(refresh).await.is_err() {
+        error!("the files of certificates could not be checked");
+    }
 }
 
 fn gauge_value(count: impl TryInto<i64>) -> i64 {

@@ -34,6 +34,7 @@ use crate::store::open::MAX_SUBJECTS;
 use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Remote, Stores};
 use crate::telemetry::endpoint_metrics::{self, Reading, Show};
 use crate::telemetry::metrics::METRICS;
+use crate::tls;
 
 pub mod background;
 mod descriptors;
@@ -88,6 +89,7 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; every socket that was bound is closed then.
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
+        tls::install_provider();
         let Config { startup: config, live } = config;
         let policy = Policy::compile(live, None);
         let (inherited, predecessor) = match upgrade {
@@ -155,7 +157,8 @@ impl Gateway {
             in_flight: RequestsInFlight::default(),
             store_serves: store_serves(Arc::clone(&membership)),
         });
-        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
+        let ports = bound.listeners.iter().map(|bound| bound.address().port()).collect();
+        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), ports);
 
         let conf = server_conf(&config);
         let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);

@@ -5,9 +5,18 @@ use std::time::Duration;
 
 use pingora_core::protocols::http::ServerSession;
 
+use super::connection::Entry;
 use super::end::{RequestDeadline, RequestEnd};
 use super::{http1, http2};
 use crate::auth::Principal;
+
+/// How the connection of `session` came in.
+pub fn entry_of(session: &ServerSession) -> Option<Entry> {
+    match http2::stream_of(session) {
+        Some(stream) => Some(stream.entry().clone()),
+        None => http1::entry_of(session),
+    }
+}
 
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
 /// long.

@@ -17,6 +17,7 @@ use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
 use crate::listener::end::RequestEnd;
 use crate::policy::Policy;
+use crate::tls::client::ClientCertificate;
 
 /// The context of one request.
 pub struct RequestContext {
@@ -30,6 +31,8 @@ pub struct RequestContext {
     pub policy: Arc<Policy>,
     /// The client's address: the peer's, or the address that trusted proxies name.
     pub client_ip: Option<IpAddr>,
+    /// The certificate of the client, where the listener asks for one and its authorities vouch for it.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// Whether the peer is a proxy whose forwarding fields are believed.
     pub trusted_peer: bool,
     /// The canonical path, where it differs from what was sent.
@@ -80,6 +83,7 @@ impl RequestContext {
             request_id: None,
             policy,
             client_ip: None,
+            certificate: None,
             trusted_peer: false,
             canonical_path: None,
             max_forwards: None,

@@ -30,6 +30,7 @@ use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
 pub mod compression;
+pub mod connection;
 pub mod context;
 pub mod deadline;
 pub mod forwarding;
@@ -53,6 +54,9 @@ use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
 const GUESSES_WAIT: Duration = Duration::from_millis(100);
+
+/// The port of https.
+const HTTPS: u16 = 443;
 
 /// A larger answer may take long, in bytes.
 const LARGE_ANSWER: u64 = 256 * 1024;
@@ -78,17 +82,20 @@ pub struct Proxy {
     mirrors: Arc<Mirrors>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
+    /// The ports of the listeners.
+    ports: Arc<[u16]>,
 }
 
 impl Proxy {
-    /// A proxy that decides by the current policy.
+    /// A proxy that decides by the current policy. The listeners have these `ports`.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
+        ports: Arc<[u16]>,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted }
+        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted, ports }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -115,6 +122,15 @@ impl Proxy {
             // Boxed, because a rare path must not make every request's future large.
             return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
         }
+        if ctx.policy.redirects
+            && let Some(listener) = connection::redirect_to(session, &ctx.policy)
+        {
+            let port = self.ports.get(listener).copied().unwrap_or(HTTPS);
+            return Box::pin(problem::redirect(session, ctx, port)).await.map(|()| None);
+        }
+        if ctx.policy.asks_for_certificates {
+            ctx.certificate = connection::certificate(session, &ctx.policy, now)?;
+        }
         if request.method == Method::OPTIONS {
             ctx.max_forwards = request::max_forwards(&request.headers)?;
         }
@@ -125,6 +141,7 @@ impl Proxy {
             headers: &request.headers,
             query: target::query(request),
             client: ctx.client_ip,
+            certificate: ctx.certificate.as_ref().map(|certificate| certificate.thumbprint()),
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
                 false => None,
@@ -246,6 +263,9 @@ impl ProxyHttp for Proxy {
                     // The answer waits, so that a flood of guesses on many connections leaves the thread to others.
                     sleep(GUESSES_WAIT.mul_f64(0.5 + fastrand::f64())).await;
                 }
+                if let Rejection::Misdirected = rejection {
+                    client_request::close_connection(&mut session.downstream_session);
+                }
                 Box::pin(problem::respond(session, ctx, rejection)).await?;
                 Ok(true)
             }
@@ -346,9 +366,10 @@ impl ProxyHttp for Proxy {
             },
             stripped: route.stripped(),
             endpoint: forwarding.authority(),
-            scheme: "http",
+            scheme: if connection::is_encrypted(session) { "https" } else { "http" },
             request_id,
             principal: permit.principal(),
+            certificate: ctx.certificate.as_deref(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
         if let Some(target) = target {

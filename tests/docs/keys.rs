@@ -147,9 +147,11 @@ fn every_key_of_the_configuration_is_documented_and_no_other() {
 /// Writing a default changes nothing.
 #[test]
 fn the_documented_defaults_are_those_of_the_program() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let certificate = tls::Authority::new("docs").issue(&["a.test"]).write(dir.path(), "a").yaml();
     let base: Value = serde_yaml::from_str(&format!(
         r#"
-listeners: [ {{ address: "0.0.0.0:8080" }} ]
+listeners: [ {{ address: "0.0.0.0:8080", tls: {{ certificates: [ {certificate} ] }} }} ]
 redis: {{ url: "redis://a" }}
 auth:
   jwt:

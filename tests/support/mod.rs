@@ -21,6 +21,7 @@ pub mod issuer;
 pub mod origin;
 pub mod redis;
 pub mod server;
+pub mod tls;
 pub mod token;
 pub mod topology;
 

@@ -24,6 +24,9 @@ use crate::listener::rules::HeadError;
 /// How many bytes of later requests are buffered; more bytes stay in the kernel.
 const MAX_AHEAD: usize = 64 * 1024;
 
+/// How many bytes TLS may have read that this stream has not: more than a record, in bytes.
+const MAX_DECRYPTED: u64 = 64 * 1024;
+
 /// How many bytes are read at a time.
 const READ_SIZE: usize = 16 * 1024;
 
@@ -177,6 +180,16 @@ impl ClientStream {
         .await;
     }
 
+    /// Tells a client that waits for no answer that the connection ends, as far as it can be told at once.
+    pub async fn close_now(&mut self) {
+        // An error means that the client has left.
+        poll_fn(|cx| {
+            let _ = self.poll_shutdown(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Whether another request may follow. Pingora hands the stream back after a request that succeeded, and
     /// drops it after every request that failed, even when the answer was written whole.
     pub fn may_go_on(&self, handed_back: bool) -> bool {
@@ -290,13 +303,18 @@ impl ClientStream {
         self.upload.filter(|_| !self.body.is_over()).map(|upstream| (self.uploads, upstream))
     }
 
-    /// Whether a client that has closed in this way cannot have sent its whole request.
-    pub fn is_gone(&self, closed: &Closed) -> bool {
+    /// Whether a client that has closed in this way cannot have sent its whole request. The bytes that wait may be
+    /// `encrypted`.
+    pub fn is_gone(&self, closed: &Closed, encrypted: bool) -> bool {
         match closed {
             Closed::Whole => true,
             Closed::Sending { number, bytes } => match self.body {
                 Body::Everything => false,
-                Body::Bytes(left) => left > number.saturating_add(self.ahead.len() as u64),
+                Body::Bytes(left) => {
+                    let held = if encrypted { MAX_DECRYPTED } else { 0 };
+                    left > number.saturating_add(held + self.ahead.len() as u64)
+                }
+                Body::Chunked(_) if encrypted => false,
                 // The end of the body may be among the bytes that wait.
                 Body::Chunked(mut body) => bytes.as_ref().is_some_and(|bytes| {
                     let passed = [&self.ahead, &bytes[..]].map(|bytes| body.pass(bytes));

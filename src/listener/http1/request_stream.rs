@@ -28,7 +28,7 @@ use tokio::time::Sleep;
 use super::client_stream::ClientStream;
 use super::stalled::StalledUpload;
 use crate::auth::Principal;
-use crate::listener::connection::{Connection, Facts};
+use crate::listener::connection::{Connection, Entry, Facts};
 use crate::listener::end::{RequestDeadline, RequestEnd, TokenEnds, TunnelDeadline};
 use crate::listener::timer::poll_deadline;
 
@@ -47,6 +47,11 @@ impl SharedStream {
     pub fn new(connection: Connection) -> Self {
         let Connection { bytes, ahead, facts } = connection;
         Self(Arc::new(Shared { facts, client: Mutex::new(ClientStream::new(bytes, ahead)) }))
+    }
+
+    /// Whether the client speaks TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.0.facts.tls.is_some()
     }
 
     /// The client's stream; `None` while a request stream is alive.
@@ -102,7 +107,7 @@ impl SharedStream {
                 while let Some(upload) = &mut upload
                     && let Poll::Ready(closed) = upload.poll_closed(cx)
                 {
-                    if client.is_gone(&closed) {
+                    if client.is_gone(&closed, self.0.facts.tls.is_some()) {
                         client.set_end(RequestEnd::ClientGone);
                         upload.stop();
                     }
@@ -129,6 +134,12 @@ impl SharedStream {
 fn with_client<T>(session: &ServerSession, act: impl FnOnce(&mut ClientStream) -> T) -> Option<T> {
     let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
     Some(act(&mut shared.client.lock()))
+}
+
+/// How the connection of `session` came in.
+pub fn entry_of(session: &ServerSession) -> Option<Entry> {
+    let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
+    Some(shared.facts.entry.clone())
 }
 
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes

@@ -21,12 +21,15 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::auth::Principal;
+use crate::listener::connection::Entry;
 use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TokenEnds, TunnelDeadline};
 use crate::listener::timer::poll_deadline;
 
 /// What the requests of a connection share with the connection's task.
 #[derive(Debug)]
 pub struct Shared {
+    /// How the connection came in.
+    pub entry: Entry,
     since: Instant,
     /// Requests that are being worked on.
     handlers: AtomicUsize,
@@ -38,9 +41,11 @@ pub struct Shared {
     pub close: Notify,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
+impl Shared {
+    /// Nothing yet, of a connection that came in like this.
+    pub fn new(entry: Entry) -> Self {
         Self {
+            entry,
             since: Instant::now(),
             handlers: AtomicUsize::new(0),
             last_end: AtomicU64::new(0),
@@ -48,9 +53,7 @@ impl Default for Shared {
             close: Notify::new(),
         }
     }
-}
 
-impl Shared {
     /// Requests that are being worked on, also those whose client has left.
     pub fn handlers(&self) -> usize {
         self.handlers.load(Ordering::Relaxed)
@@ -111,6 +114,11 @@ impl Stream {
             is_cut: false,
         };
         Self(Arc::new(Inner { shared, state: Mutex::new(state) }))
+    }
+
+    /// How the connection of the request came in.
+    pub fn entry(&self) -> &Entry {
+        &self.0.shared.entry
     }
 
     /// The state of the request.

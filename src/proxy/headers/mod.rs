@@ -98,6 +98,7 @@ mod tests {
             scheme: "http",
             request_id: &id,
             principal: None,
+            certificate: None,
         };
         rewrite_request(&mut request, &origin, &HeaderRules::default()).unwrap();
         request
