@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -34,6 +34,7 @@ pub mod connection;
 pub mod context;
 pub mod deadline;
 pub mod forwarding;
+pub mod grpc;
 pub mod headers;
 pub mod in_flight;
 pub mod mirror;
@@ -46,7 +47,7 @@ use context::{End, RequestContext, fresh_request_id};
 use deadline::Step;
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
-use headers::seen::{Seen, asks_for_upgrade, content_length};
+use headers::seen::{Seen, accepts_events, asks_for_upgrade, content_length, is_events};
 use headers::{answer, client, ids, request};
 use in_flight::RequestsInFlight;
 use mirror::Mirrors;
@@ -225,9 +226,19 @@ impl ProxyHttp for Proxy {
         let request = session.req_header_mut();
         request::normalize(request)?;
         ctx.seen = Seen::in_request(&request.headers);
+        ctx.is_grpc = grpc::is_call(request);
+        ctx.may_stream = ctx.is_grpc || (ctx.seen.accept && accepts_events(&request.headers));
+        let limit = if ctx.is_grpc { grpc::time_limit(&request.headers) } else { None };
         // An `Upgrade` that `Connection` does not name means nothing (RFC 9110 section 7.8).
         if ctx.seen.upgrade && !asks_for_upgrade(&request.headers) {
             request.remove_header(&header::UPGRADE);
+        }
+        if ctx.is_grpc {
+            // Either side of a call may be quiet for long.
+            session.set_read_timeout(Some(timeouts.tunnel));
+        }
+        if let Some(limit) = limit {
+            ctx.deadline = Some(ctx.started + limit);
         }
         Ok(())
     }
@@ -236,7 +247,11 @@ impl ProxyHttp for Proxy {
         match self.decide(session, ctx).await {
             Ok(None) => Ok(true),
             Ok(Some(permit)) => {
-                ctx.forwarding = Some(Forwarding::new(permit, ctx.started));
+                let mut forwarding = Forwarding::new(permit, ctx.started);
+                if let Some(deadline) = ctx.deadline {
+                    forwarding.end_at(deadline);
+                }
+                ctx.forwarding = Some(forwarding);
                 match ctx.max_forwards {
                     None => {}
                     Some(0) => {
@@ -294,7 +309,9 @@ impl ProxyHttp for Proxy {
                     peer.options.set_http_version(1, 1);
                 }
                 set_deadline(session, ctx, Step::Sending);
-                if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
+                if (is_upgrade || ctx.may_stream)
+                    && let Some(limit) = peer.options.read_timeout.take()
+                {
                     let client = &session.downstream_session;
                     client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
@@ -372,6 +389,10 @@ impl ProxyHttp for Proxy {
             certificate: ctx.certificate.as_deref(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
+        if ctx.is_grpc && is_http2 {
+            // Servers of gRPC ask for it, and Pingora has removed it as a field of one connection.
+            upstream_request.insert_header(header::TE, HeaderValue::from_static("trailers"))?;
+        }
         if let Some(target) = target {
             upstream_request.set_raw_path(&target)?;
         }
@@ -422,6 +443,13 @@ impl ProxyHttp for Proxy {
         if switching {
             let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
+            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+        } else if ctx.may_stream
+            && !upstream_response.status.is_informational()
+            && (ctx.is_grpc || is_events(&upstream_response.headers))
+        {
+            // A stream may be quiet for as long as a tunnel.
+            let limit = ctx.policy.timeouts.tunnel;
             client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
@@ -613,6 +641,8 @@ impl ProxyHttp for Proxy {
             Some(RequestEnd::ClientGone) => None,
             Some(end) => {
                 ctx.end = End::Cut(end);
+                let (status, why) = cut(end);
+                end_call(session, ctx, status, why).await;
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
             }
             None => ctx.rejection.take().or_else(|| rejection_of(e)),
@@ -624,6 +654,7 @@ impl ProxyHttp for Proxy {
             }
             // The answer's header has been sent: closing the connection is the only way to tell the client.
             Some(rejection) => {
+                end_call(session, ctx, rejection.status_and_code().0, &rejection.detail()).await;
                 ctx.end = End::BrokenOff(rejection);
                 (0, false)
             }
@@ -690,6 +721,26 @@ fn set_deadline(session: &Session, ctx: &RequestContext, step: Step) {
 /// The forwarding of a request whose time has run out.
 fn late(ctx: &RequestContext) -> Option<&Forwarding> {
     ctx.forwarding.as_ref().filter(|forwarding| !forwarding.has_time())
+}
+
+/// Ends the answer to a gRPC call in the middle, in a way that tells its client why. Other answers are not whole then,
+/// and their stream or connection ends.
+async fn end_call(session: &mut Session, ctx: &RequestContext, status: StatusCode, why: &str) {
+    if ctx.is_grpc
+        && answer_of(session).is_some()
+        && let Ok(trailers) = grpc::trailers(status, why)
+    {
+        // An error means that the client has gone.
+        let _ = session.downstream_session.write_response_trailers(trailers).await;
+    }
+}
+
+/// The status and the text that stand for an answer that was ended early.
+fn cut(end: RequestEnd) -> (StatusCode, &'static str) {
+    match end {
+        RequestEnd::Token(_) => (StatusCode::UNAUTHORIZED, "the token does not hold any more"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "nothing has passed for too long"),
+    }
 }
 
 /// The upstream's connection may be closed from here on.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
+use pingora_core::protocols::http::HttpTask;
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::context::{End, RequestContext, fresh_request_id};
+use super::grpc;
 use super::headers::rate::{set_rate_fields, whole_seconds};
 use super::headers::route::set_route_fields;
 use super::headers::seen::content_length;
@@ -41,7 +43,8 @@ impl Rejection {
         }
     }
 
-    fn detail(&self) -> String {
+    /// What the client is told in words.
+    pub fn detail(&self) -> String {
         let limit = self.decision().and_then(|decision| decision.limits.get(decision.tightest()?));
         match limit {
             Some(limit) => {
@@ -200,6 +203,7 @@ pub async fn respond(
     let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
     let body = problem(&rejection, request_id);
     let mut response = response_header(&rejection, request_id, body.len())?;
+    let detail = ctx.is_grpc.then(|| rejection.detail());
     ctx.end = End::Refused(rejection);
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
@@ -207,6 +211,10 @@ pub async fn respond(
         set_route_fields(&mut parts.headers, route, &session.req_header().headers);
     }
     response = parts.into();
+    if let Some(detail) = detail {
+        let answer = HttpTask::Header(Box::new(grpc::trailers_only(response, &detail)?), true);
+        return session.write_response_tasks(vec![answer]).await.map(|_| ());
+    }
     send(session, response, body).await
 }
 
@@ -362,13 +370,16 @@ pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
 /// The answer to a request of HTTP/2 whose head is not acceptable, and which has no outcome for that reason.
 pub fn refusal_answer(
     rejection: &Rejection,
-    _fields: &HeaderMap,
+    fields: &HeaderMap,
 ) -> Option<(ResponseHeader, Bytes)> {
     METRICS.rejections.with_label_values(&[rejection.status_and_code().1]).inc();
     let (response, body) = refusal(rejection);
     let mut response = response.ok()?;
     response.insert_header(header::DATE, get_cached_date()).ok()?;
-    Some((response, body))
+    match grpc::has_media_type(fields) {
+        true => Some((grpc::trailers_only(response, &rejection.detail()).ok()?, Bytes::new())),
+        false => Some((response, body)),
+    }
 }
 
 /// The header and the body of an answer to a message that is no request.

@@ -44,7 +44,7 @@ fn apply(rules: &HeaderRules, headers: &mut HeaderMap, values: &Values<'_>) {
 }
 
 /// `text`, which the gateway made, as the value of a field.
-fn value(text: &str) -> Result<HeaderValue> {
+pub(super) fn value(text: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(text)
         .or_err(ErrorType::InvalidHTTPHeader, "a value that the gateway made")
 }
