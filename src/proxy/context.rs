@@ -11,6 +11,7 @@ use super::compression::Compression;
 use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
+use super::held::HeldSocket;
 use super::in_flight::RequestInFlight;
 use super::mirror::CopyState;
 use crate::admission::{Findings, Rejection};
@@ -43,6 +44,8 @@ pub struct RequestContext {
     pub may_stream: bool,
     /// When the request must be answered, as its client says.
     pub deadline: Option<Instant>,
+    /// The socket of the upstream, while it holds the head of an upgrade request back.
+    pub held: Option<HeldSocket>,
     /// The hops that an OPTIONS request may still take (RFC 9110 section 7.6.2).
     pub max_forwards: Option<u64>,
     /// The route, the principal and the decisions about limits.
@@ -95,6 +98,7 @@ impl RequestContext {
             is_grpc: false,
             may_stream: false,
             deadline: None,
+            held: None,
             max_forwards: None,
             findings: Findings::default(),
             forwarding: None,

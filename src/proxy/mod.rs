@@ -36,6 +36,7 @@ pub mod deadline;
 pub mod forwarding;
 pub mod grpc;
 pub mod headers;
+mod held;
 pub mod in_flight;
 pub mod mirror;
 pub mod outcome;
@@ -49,6 +50,7 @@ use forwarding::Forwarding;
 use headers::prefix::Prefix;
 use headers::seen::{Seen, accepts_events, asks_for_upgrade, content_length, is_events};
 use headers::{answer, client, ids, request};
+use held::HeldSocket;
 use in_flight::RequestsInFlight;
 use mirror::Mirrors;
 use outcome::{RequestOutcome, answer_of, rejection_of};
@@ -338,6 +340,10 @@ impl ProxyHttp for Proxy {
             true => set_deadline(session, ctx, Step::Waiting),
             false => ctx.upload_socket = Some(fd),
         }
+        if ctx.seen.upgrade && session.is_upgrade_req() {
+            // Without a descriptor left, few tunnels break.
+            ctx.held = HeldSocket::hold(fd).ok();
+        }
         Ok(())
     }
 
@@ -413,6 +419,9 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if let Some(held) = ctx.held.take() {
+            held.release();
+        }
         if session.was_upgraded() {
             return Ok(());
         }
