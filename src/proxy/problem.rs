@@ -122,9 +122,9 @@ struct UsedUp<'a> {
     retry_after: u64,
 }
 
-/// The body of the answer.
+/// The body of the answer to a request of this `age`.
 #[expect(clippy::disallowed_methods, reason = "the answer is dated; no decision depends on it")]
-fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
+fn problem(rejection: &Rejection, request_id: &HeaderValue, age: Duration) -> Bytes {
     let (status, code) = rejection.status_and_code();
     let now = Utc::now();
     let problem = Problem {
@@ -135,7 +135,8 @@ fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
         detail: rejection.detail(),
         request_id: request_id.to_str().unwrap_or_default(),
         timestamp: now.to_rfc3339_opts(SecondsFormat::Millis, true),
-        limit: rejection.decision().and_then(|decision| UsedUp::new(decision, now)),
+        // A busy thread may be late. The decision counted from a moment since the request began.
+        limit: rejection.decision().and_then(|decision| UsedUp::new(decision, now - age)),
     };
     // Texts and numbers always serialize.
     serde_json::to_vec(&problem).unwrap_or_default().into()
@@ -201,7 +202,7 @@ pub async fn respond(
     rejection: Rejection,
 ) -> Result<()> {
     let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
-    let body = problem(&rejection, request_id);
+    let body = problem(&rejection, request_id, ctx.started.elapsed());
     let mut response = response_header(&rejection, request_id, body.len())?;
     let detail = ctx.is_grpc.then(|| rejection.detail());
     ctx.end = End::Refused(rejection);
@@ -385,7 +386,7 @@ pub fn refusal_answer(
 /// The header and the body of an answer to a message that is no request.
 fn refusal(rejection: &Rejection) -> (Result<ResponseHeader>, Bytes) {
     let request_id = fresh_request_id();
-    let body = problem(rejection, &request_id);
+    let body = problem(rejection, &request_id, Duration::ZERO);
     (response_header(rejection, &request_id, body.len()), body)
 }
 
@@ -415,7 +416,7 @@ mod tests {
     #[test]
     fn a_refusal_by_a_limit_says_which_and_until_when() {
         let body: Value =
-            serde_json::from_slice(&problem(&limited(), &HeaderValue::from_static("id"))).unwrap();
+            serde_json::from_slice(&problem(&limited(), &HeaderValue::from_static("id"), Duration::ZERO)).unwrap();
         assert_eq!(body["status"], 429);
         assert_eq!(body["code"], "rate_limited");
         assert_eq!(body["detail"], "100 requests per minute used up");
