@@ -55,6 +55,33 @@ fn the_host_itself_comes_before_names_above_it_and_those_before_none() {
     }
 }
 
+/// A method that the closest host does not serve is not looked for in a route for more hosts, which may be open.
+#[test]
+fn the_closest_host_decides_alone() {
+    let origin = Origin::start();
+    let routes = r#"
+  { prefix: /admin, host: "*.example.com", methods: [ GET ], upstream: up, networks: { allow: [ 10.0.0.0/8 ] } },
+  { prefix: /admin, host: own.example.com, methods: [ PUT ], upstream: up },
+  { prefix: /admin, upstream: up, auth: none }"#;
+    let gateway = gateway(&origin, routes, "");
+    for (host, method, status) in [
+        ("x.example.com", "GET", 403),
+        ("x.example.com", "HEAD", 403),
+        ("x.example.com", "POST", 405),
+        ("x.example.com", "OPTIONS", 405),
+        ("x.example.com", "get", 405),
+        ("own.example.com", "PUT", 401),
+        ("own.example.com", "GET", 405),
+        ("own.example.com", "POST", 405),
+    ] {
+        let answer = gateway.connect().call(method, "/admin/x", &[("Host", host)], b"");
+        assert_eq!(answer.status(), status, "{host} {method}");
+    }
+    assert!(origin.requests().is_empty());
+    let other = gateway.call("POST", "/admin/x", &[("Host", "example.com")], b"");
+    assert_eq!(other.status(), 200, "no closer route names this host");
+}
+
 #[test]
 fn only_the_networks_of_a_route_are_let_in() {
     let origin = Origin::start();
