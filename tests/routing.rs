@@ -309,6 +309,60 @@ routes:
         client.call(method, path, &fields, body).unwrap()
     };
     let answer = call("GET", "/api/x?q", &[], b"");
+#[test]
+fn what_a_header_rule_sets_or_removes_cannot_be_sent_in_another_spelling() {
+    let origin = Origin::start();
+    let routes = r#"
+  { prefix: /ruled, upstream: up, headers: { request: { set: { X-Tenant: "%{organization_id}", X-Fixed: "1" }, remove: [ X-Internal ] } } },
+  { prefix: /plain, upstream: up }"#;
+    let gateway = gateway(&origin, routes, "");
+    let bearer = bearer("alice");
+    let fields = [
+        ("Authorization", &*bearer),
+        ("X_Tenant", "forged"),
+        ("X.Tenant", "forged"),
+        ("x-tenant", "forged"),
+        ("X_Fixed", "forged"),
+        ("X_Internal", "forged"),
+        ("X~Internal", "forged"),
+        ("X_Other", "stays"),
+    ];
+    for (path, count) in [("/ruled", 1), ("/plain", 7)] {
+        assert_eq!(gateway.call("GET", path, &fields, b"").status(), 200);
+        let seen = origin.one(path);
+        let own = seen.headers.iter().filter(|(_, value)| value == "forged" || value == "stays");
+        assert_eq!(own.count(), count, "{path}: {:?}", seen.headers);
+    }
+    assert_eq!(origin.one("/ruled").all("x_other"), ["stays"]);
+}
+
+/// A token's values make a host, or the client's stays.
+#[test]
+fn a_rule_makes_a_host_or_none() {
+    let origin = Origin::start();
+    let tokens = auth(
+        r#"[ { api_key: alice, organization_id: "a b/evil" }, { api_key: bob, organization_id: acme } ]"#,
+    );
+    let gateway = Gateway::start(&format!(
+        r#"auth: {tokens}
+upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
+routes: [ {{ prefix: /, upstream: up, headers: {{ request: {{ set: {{ Host: "%{{organization_id}}", X-Asked: "%{{host}}" }} }} }} }} ]"#,
+        origin.url()
+    ));
+    for (api_key, host) in [("alice", "shop.test"), ("bob", "acme")] {
+        let bearer = bearer(api_key);
+        let fields = [("Authorization", &*bearer), ("Host", "shop.test"), ("X-Case", api_key)];
+        assert_eq!(gateway.call("GET", "/", &fields, b"").status(), 200);
+        let seen = origin.case(api_key).unwrap();
+        assert_eq!((seen.all("host"), seen.all("x-asked")), (vec![host], vec!["shop.test"]));
+    }
+    let mut old = gateway.connect();
+    let bearer = bearer("bob");
+    old.send(format!("GET /old HTTP/1.0\r\nAuthorization: {bearer}\r\n\r\n"));
+    assert_eq!(old.read().status(), 200);
+    assert_eq!(origin.one("/old").header("x-asked"), None, "the client named no host");
+}
+
     assert_eq!((answer.status(), &*answer.text()), (200, "GET /v2/x?q HTTP/1.1"));
     assert_eq!(origin.one("/v2/x").all("x-where"), ["gateway.test *.test/api"]);
     assert_eq!(call("POST", "/api/post", &[], b"small").text(), "small");

@@ -10,6 +10,7 @@ use super::super::key_path::KeyPath;
 use super::need;
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
+use crate::route::host::Authority;
 use crate::route::template::FieldValue;
 
 /// Which way a header section goes.
@@ -38,7 +39,15 @@ pub(super) fn rules(
         {
             report.fault(&at, "is set twice, in different case; write each field once");
         }
-        match (name, need(value, &at, report)) {
+        let value = need(value, &at, report);
+        if let (Some(name), Some(FieldValue::Fixed(value))) = (&name, &value)
+            && towards == Towards::Upstream
+            && name == header::HOST
+            && Authority::parse(value.as_bytes()).is_none()
+        {
+            report.fault(&at, "is not a host; write a host such as users.internal or 10.0.0.1:80");
+        }
+        match (name, value) {
             (Some(name), Some(FieldValue::Fixed(value))) => rules.set.push((name, value)),
             (Some(name), Some(FieldValue::Made(template))) => rules.made.push((name, template)),
             _ => {}
