@@ -202,6 +202,27 @@ fn a_deprecated_route_says_so_in_every_answer() {
   { prefix: /old, upstream: up, deprecated: { since: 2026-06-01, sunset: 2027-01-01, link: "https://example.com/migration" } },
   { prefix: /older, upstream: up, auth: none, deprecated: { since: 2025-06-01T12:00:00Z } }"#;
     let gateway = gateway(&origin, routes, "");
+#[test]
+fn a_path_in_an_answer_never_leads_to_another_server() {
+    let origin = Origin::start();
+    let routes = "{ prefix: /, upstream: up, auth: none, rewrite: { prefix: /v2, answers: true } }";
+    let gateway = gateway(&origin, routes, "");
+    let endpoint = origin.url();
+    for (location, expected) in [
+        ("/v2//evil.test/x".to_owned(), "/evil.test/x"),
+        (format!("{endpoint}//evil.test"), "/evil.test"),
+        (format!("{endpoint}/v2/\\evil.test"), "/evil.test"),
+        (endpoint.clone(), "/"),
+        ("https://elsewhere.test//x".to_owned(), "https://elsewhere.test//x"),
+    ] {
+        let head =
+            format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        origin.reply("/v2/login", head);
+        let answer = gateway.get("/login");
+        assert_eq!(answer.header("location").as_deref(), Some(expected), "{location}");
+    }
+}
+
     let own = "HTTP/1.1 200 OK\r\nDeprecation: true\r\nLink: </next>; rel=\"next\"\r\nSunset: never\r\nContent-Length: 0\r\n\r\n";
     origin.reply("/old", own);
     for (answer, links) in [
