@@ -155,9 +155,10 @@ impl Gateway {
             in_flight: RequestsInFlight::default(),
             store_serves: store_serves(Arc::clone(&membership)),
         });
-        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness));
-
         let conf = server_conf(&config);
+        let kept = conf.upstream_keepalive_pool_size;
+        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), kept);
+
         let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
 

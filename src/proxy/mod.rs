@@ -79,14 +79,17 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy that decides by the current policy.
+    /// A proxy that decides by the current policy. A thread keeps as many idle connections for copies of requests as
+    /// `kept_connections` says.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
     ) -> Self {
+        kept_connections: usize,
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted }
+        let mirrors = Arc::new(Mirrors::new(kept_connections));
+        Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -138,7 +141,8 @@ impl Proxy {
 
     /// The proxy for another thread, which has connections of its own.
     pub fn for_another_thread(&self) -> Self {
-        Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
+        let copies = self.policy.load().routes.iter().any(|route| route.mirror.is_some());
+        Self { mirrors: Arc::new(self.mirrors.for_another_thread(copies)), ..self.clone() }
     }
 
     /// Lets the answer say that the connection ends, when this process is about to go.

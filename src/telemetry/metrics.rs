@@ -389,7 +389,7 @@ pub struct MirrorMetrics {
     pub sent: IntCounter,
     /// The upstream has not answered, or not in time.
     pub failed: IntCounter,
-    /// The body was too large, or too many copies were on their way.
+    /// The body was too large, or the request ended before it; too many copies were on their way; or no endpoint could get one.
     pub dropped: IntCounter,
 }
 

@@ -77,9 +77,12 @@ fn route(
     let prefix = need(written.prefix, &at.key("prefix"), report);
     let destination =
         destination::upstreams(written.upstream, written.split, upstreams, at, report);
-    let mirror = written
-        .mirror
-        .and_then(|mirror| destination::mirror(mirror, upstreams, &at.key("mirror"), report));
+    let methods = each(written.methods, &at.key("methods"), report);
+    let methods: Vec<String> = methods.into_iter().map(|method| method.0).collect();
+    let mirror = written.mirror.and_then(|mirror| {
+        let (of, at) = (destination.as_ref(), at.key("mirror"));
+        destination::mirror(mirror, upstreams, of, &methods, &at, report)
+    });
     let auth_required = or(written.auth, RouteAuth::Required) == RouteAuth::Required;
     let keys = KeyPath::top("auth").key("jwt").key("keys");
     if auth_required && !has_credentials && !report.has_fault_within(&keys) {
