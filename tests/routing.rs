@@ -88,6 +88,7 @@ fn only_the_networks_of_a_route_are_let_in() {
     let routes = r#"
   { prefix: /inside, upstream: up, networks: { allow: [ 10.0.0.0/8, "fd00::/8" ], deny: [ 10.9.0.0/16 ] } },
   { prefix: /outside, upstream: up, auth: none, networks: { deny: [ 203.0.113.0/24 ] } },
+  { prefix: /local, upstream: up, auth: none, networks: { allow: [ 127.0.0.0/8 ] } },
   { prefix: /open, upstream: up, auth: none }"#;
     let gateway = gateway(&origin, routes, "trusted_proxies: [ 127.0.0.0/8 ]");
     let bearer = bearer("alice");
@@ -109,6 +110,12 @@ fn only_the_networks_of_a_route_are_let_in() {
         ("203.0.113.5", "/open", "", 200),
         // The client wrote the first address; only the last one comes from a trusted proxy.
         ("10.1.2.3, 192.0.2.1", "/inside", &bearer, 403),
+        // Nobody knows the client that the proxy means.
+        ("unknown", "/local", "", 403),
+        ("unknown, 127.0.0.1", "/local", "", 403),
+        ("10.1.2.3, _hidden", "/outside", "", 403),
+        ("unknown", "/open", "", 200),
+        ("127.0.0.1", "/local", "", 200),
     ] {
         let answer = call(client, path, token);
         assert_eq!(answer.status(), status, "{client} {path}");
@@ -196,13 +203,6 @@ fn another_prefix_stands_for_that_of_the_route() {
 }
 
 #[test]
-fn a_deprecated_route_says_so_in_every_answer() {
-    let origin = Origin::start();
-    let routes = r#"
-  { prefix: /old, upstream: up, deprecated: { since: 2026-06-01, sunset: 2027-01-01, link: "https://example.com/migration" } },
-  { prefix: /older, upstream: up, auth: none, deprecated: { since: 2025-06-01T12:00:00Z } }"#;
-    let gateway = gateway(&origin, routes, "");
-#[test]
 fn a_path_in_an_answer_never_leads_to_another_server() {
     let origin = Origin::start();
     let routes = "{ prefix: /, upstream: up, auth: none, rewrite: { prefix: /v2, answers: true } }";
@@ -223,6 +223,13 @@ fn a_path_in_an_answer_never_leads_to_another_server() {
     }
 }
 
+#[test]
+fn a_deprecated_route_says_so_in_every_answer() {
+    let origin = Origin::start();
+    let routes = r#"
+  { prefix: /old, upstream: up, deprecated: { since: 2026-06-01, sunset: 2027-01-01, link: "https://example.com/migration" } },
+  { prefix: /older, upstream: up, auth: none, deprecated: { since: 2025-06-01T12:00:00Z } }"#;
+    let gateway = gateway(&origin, routes, "");
     let own = "HTTP/1.1 200 OK\r\nDeprecation: true\r\nLink: </next>; rel=\"next\"\r\nSunset: never\r\nContent-Length: 0\r\n\r\n";
     origin.reply("/old", own);
     for (answer, links) in [
@@ -303,34 +310,6 @@ routes:
 }
 
 #[test]
-fn routes_mean_the_same_over_http2() {
-    let (origin, shadow) = (Origin::start(), Origin::start());
-    let gateway = Gateway::start(&format!(
-        r#"listeners: [ {{ address: "127.0.0.1:0", http2: true }} ]
-upstreams: {{ up: {{ endpoints: [ "{}" ] }}, shadow: {{ endpoints: [ "{}" ] }} }}
-routes:
-  - prefix: /api
-    host: "*.test"
-    upstream: up
-    auth: none
-    max_body: 10B
-    rewrite: {{ prefix: /v2 }}
-    mirror: {{ upstream: shadow, methods: [ GET, POST ] }}
-    cors: {{ origins: [ "https://app.example.com" ] }}
-    compress: [ gzip ]
-    deprecated: {{ since: 2026-06-01 }}
-    headers: {{ request: {{ set: {{ X-Where: "%{{host}} %{{route}}" }} }} }}
-  - {{ prefix: /closed, upstream: up, networks: {{ deny: [ 127.0.0.0/8 ] }} }}"#,
-        origin.url(),
-        shadow.url(),
-    ));
-    let mut client = H2Client::connect(gateway.address);
-    let mut call = |method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]| {
-        let fields = [&[("Origin", "https://app.example.com")][..], fields].concat();
-        client.call(method, path, &fields, body).unwrap()
-    };
-    let answer = call("GET", "/api/x?q", &[], b"");
-#[test]
 fn what_a_header_rule_sets_or_removes_cannot_be_sent_in_another_spelling() {
     let origin = Origin::start();
     let routes = r#"
@@ -384,6 +363,34 @@ routes: [ {{ prefix: /, upstream: up, headers: {{ request: {{ set: {{ Host: "%{{
     assert_eq!(origin.one("/old").header("x-asked"), None, "the client named no host");
 }
 
+#[test]
+fn routes_mean_the_same_over_http2() {
+    let (origin, shadow) = (Origin::start(), Origin::start());
+    let gateway = Gateway::start(&format!(
+        r#"listeners: [ {{ address: "127.0.0.1:0", http2: true }} ]
+upstreams: {{ up: {{ endpoints: [ "{}" ] }}, shadow: {{ endpoints: [ "{}" ] }} }}
+routes:
+  - prefix: /api
+    host: "*.test"
+    upstream: up
+    auth: none
+    max_body: 10B
+    rewrite: {{ prefix: /v2 }}
+    mirror: {{ upstream: shadow, methods: [ GET, POST ] }}
+    cors: {{ origins: [ "https://app.example.com" ] }}
+    compress: [ gzip ]
+    deprecated: {{ since: 2026-06-01 }}
+    headers: {{ request: {{ set: {{ X-Where: "%{{host}} %{{route}}" }} }} }}
+  - {{ prefix: /closed, upstream: up, networks: {{ deny: [ 127.0.0.0/8 ] }} }}"#,
+        origin.url(),
+        shadow.url(),
+    ));
+    let mut client = H2Client::connect(gateway.address);
+    let mut call = |method: &str, path: &str, fields: &[(&str, &str)], body: &[u8]| {
+        let fields = [&[("Origin", "https://app.example.com")][..], fields].concat();
+        client.call(method, path, &fields, body).unwrap()
+    };
+    let answer = call("GET", "/api/x?q", &[], b"");
     assert_eq!((answer.status(), &*answer.text()), (200, "GET /v2/x?q HTTP/1.1"));
     assert_eq!(origin.one("/v2/x").all("x-where"), ["gateway.test *.test/api"]);
     assert_eq!(call("POST", "/api/post", &[], b"small").text(), "small");

@@ -104,9 +104,9 @@ impl Proxy {
         ctx.request_id = Some(ids::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
         ctx.trusted_peer = peer.is_some_and(|peer| net::contain(trusted, peer));
-        ctx.client_ip = match ctx.trusted_peer {
-            true => peer.map(|peer| client::client_ip(peer, &request.headers, trusted)),
-            false => peer,
+        let (client, is_certain) = match (ctx.trusted_peer, peer) {
+            (true, Some(peer)) => client::client_ip(peer, &request.headers, trusted),
+            _ => (peer, true),
         };
         let path = CanonicalPath::parse(request.uri.path())?;
         if path.was_rewritten() {
@@ -128,6 +128,7 @@ impl Proxy {
             client: ctx.client_ip,
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
+            is_client_certain: is_certain,
                 false => None,
             },
         };
