@@ -39,7 +39,7 @@ pub mod outcome;
 pub mod problem;
 pub mod target;
 
-use compression::Compression;
+use compression::{Compression, EncoderMemory};
 use context::{End, RequestContext, fresh_request_id};
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
@@ -74,6 +74,7 @@ pub struct Proxy {
     admission: Arc<Admission>,
     readiness: Arc<Readiness>,
     mirrors: Arc<Mirrors>,
+    encoders: Arc<EncoderMemory>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
 }
@@ -85,8 +86,8 @@ impl Proxy {
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
-    ) -> Self {
         kept_connections: usize,
+    ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
         let mirrors = Arc::new(Mirrors::new(kept_connections));
         Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted }
@@ -108,6 +109,7 @@ impl Proxy {
             (true, Some(peer)) => client::client_ip(peer, &request.headers, trusted),
             _ => (peer, true),
         };
+        ctx.client_ip = client;
         let path = CanonicalPath::parse(request.uri.path())?;
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
@@ -126,9 +128,9 @@ impl Proxy {
             headers: &request.headers,
             query: target::query(request),
             client: ctx.client_ip,
+            is_client_certain: is_certain,
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
-            is_client_certain: is_certain,
                 false => None,
             },
         };
@@ -446,7 +448,8 @@ impl ProxyHttp for Proxy {
         };
         answer::finish_response(response, &own)?;
         if !route.codings.is_empty() {
-            ctx.compression = Compression::begin(&route.codings, request, response)?;
+            ctx.compression =
+                Compression::begin(&route.codings, request, response, &self.encoders)?;
         }
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {

@@ -83,6 +83,8 @@ pub struct Metrics {
     pub store_breakers_open: IntGauge,
     /// Log lines lost because the reader of the log was too slow.
     pub log_lines_dropped: IntCounter,
+    /// Answers sent as they are because too many others are being compressed.
+    pub compression_skipped: IntCounter,
     build_info: IntGaugeVec,
 }
 
@@ -246,6 +248,10 @@ impl Metrics {
             log_lines_dropped: registered(IntCounter::new(
                 "tollgate_log_lines_dropped_total",
                 "Log lines lost because the reader of the log was too slow",
+            )),
+            compression_skipped: registered(IntCounter::new(
+                "tollgate_compression_skipped_total",
+                "Answers sent as they are because too many others were being compressed",
             )),
             build_info: registered(IntGaugeVec::new(
                 Opts::new("tollgate_build_info", "1, with the version and commit as labels"),
