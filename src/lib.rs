@@ -16,6 +16,7 @@
 //! | [`route`] | hosts, the canonical path, reserved paths, the table of prefixes, permitted paths, names of header fields, header rules, shares and copies, other origins, codings | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |
 //! | [`telemetry`] | metrics, the log, the access log; every room after it in the list may use it | [`telemetry::metrics`] |
+//! | [`tls`] | TLS towards clients: certificates, chosen by name, read again when their files change | [`tls::server::TlsServer`] |
 //! | [`store`] | the traits [`store::RecordStore`], [`store::QuotaStore`], [`store::Membership`], and two kinds of store: memory and Redis | [`fn@store::open`] |
 //! | [`auth`] | from a credential to a principal; caches records, fetches issuers' keys, guards against guesses | [`auth::Authenticator`] |
 //! | [`limit`] | the ledger: decisions about limits, leases, settlement | [`limit::ledger`] |
@@ -63,13 +64,15 @@
 //! **Which keys need a restart?** The members of [`config::StartupConfig`]; all others are members of
 //! [`config::LiveConfig`].
 //!
-//! **Where does TLS plug in?** [`listener::accept`], before the protocol is chosen. [`listener::rules`] judges a parsed
-//! head of any protocol, and [`listener::request`] is what the hooks may tell a connection of any protocol.
+//! **Where does a connection become TLS?** In [`listener::accept`], before the reader of its protocol is chosen:
+//! `listener/handshake.rs` shakes hands with the configuration of [`tls::server`]. [`listener::rules`] judges a parsed head
+//! of any protocol, and [`listener::request`] is what the hooks may tell a connection of any protocol.
 //!
 //! # One request
 //!
 //! ```text
 //! listener::accept      counts the connection
+//!   handshake           TLS, where the listener speaks it, with one deadline
 //!   http1               one deadline for the whole head, checked byte by byte     400 408 431
 //!   http2               h2's frames under bounds; each request is a task          400 431
 //!     rules             then Pingora gets a stream that holds this one request
@@ -92,7 +95,7 @@
 //!   upstream_peer       proxy::forwarding: the permit's route, the next endpoint  503
 //!   upstream_request_filter   canonical path, identity, forwarding, header rules; a copy begins (proxy::mirror)
 //!   request_body_filter       bytes counted as they pass                          413
-//!     fail_to_connect, error_while_proxy   another endpoint, when that is safe
+//!     fail_to_connect, error_while_proxy   another endpoint, when that is safe, in time, and within the budget
 //!   response_filter     rate fields, request id, fields of the route, header rules
 //!   response_body_filter      proxy::compression, where the route has `compress`
 //!   fail_to_proxy       a Rejection to problem+json                               502 504
@@ -160,5 +163,6 @@ pub mod record;
 pub mod route;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod tokens;
 pub mod upstream;

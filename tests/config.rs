@@ -80,7 +80,7 @@ fn the_shipped_configuration_has_every_key() {
     let probe = "
 unknown: 1
 server: { unknown: 1 }
-listeners: [ { unknown: 1 } ]
+listeners: [ { unknown: 1, tls: { unknown: 1, certificates: [ { unknown: 1 } ] } } ]
 metrics: { unknown: 1 }
 log: { unknown: 1 }
 timeouts: { unknown: 1 }
@@ -88,8 +88,8 @@ redis: { unknown: 1 }
 auth: { unknown: 1, jwt: { unknown: 1, keys: [ { unknown: 1 } ], jwks: { unknown: 1 }, issuers: [ { unknown: 1 } ] }, tokens: [ { unknown: 1 } ], cache: { unknown: 1 } }
 plans: { basic: { unknown: 1 } }
 limits: { unknown: 1 }
-upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 }, breaker: { unknown: 1 }, tls: { unknown: 1 } } }
-routes: [ { unknown: 1, split: [ { unknown: 1 } ], networks: { unknown: 1 }, rewrite: { unknown: 1 }, mirror: { unknown: 1 }, cors: { unknown: 1 }, deprecated: { unknown: 1 }, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
+upstreams: { a: { unknown: 1, endpoints: [ { unknown: 1 } ], timeouts: { unknown: 1 }, breaker: { unknown: 1 }, tls: { unknown: 1 }, health: { unknown: 1 }, hash: { unknown: 1 } } }
+routes: [ { unknown: 1, split: [ { unknown: 1 } ], networks: { unknown: 1 }, rewrite: { unknown: 1 }, mirror: { unknown: 1 }, cors: { unknown: 1 }, deprecated: { unknown: 1 }, timeouts: { unknown: 1 }, headers: { unknown: 1, request: { unknown: 1 }, response: { unknown: 1 } } } ]
 ";
     let faults = read(probe, &[]).unwrap_err();
     let known: Vec<&str> = faults

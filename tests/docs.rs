@@ -129,6 +129,7 @@ fn the_configurations_are_valid() {
             }
         };
         let text = with_secret_files(&text, dir.path());
+        let text = with_certificates(&text, dir.path());
         let file = dir.path().join("page.yaml");
         fs::write(&file, &text).unwrap();
         let variables = text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap());
@@ -165,6 +166,17 @@ fn with_secret_files(text: &str, dir: &Path) -> String {
         fs::write(dir.join(name), long_secret()).unwrap();
     }
     text.replace(SECRETS, &format!("{}/", dir.display()))
+}
+
+/// Puts the certificates and keys under /etc/tollgate that `text` names into `dir`.
+fn with_certificates(text: &str, dir: &Path) -> String {
+    const FILES: &str = "/etc/tollgate/";
+    let issued = tls::Authority::new("docs").issue(&["docs.test"]);
+    let ends = |c: char| !(c.is_ascii_alphanumeric() || c == '-');
+    for rest in text.split(FILES).skip(1) {
+        issued.write(dir, rest.split(ends).next().unwrap());
+    }
+    text.replace(FILES, &format!("{}/", dir.display()))
 }
 
 fn merge(into: &mut Value, part: Value) {

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "support/h2_origin.rs"]
-#[allow(dead_code)]
 mod h2_origin;
 mod support;
 

@@ -169,3 +169,17 @@ fn the_gateway_shows_its_certificate_and_a_reload_reads_the_files_again() {
     });
     assert_eq!(gateway.get("/up").status(), 200);
 }
+
+#[test]
+fn a_request_whose_time_runs_out_leaves_the_connection_to_others() {
+    let origin = H2Origin::start();
+    let more = "retries: 0, breaker: { failures: none }, timeouts: { total: 300ms }";
+    let gateway =
+        Gateway::start_with_one_thread(&config(&[("up", &origin.url("h2c"), more.into())]));
+    for nth in 0..3 {
+        assert_eq!(gateway.get(&format!("/up/x/{nth}")).status(), 200);
+        let late = reason(&gateway, &format!("/up/slow/{nth}"));
+        assert_eq!(late, (504, "deadline".to_owned()));
+    }
+    assert_eq!(origin.connections(), 1);
+}

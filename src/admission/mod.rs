@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 
 use crate::auth::guard::GuardedClient;
+use crate::auth::jwt::JwtError;
 use crate::auth::{AuthError, Authenticator, Principal};
 use crate::base::clock::{Clock, UnixTime};
 use crate::base::net::Network;
@@ -19,6 +20,7 @@ use crate::route::matched::matched;
 use crate::route::path::CanonicalPath;
 use crate::route::split;
 use crate::route::table::Found;
+use crate::tls::client::Thumbprint;
 use crate::upstream::pool::Upstream;
 
 mod counting;
@@ -48,6 +50,8 @@ pub struct Request<'a> {
     pub client: Option<IpAddr>,
     /// Whether `client` is the client. Otherwise trusted proxies tell nothing that can be read, and `client` is one of them.
     pub is_client_certain: bool,
+    /// The SHA-256 of the certificate that the client's connection holds by.
+    pub certificate: Option<&'a Thumbprint>,
     /// The announced length of the body, where there is one.
     pub content_length: Option<u64>,
 }
@@ -186,6 +190,10 @@ impl Admission {
         let principal =
             self.authenticator.authenticate(&policy.auth, &sent, client, request.now, &*self.clock);
         let principal = principal.await.map_err(failed)?;
+        // The token may have been verified on another connection, so this is not remembered with the token.
+        if !principal.holds_with(request.certificate) {
+            return Err(failed(JwtError::Certificate.into()));
+        }
         policy.count_by_plan(&principal);
         findings.principal = Some(principal.clone());
         // Rights are compared in exact case: a token never gets more than its record writes.

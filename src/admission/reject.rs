@@ -56,6 +56,9 @@ pub enum Rejection {
     /// The token is disabled or revoked.
     #[error("the token is revoked")]
     RevokedToken(AuthError),
+    /// The connection's client certificate, or its lack, does not fit the listener's present rules.
+    #[error("the connection is not accepted any more; connect again")]
+    Misdirected,
     /// The token may not use this path.
     #[error("the token does not permit this path")]
     RouteNotPermitted,
@@ -129,6 +132,9 @@ pub enum BadRequest {
     /// The chunks of the body are malformed.
     #[error("the chunked body is malformed")]
     Chunks,
+    /// The request names no host, where the answer has to name one.
+    #[error("the request names no host")]
+    NoHost,
     /// Pingora could not read the request.
     #[error("the request is malformed")]
     Message,
@@ -225,6 +231,7 @@ impl Rejection {
             Self::InvalidToken(_) => (StatusCode::UNAUTHORIZED, "invalid_token"),
             Self::ExpiredToken(_) => (StatusCode::UNAUTHORIZED, "expired_token"),
             Self::RevokedToken(_) => (StatusCode::UNAUTHORIZED, "revoked_token"),
+            Self::Misdirected => (StatusCode::MISDIRECTED_REQUEST, "misdirected"),
             Self::RouteNotPermitted => (StatusCode::FORBIDDEN, "route_not_permitted"),
             Self::UnknownPlan(_) => (StatusCode::FORBIDDEN, "unknown_plan"),
             Self::RateLimited(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
@@ -262,6 +269,7 @@ impl Rejection {
             | Self::UpstreamInvalid(failure)
             | Self::UpstreamTimeout(failure) => Some(failure_reason(*failure)),
             Self::UpstreamUnavailable(Unusable::NoAddress(_)) => Some("no_address"),
+            Self::UpstreamUnavailable(Unusable::Unhealthy(_)) => Some("unhealthy"),
             Self::UpstreamUnavailable(Unusable::BreakerOpen(_)) => Some("breaker_open"),
             Self::RequestTimeout
             | Self::HeaderTooLarge
@@ -269,6 +277,7 @@ impl Rejection {
             | Self::MethodNotAllowed(_)
             | Self::NetworkNotPermitted
             | Self::MissingToken
+            | Self::Misdirected
             | Self::RouteNotPermitted
             | Self::UnknownPlan(_)
             | Self::RateLimited(_)
@@ -314,6 +323,7 @@ fn bad_request_reason(error: BadRequest) -> &'static str {
         BadRequest::Authorization => "authorization",
         BadRequest::MaxForwards => "max_forwards",
         BadRequest::Chunks => "chunks",
+        BadRequest::NoHost => "no_host",
         BadRequest::Message => "message",
     }
 }
@@ -349,6 +359,7 @@ fn jwt_reason(error: JwtError) -> &'static str {
         JwtError::Audience => "audience",
         JwtError::Claim(ClaimError::Missing(_)) => "missing_claim",
         JwtError::Claim(ClaimError::Wrong(_)) => "wrong_claim",
+        JwtError::Certificate => "certificate",
         JwtError::NotYetValid => "not_yet_valid",
         JwtError::Expired => "expired",
         JwtError::KeysUnavailable => "fetch_failed",
@@ -362,6 +373,8 @@ fn failure_reason(failure: Failure) -> &'static str {
         Failure::ConnectFailed => "connect_failed",
         Failure::TlsFailed => "tls_failed",
         Failure::ReadTimeout => "read_timeout",
+        Failure::FirstByteTimeout => "first_byte_timeout",
+        Failure::Deadline => "deadline",
         Failure::ReadFailed => "read_failed",
         Failure::WriteTimeout => "write_timeout",
         Failure::WriteFailed => "write_failed",

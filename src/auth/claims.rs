@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use super::cache::Memo;
@@ -9,12 +11,13 @@ use crate::base::clock::UnixTime;
 use crate::record::key::is_hash;
 use crate::record::members::Members;
 use crate::record::{Grant, HeaderText, TokenRecord, field};
+use crate::tls::client::Thumbprint;
 
 /// Longest `api_key`, `jti` or `kid` that a token may have, in bytes.
 pub const MAX_NAME: usize = 256;
 
 /// The claims that mean something here besides those of a grant.
-const OWN_CLAIMS: [&str; 6] = ["api_key", "exp", "nbf", "iss", "aud", "jti"];
+const OWN_CLAIMS: [&str; 7] = ["api_key", "exp", "nbf", "iss", "aud", "jti", "cnf"];
 
 /// A claim that means something: the token's own, or a field of a record that may be claimed.
 fn known(name: &str) -> Option<&'static str> {
@@ -49,6 +52,8 @@ pub struct VerifiedClaims {
     pub exp: UnixTime,
     /// When the token begins (section 4.1.5); the epoch where no claim says it.
     pub nbf: UnixTime,
+    /// The certificate that the token is bound to (RFC 8705 section 3.1).
+    pub certificate: Option<Box<Thumbprint>>,
     /// The token's own grant, for what its record does not say.
     pub grant: Option<Box<Grant>>,
     /// Where no record is required: the token's stand-in for a record.
@@ -119,8 +124,20 @@ impl Claims {
                 Some(Box::new(Stateless { record: Arc::new(record), jti: self.name("jti")? }))
             }
         };
+        let certificate = self.certificate()?.map(Box::new);
         let memo = Memo::default();
-        Ok(VerifiedClaims { api_key, exp, nbf, grant, stateless, verified_by, memo })
+        Ok(VerifiedClaims { api_key, exp, nbf, certificate, grant, stateless, verified_by, memo })
+    }
+
+    /// The certificate that `cnf` binds the token to. Another kind of binding is refused: to accept such a token from
+    /// anyone would undo what its issuer wanted, although RFC 7800 section 3.1 lets programs ignore what they do not know.
+    fn certificate(&self) -> Result<Option<Thumbprint>, ClaimError> {
+        const WRONG: ClaimError = ClaimError::Wrong("cnf");
+        let Some(cnf) = self.0.get("cnf") else { return Ok(None) };
+        let members = cnf.as_object().filter(|members| members.len() == 1).ok_or(WRONG)?;
+        let text = members.get("x5t#S256").and_then(Value::as_str).ok_or(WRONG)?;
+        let thumbprint = URL_SAFE_NO_PAD.decode(text).map_err(|_| WRONG)?;
+        thumbprint.try_into().map(Some).map_err(|_| WRONG)
     }
 
     /// A claim that names something: text of a bounded length.

@@ -67,6 +67,9 @@ pub enum JwtError {
     /// The token's `aud` does not name the gateway's audience.
     #[error("the token's aud does not name the audience")]
     Audience,
+    /// The token is bound to another certificate than the connection's (RFC 8705 section 3).
+    #[error("the token's cnf is not the certificate of the connection")]
+    Certificate,
     /// A claim is missing or wrong.
     #[error(transparent)]
     Claim(#[from] ClaimError),

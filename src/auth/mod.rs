@@ -13,6 +13,7 @@ use crate::base::clock::{Clock, UnixTime};
 use crate::record::key::{self, KeyError};
 use crate::record::{Grant, HeaderText, RateRule, RecordError, TokenRecord};
 use crate::store::StoreError;
+use crate::tls::client::Thumbprint;
 
 pub mod cache;
 mod changes;
@@ -93,6 +94,13 @@ impl Principal {
     /// The token's record.
     pub fn record(&self) -> &TokenRecord {
         &self.record
+    }
+
+    /// Whether the token may come over a connection whose client has shown this certificate. A token that is bound to a
+    /// certificate may not come over any other (RFC 8705 section 3).
+    pub fn holds_with(&self, certificate: Option<&Thumbprint>) -> bool {
+        let bound = self.claims.as_ref().and_then(|claims| claims.certificate.as_deref());
+        bound.is_none_or(|bound| certificate == Some(bound))
     }
 
     /// Whether the token may use the canonical `path`.

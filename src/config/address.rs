@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use http::uri::PathAndQuery;
 use ipnet::IpNet;
 use url::Url;
 
@@ -105,6 +106,40 @@ impl Scalar for EndpointUrl {
                 (Some(host), Some(port)) => Ok(Self { host: host.to_owned(), port, scheme }),
                 _ => wrong("is not a URL"),
             },
+        }
+    }
+}
+
+/// What a health check asks for: a path, with or without a query.
+pub struct HealthPath(pub String);
+
+impl Scalar for HealthPath {
+    fn allowed() -> String {
+        "a path that starts with /, such as /health".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let is_path = text.starts_with('/') && PathAndQuery::try_from(text).is_ok();
+        match is_path && !text.contains('#') {
+            true => Ok(Self(text.to_owned())),
+            false => Err(instead::<Self>("is not a path")),
+        }
+    }
+}
+
+/// The name of a gRPC service; empty for the whole server.
+pub struct GrpcService(pub String);
+
+impl Scalar for GrpcService {
+    fn allowed() -> String {
+        "the name of a gRPC service of up to 100 letters, digits, `_` and `.`, or \"\" for the whole server".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
+        match text.len() <= 100 && text.bytes().all(fits) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(instead::<Self>("is not a name")),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
+use http::HeaderName;
 use ipnet::IpNet;
 use log::LevelFilter;
 use serde::Deserialize;
@@ -15,15 +16,16 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use url::Url;
 
 use super::UnknownPlan;
-use super::address::{KeyPrefix, MetricsAddress, ServerName};
+use super::address::{GrpcService, HealthPath, KeyPrefix, MetricsAddress, ServerName};
 use super::cross_origin::{Field, Origin};
 use super::matching::{Method, Prefix, Replacement};
 use super::moment::{Moment, Page};
 use super::request::PassedField;
 use super::scalar::{
-    DAY, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, StatusRange, Whole, Window,
+    DAY, FilePath, Identifier, Leaf, Percent, Scalar, Size, SocketPath, Span, SpanOrNone,
+    StatusRange, Whole, Window,
 };
-use super::words::RouteAuth;
+use super::words::{BalanceWord, RouteAuth};
 use crate::auth::guard::FailureRate;
 use crate::auth::sources::Source;
 use crate::auth::verification::Algorithm as JwtAlgorithm;
@@ -38,7 +40,9 @@ use crate::route::host_pattern::HostPattern;
 use crate::route::template::{FieldValue, TemplateError, Variable};
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
-use crate::upstream::rules::{EndpointUrl, Http2};
+use crate::tls::client::ClientAuth;
+use crate::tls::server::Version as TlsVersion;
+use crate::upstream::rules::{EndpointUrl, HashKey, Http2};
 
 /// A scalar that may be absent.
 pub type Maybe<T> = Option<Leaf<T>>;
@@ -105,12 +109,40 @@ pub struct Server {
     pub upgrade_sock: Maybe<SocketPath>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     pub address: Maybe<SocketAddr>,
+    #[serde(default, deserialize_with = "not_empty")]
+    pub tls: Option<Tls>,
     pub http2: Maybe<bool>,
     pub http3: Maybe<bool>,
+    pub proxy_protocol: Maybe<bool>,
+    pub redirect_https: Maybe<bool>,
+}
+
+/// A mapping that may be absent but not empty: what is empty must not mean that it is off.
+fn not_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub certificates: List<Certificate>,
+    pub minimum_version: Maybe<TlsVersion>,
+    pub client_ca: Maybe<FilePath>,
+    pub client_auth: Maybe<ClientAuth>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    pub certificate: Maybe<FilePath>,
+    pub private_key: Maybe<FilePath>,
+    pub ocsp: Maybe<FilePath>,
 }
 
 #[derive(Default, Deserialize)]
@@ -354,12 +386,29 @@ impl<'de> Deserialize<'de> for Limit {
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
     pub endpoints: List<Endpoint>,
+    pub balance: Maybe<BalanceWord>,
+    pub hash: Option<Hash>,
+    pub slow_start: Maybe<Span<0, 3_600_000>>,
     pub timeouts: Option<UpstreamTimeouts>,
     pub retries: Maybe<Whole<0, 15>>,
     pub retry_budget: Maybe<Percent>,
+    pub resolve_every: Maybe<Span<1_000, DAY>>,
     pub breaker: Option<Breaker>,
+    pub health: Option<Health>,
     pub tls: Option<UpstreamTls>,
     pub http2: Maybe<Http2>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    pub path: Maybe<HealthPath>,
+    pub grpc: Maybe<GrpcService>,
+    pub status: Maybe<StatusRange>,
+    pub interval: Maybe<Span<100, DAY>>,
+    pub timeout: Maybe<Deadline>,
+    pub unhealthy_after: Maybe<Whole<1, 100>>,
+    pub healthy_after: Maybe<Whole<1, 100>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -369,6 +418,31 @@ pub struct UpstreamTls {
     pub certificate: Maybe<String>,
     pub private_key: Maybe<String>,
     pub server_name: Maybe<ServerName>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hash {
+    pub by: Maybe<HashKey>,
+}
+
+impl Scalar for HashKey {
+    fn allowed() -> String {
+        "token, organization, ip or header:NAME".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let name = |text: &str| HeaderName::from_bytes(text.as_bytes()).ok();
+        match text {
+            "token" => Ok(Self::Token),
+            "organization" => Ok(Self::Organization),
+            "ip" => Ok(Self::Ip),
+            text => match text.strip_prefix("header:").and_then(name) {
+                Some(name) => Ok(Self::Header(name)),
+                None => Err(super::scalar::instead::<Self>("is not allowed here")),
+            },
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -416,9 +490,11 @@ impl<'de> Deserialize<'de> for Endpoint {
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTimeouts {
     pub connect: Maybe<Deadline>,
+    pub first_byte: Maybe<Deadline>,
     pub read: Maybe<Deadline>,
     pub write: Maybe<Deadline>,
     pub idle: Maybe<Deadline>,
+    pub total: Maybe<SpanOrNone>,
 }
 
 #[derive(Deserialize)]
@@ -437,6 +513,7 @@ pub struct Route {
     pub strip_prefix: Maybe<bool>,
     pub forward_credential: Maybe<bool>,
     pub rewrite: Option<Rewrite>,
+    pub timeouts: Option<RouteTimeouts>,
     pub headers: Option<RouteHeaders>,
     pub mirror: Option<Mirror>,
     pub cors: Option<Cors>,
@@ -494,6 +571,13 @@ pub struct Share {
 pub struct Rewrite {
     pub prefix: Maybe<Replacement>,
     pub answers: Maybe<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTimeouts {
+    pub first_byte: Maybe<Deadline>,
+    pub total: Maybe<Deadline>,
 }
 
 #[derive(Default, Deserialize)]

@@ -33,7 +33,8 @@ use crate::route::split::Split;
 use crate::route::table::Matcher;
 use crate::store::StoreUrl;
 use crate::telemetry::log_output::{LogColor, LogFormat};
-use crate::upstream::rules::UpstreamRules;
+use crate::tls::server::TlsServer;
+use crate::upstream::rules::{Deadlines, UpstreamRules};
 
 mod address;
 mod compile;
@@ -180,10 +181,16 @@ pub struct Listener {
 }
 
 /// What a listener does with its connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ListenerRules {
+    /// The TLS that clients speak; `None` for none.
+    pub tls: Option<Arc<TlsServer>>,
     /// Whether clients may speak HTTP/2.
     pub http2: bool,
+    /// Whether trusted proxies say whose connection they pass on.
+    pub proxy_protocol: bool,
+    /// The number of the listener with TLS that requests are sent to; `None`: they are served.
+    pub redirect_to: Option<usize>,
 }
 
 /// Deadlines towards the client.
@@ -309,6 +316,8 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
     pub response_headers: HeaderRules,
+    /// Deadlines that narrow those of the upstreams.
+    pub deadlines: Deadlines,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
     /// The copies of its requests.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
@@ -170,6 +171,25 @@ impl<const MIN: u64, const MAX: u64> Scalar for Span<MIN, MAX> {
     }
 }
 
+/// A duration from a millisecond to a day, or none.
+pub struct SpanOrNone(pub Option<Duration>);
+
+impl Scalar for SpanOrNone {
+    fn allowed() -> String {
+        format!("{}, or none", Span::<1, DAY>::allowed())
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self(None)),
+            text => match Span::<1, DAY>::read(text) {
+                Ok(span) => Ok(Self(Some(span.0))),
+                Err(_) => Err(instead::<Self>("is not a duration in range")),
+            },
+        }
+    }
+}
+
 /// A window that limits may count over: whole seconds.
 pub struct Window(pub Duration);
 
@@ -261,6 +281,22 @@ impl Scalar for Identifier {
         match is_plan_name(text) {
             true => Ok(Self(text.to_owned())),
             false => Err(instead::<Self>("is not a name")),
+        }
+    }
+}
+
+/// The path of a file that is read.
+pub struct FilePath(pub PathBuf);
+
+impl Scalar for FilePath {
+    fn allowed() -> String {
+        "the path of a file".into()
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text.is_empty() || text.chars().any(char::is_control) {
+            true => Err(instead::<Self>("is not a path")),
+            false => Ok(Self(text.into())),
         }
     }
 }

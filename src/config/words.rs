@@ -10,6 +10,8 @@ use crate::limit::ledger::{FailurePolicy, SyncMode};
 use crate::quota::Algorithm;
 use crate::route::coding::Coding;
 use crate::telemetry::log_output::{LogColor, LogFormat};
+use crate::tls::client::ClientAuth;
+use crate::tls::server::Version as TlsVersion;
 use crate::upstream::rules::Http2;
 
 /// Whether a route needs a token.
@@ -19,6 +21,17 @@ pub enum RouteAuth {
     Required,
     /// It needs no token.
     None,
+}
+
+/// How an endpoint is chosen, without the key of `hash`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum BalanceWord {
+    /// In turn.
+    RoundRobin,
+    /// The one with the fewest requests under way.
+    LeastConnections,
+    /// By a key of the request.
+    Hash,
 }
 
 /// Why a word is refused.
@@ -52,6 +65,8 @@ words!(LevelFilter:
     "debug" => Self::Debug,
     "trace" => Self::Trace,
 );
+words!(ClientAuth: "none" => Self::None, "optional" => Self::Optional, "required" => Self::Required);
+words!(TlsVersion: "1.2" => Self::Tls12, "1.3" => Self::Tls13);
 words!(LogFormat: "json" => Self::Json, "console" => Self::Console);
 words!(LogColor: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
 words!(FailurePolicy: "local" => Self::Local, "allow" => Self::Allow, "deny" => Self::Deny);
@@ -64,6 +79,11 @@ words!(RateHeaders:
 words!(UnknownPlan: "refuse" => Self::Refuse, "default" => Self::Default);
 words!(RouteAuth: "required" => Self::Required, "none" => Self::None);
 
+words!(BalanceWord:
+    "round_robin" => Self::RoundRobin,
+    "least_connections" => Self::LeastConnections,
+    "hash" => Self::Hash,
+);
 words!(Http2: "auto" => Self::Auto, "always" => Self::Always, "never" => Self::Never);
 words!(SyncMode: "leased" => Self::Leased, "exact" => Self::Exact);
 

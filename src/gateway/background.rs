@@ -1,4 +1,4 @@
-//! Work beside the requests: reloads, the store's probe, name look-ups, and forgetting idle subjects.
+//! Work beside the requests: reloads, the store's probe, name look-ups, health checks, and forgetting idle subjects.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use pingora_core::services::background::{BackgroundService, GenBackgroundService
 use tokio::time::sleep;
 
 use super::reload::Reload;
+use crate::base::clock::{Clock as _, SystemClock};
 use crate::base::task::detach;
 use crate::limit::ledger::Ledger;
 use crate::listener::bounds::Refusals;
@@ -20,6 +21,7 @@ use crate::policy::Policy;
 use crate::proxy::Readiness;
 use crate::store::Membership;
 use crate::telemetry::metrics::METRICS;
+use crate::upstream::check::Checker;
 use crate::upstream::resolve::look_up;
 
 /// How often idle subjects are forgotten.
@@ -31,8 +33,14 @@ const LEASES: Duration = Duration::from_millis(50);
 /// How often the gateway checks whether a name is due to be looked up again.
 const NAMES: Duration = Duration::from_millis(250);
 
+/// How often the gateway looks whether an endpoint is due to be checked.
+const HEALTH: Duration = Duration::from_millis(50);
+
 /// How often the gateway checks whether a key set is due to be fetched again.
 const KEYS: Duration = Duration::from_secs(1);
+
+/// How often the gateway checks whether the files of certificates have changed.
+const CERTIFICATES: Duration = Duration::from_secs(2);
 
 /// How often gauges are brought up to date.
 const GAUGES: Duration = Duration::from_millis(250);
@@ -109,8 +117,18 @@ impl Background {
             Task::new("names", Some(NAMES), &self.policy, |policy| async move {
                 drop(look_up(policy.load().upstreams()));
             }),
+            Task::new("health checks", Some(HEALTH), &self.policy, {
+                let checker = Arc::new(Checker::default());
+                move |policy| {
+                    let checker = Arc::clone(&checker);
+                    async move { checker.check(policy.load().upstreams()) }
+                }
+            }),
             Task::new("keys", Some(KEYS), &self.policy, |policy| async move {
                 refresh_keys(&policy.load());
+            }),
+            Task::new("certificates", Some(CERTIFICATES), &self.policy, |policy| async move {
+                refresh_certificates(policy.load_full()).await;
             }),
         ]
     }
@@ -178,6 +196,27 @@ fn refresh_keys(policy: &Policy) {
     METRICS.key_sources_failing.set(gauge_value(failing.count()));
     let empty = policy.auth.jwt.key_sets().filter(|set| set.is_empty());
     METRICS.key_sources_empty.set(gauge_value(empty.count()));
+}
+
+/// Takes up certificates whose files have changed, and tells when each one expires.
+async fn refresh_certificates(policy: Arc<Policy>) {
+    let refresh = move || {
+        let now = SystemClock::default().now();
+        let mut expiries = Vec::new();
+        for tls in policy.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
+            tls.refresh(now);
+            for certificate in tls.certificates() {
+                certificate.warn_of_end(now);
+                let file = certificate.files().certificate.display().to_string();
+                expiries.push((file, certificate.not_after().as_secs()));
+            }
+        }
+        METRICS.set_certificate_expiries(&expiries);
+    };
+    // A file system that does not answer must not delay the other tasks. The next run comes after this one.
+    if tokio::task::spawn_blocking(refresh).await.is_err() {
+        error!("the files of certificates could not be checked");
+    }
 }
 
 fn gauge_value(count: impl TryInto<i64>) -> i64 {

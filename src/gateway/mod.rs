@@ -34,6 +34,7 @@ use crate::store::open::MAX_SUBJECTS;
 use crate::store::{self, Membership, RecordChange, RecordReader, RecordStore, Remote, Stores};
 use crate::telemetry::endpoint_metrics::{self, Reading, Show};
 use crate::telemetry::metrics::METRICS;
+use crate::tls;
 
 pub mod background;
 mod descriptors;
@@ -88,6 +89,7 @@ impl Gateway {
     /// # Errors
     /// [`StartError`]; every socket that was bound is closed then.
     pub fn prepare(config: Config, upgrade: bool) -> Result<Self, StartError> {
+        tls::install_provider();
         let Config { startup: config, live } = config;
         let policy = Policy::compile(live, None);
         let (inherited, predecessor) = match upgrade {
@@ -155,9 +157,10 @@ impl Gateway {
             in_flight: RequestsInFlight::default(),
             store_serves: store_serves(Arc::clone(&membership)),
         });
+        let ports = bound.listeners.iter().map(|bound| bound.address().port()).collect();
         let conf = server_conf(&config);
         let kept = conf.upstream_keepalive_pool_size;
-        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), kept);
+        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), ports, kept);
 
         let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
@@ -228,6 +231,7 @@ fn endpoint_readings(policy: Arc<ArcSwap<Policy>>) -> impl Fn(Show<'_>) + Send +
                     upstream: &upstream.rules().name,
                     endpoint: &endpoint.url().to_string(),
                     breaker_open: endpoint.is_breaker_open(),
+                    healthy: upstream.rules().health.is_some().then(|| endpoint.is_healthy()),
                 });
             }
         }

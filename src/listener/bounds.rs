@@ -43,15 +43,23 @@ impl OpenConnections {
             self.refusals.count_all();
             return None;
         }
-        if let (Some(client), Some(most)) = (client, bounds.per_client) {
-            let (guard, open) = self.clients.incr(client, 1);
-            connection._client = Some(guard);
-            if open > most {
-                self.refusals.count_client(client);
-                return None;
-            }
+        self.admit_client(&mut connection, client, bounds.per_client).then_some(connection)
+    }
+
+    /// Counts the open `connection` among those of `client`; `false` when the client has `most` already.
+    pub fn admit_client(
+        &self,
+        connection: &mut OpenConnection,
+        client: Option<Network>,
+        most: Option<isize>,
+    ) -> bool {
+        let (Some(client), Some(most)) = (client, most) else { return true };
+        let (guard, open) = self.clients.incr(client, 1);
+        connection._client = Some(guard);
+        if open > most {
+            self.refusals.count_client(client);
         }
-        Some(connection)
+        open <= most
     }
 
     /// Counts the connections that are refused.
@@ -81,6 +89,7 @@ pub struct Refusals {
     all: AtomicU64,
     of_clients: AtomicU64,
     last_client: Mutex<Option<Network>>,
+    untrusted: AtomicU64,
 }
 
 impl Refusals {
@@ -95,11 +104,23 @@ impl Refusals {
         *self.last_client.lock() = Some(client);
     }
 
+    /// Counts a connection to a listener for proxies whose peer is no trusted proxy.
+    pub fn count_untrusted(&self) {
+        METRICS.proxy_headers.untrusted.inc();
+        self.untrusted.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Writes the refusals since the last call to the log: a line for each bound that was reached.
     pub fn report(&self) {
         match self.all.swap(0, Ordering::Relaxed) {
             0 => {}
             refused => warn!("{refused} connections refused: max_connections are open"),
+        }
+        match self.untrusted.swap(0, Ordering::Relaxed) {
+            0 => {}
+            refused => warn!(
+                "{refused} connections refused: the listener has proxy_protocol, and their peer is not in trusted_proxies"
+            ),
         }
         match self.of_clients.swap(0, Ordering::Relaxed) {
             0 => {}

@@ -8,6 +8,8 @@ use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{SocketDigest, Stream, UniqueIDType};
 
+use crate::tls::client::ClientCertificate;
+
 /// An accepted connection, ready for the reader of its protocol.
 #[derive(Debug)]
 pub struct Connection {
@@ -26,8 +28,15 @@ impl Connection {
             id: bytes.id(),
             socket: bytes.get_socket_digest(),
             tls: bytes.get_ssl_digest(),
+            entry: Entry::default(),
         };
         Self { bytes, ahead: BytesMut::new(), facts }
+    }
+
+    /// The same, which came in like this.
+    pub fn with_entry(mut self, entry: Entry) -> Self {
+        self.facts.entry = entry;
+        self
     }
 }
 
@@ -40,6 +49,17 @@ pub struct Facts {
     pub socket: Option<Arc<SocketDigest>>,
     /// The result of the TLS handshake, where there was a handshake.
     pub tls: Option<Arc<SslDigest>>,
+    /// How the connection came in.
+    pub entry: Entry,
+}
+
+/// How a connection came in.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// The number of the listener in the configuration.
+    pub listener: usize,
+    /// The certificate that the client has shown.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// The IP address of a socket address; `None` for a Unix socket.

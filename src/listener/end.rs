@@ -2,9 +2,10 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::admission::TokenEnd;
 
@@ -23,6 +24,56 @@ pub enum RequestEnd {
     /// The upstream has sent nothing for too long.
     #[error("the upstream has sent nothing for too long")]
     UpstreamSilent,
+    /// The upstream has not begun its answer in time. Another may answer.
+    #[error("the upstream has not begun its answer in time")]
+    FirstByteLate,
+    /// The time for the whole request has run out.
+    #[error("the time for the request has run out")]
+    Deadline,
+}
+
+/// The timer of a request that must end at a certain time.
+#[derive(Debug, Default)]
+pub struct RequestTimer(Option<Box<Timer>>);
+
+/// Boxed, because few requests have a deadline, and every connection has a place for one.
+#[derive(Debug)]
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    reason: RequestEnd,
+}
+
+impl RequestTimer {
+    /// Sets when the request ends; `None` for no such time.
+    pub fn set(&mut self, deadline: Option<RequestDeadline>) {
+        match (deadline, &mut self.0) {
+            (None, present) => *present = None,
+            (Some(new), Some(timer)) => {
+                timer.sleep.as_mut().reset(new.due);
+                timer.reason = new.reason;
+            }
+            (Some(RequestDeadline { due, reason }), present) => {
+                *present = Some(Box::new(Timer { sleep: Box::pin(sleep_until(due)), reason }));
+            }
+        }
+    }
+
+    /// Why the request ends now, once. The task of `cx` is woken at the time.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Option<RequestEnd> {
+        let timer = self.0.as_mut()?;
+        let reason = timer.sleep.as_mut().poll(cx).is_ready().then_some(timer.reason)?;
+        self.0 = None;
+        Some(reason)
+    }
+}
+
+/// When a request ends, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestDeadline {
+    /// The moment.
+    pub due: Instant,
+    /// The reason.
+    pub reason: RequestEnd,
 }
 
 /// Waits for the end of a token.

@@ -5,6 +5,8 @@
 //! listening   accepts connections, until the shutdown says so
 //! worker      the other threads, each with its share of the connections
 //! accept      counts connections, and gives each to the reader of its protocol
+//!   proxy_protocol  whose connection a proxy passes on
+//!   handshake   TLS before the first request
 //!   connection  its bytes, and facts about it
 //!   http1       bytes to requests, one after the other
 //!   http2       bytes to requests, many at the same time
@@ -19,12 +21,15 @@ pub mod accept;
 pub mod bounds;
 pub mod connection;
 pub mod end;
+mod handshake;
 pub mod http1;
 pub mod http2;
 pub mod listening;
+mod proxy_protocol;
 pub mod request;
 pub mod rules;
 pub mod server;
 pub mod sockets;
 mod timer;
+mod tls_stream;
 pub mod worker;

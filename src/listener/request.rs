@@ -5,9 +5,18 @@ use std::time::Duration;
 
 use pingora_core::protocols::http::ServerSession;
 
-use super::end::RequestEnd;
+use super::connection::Entry;
+use super::end::{RequestDeadline, RequestEnd};
 use super::{http1, http2};
 use crate::auth::Principal;
+
+/// How the connection of `session` came in.
+pub fn entry_of(session: &ServerSession) -> Option<Entry> {
+    match http2::stream_of(session) {
+        Some(stream) => Some(stream.entry().clone()),
+        None => http1::entry_of(session),
+    }
+}
 
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
 /// long.
@@ -23,6 +32,22 @@ pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) 
     match http2::stream_of(session) {
         Some(stream) => stream.lock().set_tunnel(limit, reason),
         None => http1::set_tunnel(session, limit, reason),
+    }
+}
+
+/// Sets when the request of `session` ends at the latest; `None` for no such time.
+pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) {
+    match http2::stream_of(session) {
+        Some(stream) => stream.lock().set_deadline(deadline),
+        None => http1::set_deadline(session, deadline),
+    }
+}
+
+/// Lets the request of `session` go on that had to end, because another attempt follows.
+pub fn go_on(session: &ServerSession) {
+    match http2::stream_of(session) {
+        Some(stream) => stream.lock().go_on(),
+        None => http1::go_on(session),
     }
 }
 

@@ -11,10 +11,11 @@ use pingora_core::server::ShutdownWatch;
 #[async_trait]
 pub trait ConnectionServer: Send + Sync + 'static {
     /// Serves the connection `stream` until it ends. It was accepted at the listener with this index in the
-    /// configuration. `shutdown` becomes true when connections must end.
+    /// configuration. `shutdown` becomes true when connections must end. The stream is boxed, because the task of each
+    /// connection would hold it twice.
     async fn serve(
         self: Arc<Self>,
-        stream: l4::stream::Stream,
+        stream: Box<l4::stream::Stream>,
         listener: usize,
         shutdown: &ShutdownWatch,
     );
@@ -30,11 +31,11 @@ pub struct Plain<A>(pub Arc<A>);
 impl<A: ServerApp + Send + Sync + 'static> ConnectionServer for Plain<A> {
     async fn serve(
         self: Arc<Self>,
-        stream: l4::stream::Stream,
+        stream: Box<l4::stream::Stream>,
         _listener: usize,
         shutdown: &ShutdownWatch,
     ) {
-        let mut next: Option<Stream> = Some(Box::new(stream));
+        let mut next: Option<Stream> = Some(stream);
         while let Some(stream) = next {
             next = self.0.process_new(stream, shutdown).await;
         }

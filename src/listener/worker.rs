@@ -65,7 +65,7 @@ pub(super) async fn serve<A: ConnectionServer>(
     listener: usize,
     closed: watch::Receiver<bool>,
 ) {
-    let mut stream = l4::stream::Stream::from(socket);
+    let mut stream = Box::new(l4::stream::Stream::from(socket));
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
     // A new digest has no address yet.
     let _ = digest.peer_addr.set(Some(peer.into()));

@@ -20,6 +20,7 @@ use crate::upstream::pool::Upstream;
 
 mod auth;
 mod limits;
+mod listeners;
 mod routes;
 mod upstreams;
 
@@ -45,6 +46,10 @@ pub struct Policy {
     pub sync: SyncMode,
     /// Which rate fields answers carry.
     pub rate_headers: RateHeaders,
+    /// Whether a listener sends its clients to https.
+    pub redirects: bool,
+    /// Whether a listener asks clients for certificates.
+    pub asks_for_certificates: bool,
     /// The rules of the listeners, in the order in which they were configured at the start.
     pub listeners: Vec<ListenerRules>,
     /// Deadlines towards the client.
@@ -112,7 +117,9 @@ impl Policy {
             on_store_failure,
             sync,
             rate_headers,
-            listeners,
+            redirects: listeners.iter().any(|listener| listener.redirect_to.is_some()),
+            asks_for_certificates: listeners::ask_for_certificates(&listeners),
+            listeners: listeners::after(listeners, previous),
             timeouts,
             max_connections,
             max_connections_per_client,

@@ -14,6 +14,7 @@ use crate::route::split::Split;
 use crate::route::table::{Matcher, RouteTable};
 use crate::telemetry::metrics::{MirrorMetrics, RouteMetrics};
 use crate::upstream::pool::Upstream;
+use crate::upstream::rules::Deadlines;
 
 /// One route, ready to use.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Route {
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields.
     pub response_headers: HeaderRules,
+    /// Deadlines that narrow those of the upstreams.
+    pub deadlines: Deadlines,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
     /// The copies of its requests.
@@ -108,6 +111,7 @@ fn route(
         rewrite_answers,
         request_headers,
         response_headers,
+        deadlines,
         deprecated,
         mirror,
         cors,
@@ -131,6 +135,7 @@ fn route(
         max_in_flight,
         request_headers,
         response_headers,
+        deadlines,
         deprecated,
         mirror: mirror.map(|mirror| {
             let metrics = MirrorMetrics::new(&mirror.upstream.name);

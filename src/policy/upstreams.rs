@@ -54,15 +54,25 @@ mod tests {
                 url: EndpointUrl { host: "127.0.0.1".into(), port, scheme: Scheme::Http },
                 weight: 1,
             }],
+            balance: Default::default(),
+            slow_start: second,
             connections: Default::default(),
             retries: 0,
             retry_budget: 20,
-            timeouts: Timeouts { connect: second, read: second, write: second, idle: second },
+            timeouts: Timeouts {
+                connect: second,
+                read: second,
+                write: second,
+                idle: second,
+                deadlines: Default::default(),
+            },
             breaker: BreakerRules {
                 failures: None,
                 open_for: second,
                 statuses: Default::default(),
             },
+            resolve_every: second,
+            health: None,
         })
     }
 

@@ -11,12 +11,14 @@ use super::compression::Compression;
 use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
+use super::held::HeldSocket;
 use super::in_flight::RequestInFlight;
 use super::mirror::CopyState;
 use crate::admission::{Findings, Rejection};
 use crate::base::clock::{Clock, SystemClock};
 use crate::listener::end::RequestEnd;
 use crate::policy::Policy;
+use crate::tls::client::ClientCertificate;
 
 /// The context of one request.
 pub struct RequestContext {
@@ -30,10 +32,20 @@ pub struct RequestContext {
     pub policy: Arc<Policy>,
     /// The client's address: the peer's, or the address that trusted proxies name.
     pub client_ip: Option<IpAddr>,
+    /// The certificate of the client, where the listener asks for one and its authorities vouch for it.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// Whether the peer is a proxy whose forwarding fields are believed.
     pub trusted_peer: bool,
     /// The canonical path, where it differs from what was sent.
     pub canonical_path: Option<String>,
+    /// Whether the request is a gRPC call.
+    pub is_grpc: bool,
+    /// Whether the answer may be a stream that is quiet for long: of a gRPC call, or of events.
+    pub may_stream: bool,
+    /// When the request must be answered, as its client says.
+    pub deadline: Option<Instant>,
+    /// The socket of the upstream, while it holds the head of an upgrade request back.
+    pub held: Option<HeldSocket>,
     /// The hops that an OPTIONS request may still take (RFC 9110 section 7.6.2).
     pub max_forwards: Option<u64>,
     /// The route, the principal and the decisions about limits.
@@ -80,8 +92,13 @@ impl RequestContext {
             request_id: None,
             policy,
             client_ip: None,
+            certificate: None,
             trusted_peer: false,
             canonical_path: None,
+            is_grpc: false,
+            may_stream: false,
+            deadline: None,
+            held: None,
             max_forwards: None,
             findings: Findings::default(),
             forwarding: None,

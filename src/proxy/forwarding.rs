@@ -3,18 +3,22 @@
 //! Pingora's hooks share one context, which exists before the permit does. They ask for the permit in
 //! [`Forwarding::of`] alone, and pass it on as an argument. This file must not know what follows a failed attempt.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use smallvec::SmallVec;
 
 use crate::admission::Permit;
+use crate::auth::Principal;
 use crate::upstream::attempt::{Attempt, AttemptEnd};
+use crate::upstream::balance::key;
 use crate::upstream::breaker::Pass;
 use crate::upstream::endpoint::{Endpoint, Unusable};
 use crate::upstream::pool::{Picked, Turn, Upstream};
+use crate::upstream::rules::{Balance, Deadlines, HashKey};
 
 /// A request on its way to an upstream.
 pub struct Forwarding {
@@ -22,14 +26,28 @@ pub struct Forwarding {
     turn: Turn,
     /// Most requests need one attempt.
     attempts: SmallVec<[Attempt; 1]>,
+    pub(super) deadlines: Deadlines,
+    /// When the time for all attempts runs out.
+    pub(super) due: Option<Instant>,
     /// Bytes of the request's body that the present attempt has been given.
     pub body_seen: u64,
 }
 
 impl Forwarding {
-    /// Begins to forward the request that got `permit`.
-    pub fn new(permit: Permit) -> Self {
-        Self { permit, turn: Turn::default(), attempts: SmallVec::new(), body_seen: 0 }
+    /// Begins to forward the request that got `permit`, and whose header was complete when it `started`.
+    pub fn new(permit: Permit, started: Instant) -> Self {
+        let deadlines = permit.upstream().rules().timeouts.deadlines;
+        let deadlines = deadlines.narrowed(permit.route().deadlines);
+        let due = deadlines.total.map(|total| started + total);
+        let (turn, attempts) = (Turn::default(), SmallVec::new());
+        Self { permit, turn, attempts, deadlines, due, body_seen: 0 }
+    }
+
+    /// Lets the request end at `due`, which its client has set. No endpoint is at fault when that time runs out.
+    pub fn end_at(&mut self, due: Instant) {
+        if self.due.is_none_or(|own| due < own) {
+            (self.due, self.deadlines.total) = (Some(due), Some(Duration::MAX));
+        }
     }
 
     /// The forwarding of a hook that Pingora calls only after `request_filter` has let the request pass.
@@ -71,18 +89,47 @@ impl Forwarding {
         endpoint.is_some_and(Endpoint::needs_http2)
     }
 
-    /// Starts the next attempt.
+    /// What the request has in common with others, where the upstream chooses an endpoint by it.
+    fn set_key(&mut self, client: Option<IpAddr>, headers: &HeaderMap) {
+        let Balance::Hash(by) = &self.upstream().rules().balance else { return };
+        let principal = self.permit.principal();
+        let key = match by {
+            HashKey::Token => principal.map(|principal| key(principal.record().id().as_bytes())),
+            HashKey::Organization => principal
+                .and_then(Principal::organization_id)
+                .map(|organization| key(organization.as_str().as_bytes())),
+            HashKey::Ip => client.map(|client| match client.to_canonical() {
+                IpAddr::V4(client) => key(&client.octets()),
+                // A client has all addresses of its network.
+                IpAddr::V6(client) => key(&client.octets()[..8]),
+            }),
+            HashKey::Header(name) => headers.get(name).map(|value| key(value.as_bytes())),
+        };
+        if let Some(key) = key {
+            self.turn.set_key(key);
+        }
+    }
+
+    /// Starts the next attempt of the request of `client` with these `headers`.
     ///
     /// # Errors
     /// Why no endpoint can get the request.
-    pub fn next_peer(&mut self) -> std::result::Result<Box<HttpPeer>, Unusable> {
+    pub fn next_peer(
+        &mut self,
+        client: Option<IpAddr>,
+        headers: &HeaderMap,
+    ) -> std::result::Result<Box<HttpPeer>, Unusable> {
         // Each attempt sends the body from its beginning.
         self.body_seen = 0;
+        if self.attempts.is_empty() {
+            self.set_key(client, headers);
+        }
         let started = Instant::now();
         let Self { permit, turn, attempts, .. } = self;
         match permit.upstream().pick(turn, attempts, started) {
-            Ok(Picked { endpoint, pass, peer }) => {
+            Ok(Picked { endpoint, pass, mut peer }) => {
                 attempts.push(Attempt::new(Some(endpoint), pass, started));
+                self.limit(&mut peer, started);
                 Ok(peer)
             }
             Err(reason) => {
@@ -129,12 +176,13 @@ impl Forwarding {
     /// endpoint, or in another attempt.
     pub fn connects_elsewhere(&mut self) -> bool {
         self.turn.connection_failed();
-        self.upstream().has_another_address(&self.turn) || self.take_retry()
+        let has_address = self.upstream().has_another_address(&self.turn) && self.has_time();
+        has_address || self.take_retry()
     }
 
     /// Whether the request gets another attempt. It is taken from the budget of the upstream.
     pub fn take_retry(&self) -> bool {
-        self.upstream().take_retry(&self.turn, Instant::now())
+        self.has_time() && self.upstream().take_retry(&self.turn, Instant::now())
     }
 
     /// Whether an endpoint may get the request that has not had it yet.

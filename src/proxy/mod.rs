@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -30,9 +30,13 @@ use crate::telemetry::metrics::RouteMetrics;
 use crate::upstream::attempt::{AttemptEnd, Failure};
 
 pub mod compression;
+pub mod connection;
 pub mod context;
+pub mod deadline;
 pub mod forwarding;
+pub mod grpc;
 pub mod headers;
+mod held;
 pub mod in_flight;
 pub mod mirror;
 pub mod outcome;
@@ -41,16 +45,21 @@ pub mod target;
 
 use compression::{Compression, EncoderMemory};
 use context::{End, RequestContext, fresh_request_id};
+use deadline::Step;
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
-use headers::seen::{Seen, asks_for_upgrade, content_length};
+use headers::seen::{Seen, accepts_events, asks_for_upgrade, content_length, is_events};
 use headers::{answer, client, ids, request};
+use held::HeldSocket;
 use in_flight::RequestsInFlight;
 use mirror::Mirrors;
 use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
 const GUESSES_WAIT: Duration = Duration::from_millis(100);
+
+/// The port of https.
+const HTTPS: u16 = 443;
 
 /// A larger answer may take long, in bytes.
 const LARGE_ANSWER: u64 = 256 * 1024;
@@ -77,20 +86,23 @@ pub struct Proxy {
     encoders: Arc<EncoderMemory>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
+    /// The ports of the listeners.
+    ports: Arc<[u16]>,
 }
 
 impl Proxy {
-    /// A proxy that decides by the current policy. A thread keeps as many idle connections for copies of requests as
-    /// `kept_connections` says.
+    /// A proxy that decides by the current policy. The listeners have these `ports`. A thread keeps as many idle connections
+    /// for copies of requests as `kept_connections` says.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
+        ports: Arc<[u16]>,
         kept_connections: usize,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
         let mirrors = Arc::new(Mirrors::new(kept_connections));
-        Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted }
+        Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted, ports }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -118,6 +130,15 @@ impl Proxy {
             // Boxed, because a rare path must not make every request's future large.
             return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
         }
+        if ctx.policy.redirects
+            && let Some(listener) = connection::redirect_to(session, &ctx.policy)
+        {
+            let port = self.ports.get(listener).copied().unwrap_or(HTTPS);
+            return Box::pin(problem::redirect(session, ctx, port)).await.map(|()| None);
+        }
+        if ctx.policy.asks_for_certificates {
+            ctx.certificate = connection::certificate(session, &ctx.policy, now)?;
+        }
         if request.method == Method::OPTIONS {
             ctx.max_forwards = request::max_forwards(&request.headers)?;
         }
@@ -129,6 +150,7 @@ impl Proxy {
             query: target::query(request),
             client: ctx.client_ip,
             is_client_certain: is_certain,
+            certificate: ctx.certificate.as_ref().map(|certificate| certificate.thumbprint()),
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
                 false => None,
@@ -213,9 +235,19 @@ impl ProxyHttp for Proxy {
         let request = session.req_header_mut();
         request::normalize(request)?;
         ctx.seen = Seen::in_request(&request.headers);
+        ctx.is_grpc = grpc::is_call(request);
+        ctx.may_stream = ctx.is_grpc || (ctx.seen.accept && accepts_events(&request.headers));
+        let limit = if ctx.is_grpc { grpc::time_limit(&request.headers) } else { None };
         // An `Upgrade` that `Connection` does not name means nothing (RFC 9110 section 7.8).
         if ctx.seen.upgrade && !asks_for_upgrade(&request.headers) {
             request.remove_header(&header::UPGRADE);
+        }
+        if ctx.is_grpc {
+            // Either side of a call may be quiet for long.
+            session.set_read_timeout(Some(timeouts.tunnel));
+        }
+        if let Some(limit) = limit {
+            ctx.deadline = Some(ctx.started + limit);
         }
         Ok(())
     }
@@ -224,7 +256,11 @@ impl ProxyHttp for Proxy {
         match self.decide(session, ctx).await {
             Ok(None) => Ok(true),
             Ok(Some(permit)) => {
-                ctx.forwarding = Some(Forwarding::new(permit));
+                let mut forwarding = Forwarding::new(permit, ctx.started);
+                if let Some(deadline) = ctx.deadline {
+                    forwarding.end_at(deadline);
+                }
+                ctx.forwarding = Some(forwarding);
                 match ctx.max_forwards {
                     None => {}
                     Some(0) => {
@@ -251,6 +287,9 @@ impl ProxyHttp for Proxy {
                     // The answer waits, so that a flood of guesses on many connections leaves the thread to others.
                     sleep(GUESSES_WAIT.mul_f64(0.5 + fastrand::f64())).await;
                 }
+                if let Rejection::Misdirected = rejection {
+                    client_request::close_connection(&mut session.downstream_session);
+                }
                 Box::pin(problem::respond(session, ctx, rejection)).await?;
                 Ok(true)
             }
@@ -262,7 +301,8 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
-        match Forwarding::of(&mut ctx.forwarding)?.next_peer() {
+        let headers = &session.req_header().headers;
+        match Forwarding::of(&mut ctx.forwarding)?.next_peer(ctx.client_ip, headers) {
             Ok(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora would look for each hop-by-hop field, and the request has none.
@@ -277,7 +317,10 @@ impl ProxyHttp for Proxy {
                     // Only HTTP/1.1 has upgrades.
                     peer.options.set_http_version(1, 1);
                 }
-                if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
+                set_deadline(session, ctx, Step::Sending);
+                if (is_upgrade || ctx.may_stream)
+                    && let Some(limit) = peer.options.read_timeout.take()
+                {
                     let client = &session.downstream_session;
                     client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
@@ -300,7 +343,14 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<()> {
         Forwarding::of(&mut ctx.forwarding)?.connected(reused);
-        ctx.upload_socket = (!session.is_body_done()).then_some(fd);
+        match session.is_body_done() {
+            true => set_deadline(session, ctx, Step::Waiting),
+            false => ctx.upload_socket = Some(fd),
+        }
+        if ctx.seen.upgrade && session.is_upgrade_req() {
+            // Without a descriptor left, few tunnels break.
+            ctx.held = HeldSocket::hold(fd).ok();
+        }
         Ok(())
     }
 
@@ -346,11 +396,16 @@ impl ProxyHttp for Proxy {
             },
             stripped: route.stripped(),
             endpoint: forwarding.authority(),
-            scheme: "http",
+            scheme: if connection::is_encrypted(session) { "https" } else { "http" },
             request_id,
             principal: permit.principal(),
+            certificate: ctx.certificate.as_deref(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
+        if ctx.is_grpc && is_http2 {
+            // Servers of gRPC ask for it, and Pingora has removed it as a field of one connection.
+            upstream_request.insert_header(header::TE, HeaderValue::from_static("trailers"))?;
+        }
         if let Some(target) = target {
             upstream_request.set_raw_path(&target)?;
         }
@@ -371,8 +426,14 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if let Some(held) = ctx.held.take() {
+            held.release();
+        }
         if session.was_upgraded() {
             return Ok(());
+        }
+        if end_of_stream {
+            set_deadline(session, ctx, Step::Waiting);
         }
         let forwarding = Forwarding::of(&mut ctx.forwarding)?;
         forwarding.body_seen += body.as_ref().map_or(0, |body| body.len() as u64);
@@ -399,13 +460,40 @@ impl ProxyHttp for Proxy {
             let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
             client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+        } else if ctx.may_stream
+            && !upstream_response.status.is_informational()
+            && (ctx.is_grpc || is_events(&upstream_response.headers))
+        {
+            // A stream may be quiet for as long as a tunnel.
+            let limit = ctx.policy.timeouts.tunnel;
+            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
+            match switching {
+                // A tunnel lasts as long as bytes pass.
+                true => client_request::set_deadline(&session.downstream_session, None),
+                false => set_deadline(session, ctx, Step::Answering),
+            }
             // Pingora may close the connection to the upstream from here on without telling.
             forget_upload(session, ctx);
         }
         answer::clean_response(upstream_response)
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        if ctx.forwarding.as_ref().is_some_and(Forwarding::has_deadline_of_pauses)
+            && !session.was_upgraded()
+        {
+            set_deadline(session, ctx, Step::Answering);
+        }
+        Ok(None)
     }
 
     async fn response_filter(
@@ -482,12 +570,16 @@ impl ProxyHttp for Proxy {
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _peer: &HttpPeer,
         ctx: &mut Self::CTX,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        end_attempt(ctx, AttemptEnd::of(&e));
+        let end = match late(ctx) {
+            Some(late) => late.end_by_deadline(session.is_body_done()),
+            None => AttemptEnd::of(&e),
+        };
+        end_attempt(ctx, end);
         // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
         e.set_retry(forwarding.is_some_and(Forwarding::connects_elsewhere));
@@ -511,11 +603,13 @@ impl ProxyHttp for Proxy {
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
         ) && *e.esource() == ErrorSource::Upstream
             && answer_of(session).is_none();
+        let late_end = late(ctx).map(|late| late.end_by_deadline(session.is_body_done()));
         let end = match request_end {
             Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
+            Some(RequestEnd::FirstByteLate) => AttemptEnd::Failed(Failure::FirstByteTimeout),
             Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
             _ if broken_off && client_reused => AttemptEnd::Stale,
-            _ => AttemptEnd::of(&e),
+            _ => late_end.unwrap_or_else(|| AttemptEnd::of(&e)),
         };
         end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
@@ -531,7 +625,10 @@ impl ProxyHttp for Proxy {
                 _ if !is_idempotent => false,
                 _ if broken_off => true,
                 // The same endpoint would most likely be silent again.
-                AttemptEnd::Failed(failure) if failure.is_timeout() && request_end.is_none() => {
+                AttemptEnd::Failed(failure)
+                    if failure.is_timeout()
+                        && matches!(request_end, None | Some(RequestEnd::FirstByteLate)) =>
+                {
                     forwarding.has_another_endpoint()
                 }
                 _ => {
@@ -541,6 +638,9 @@ impl ProxyHttp for Proxy {
             };
             is_safe && forwarding.take_retry()
         });
+        if repeats && request_end.is_some() {
+            client_request::go_on(&session.downstream_session);
+        }
         e.set_retry(repeats);
         e
     }
@@ -553,9 +653,13 @@ impl ProxyHttp for Proxy {
     ) -> FailToProxy {
         let rejection = match client_request::end_of(&session.downstream_session) {
             Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
+            Some(RequestEnd::FirstByteLate) => Some(Failure::FirstByteTimeout.into()),
+            Some(RequestEnd::Deadline) => Some(Failure::Deadline.into()),
             Some(RequestEnd::ClientGone) => None,
             Some(end) => {
                 ctx.end = End::Cut(end);
+                let (status, why) = cut(end);
+                end_call(session, ctx, status, why).await;
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
             }
             None => ctx.rejection.take().or_else(|| rejection_of(e)),
@@ -567,6 +671,7 @@ impl ProxyHttp for Proxy {
             }
             // The answer's header has been sent: closing the connection is the only way to tell the client.
             Some(rejection) => {
+                end_call(session, ctx, rejection.status_and_code().0, &rejection.detail()).await;
                 ctx.end = End::BrokenOff(rejection);
                 (0, false)
             }
@@ -619,6 +724,40 @@ impl ProxyHttp for Proxy {
 /// a large one.
 fn may_take_long(response: &ResponseHeader) -> bool {
     content_length(&response.headers).is_none_or(|length| length > LARGE_ANSWER)
+}
+
+/// Sets when the request of `session` ends, if the attempt is still at this `step`.
+fn set_deadline(session: &Session, ctx: &RequestContext, step: Step) {
+    if let Some(forwarding) = &ctx.forwarding
+        && forwarding.has_deadlines()
+    {
+        client_request::set_deadline(&session.downstream_session, forwarding.deadline(step));
+    }
+}
+
+/// The forwarding of a request whose time has run out.
+fn late(ctx: &RequestContext) -> Option<&Forwarding> {
+    ctx.forwarding.as_ref().filter(|forwarding| !forwarding.has_time())
+}
+
+/// Ends the answer to a gRPC call in the middle, in a way that tells its client why. Other answers are not whole then,
+/// and their stream or connection ends.
+async fn end_call(session: &mut Session, ctx: &RequestContext, status: StatusCode, why: &str) {
+    if ctx.is_grpc
+        && answer_of(session).is_some()
+        && let Ok(trailers) = grpc::trailers(status, why)
+    {
+        // An error means that the client has gone.
+        let _ = session.downstream_session.write_response_trailers(trailers).await;
+    }
+}
+
+/// The status and the text that stand for an answer that was ended early.
+fn cut(end: RequestEnd) -> (StatusCode, &'static str) {
+    match end {
+        RequestEnd::Token(_) => (StatusCode::UNAUTHORIZED, "the token does not hold any more"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "nothing has passed for too long"),
+    }
 }
 
 /// The upstream's connection may be closed from here on.

@@ -185,6 +185,8 @@ fn end_reason(end: RequestEnd) -> &'static str {
         RequestEnd::TunnelIdle => "tunnel_idle",
         RequestEnd::ClientGone => CLIENT_GONE,
         RequestEnd::UpstreamSilent => "read_timeout",
+        RequestEnd::FirstByteLate => "first_byte_timeout",
+        RequestEnd::Deadline => "deadline",
     }
 }
 

@@ -7,19 +7,22 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
+use pingora_core::protocols::http::HttpTask;
 use pingora_core::protocols::http::date::get_cached_date;
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 use serde::Serialize;
 use tokio::time::timeout;
 
 use super::context::{End, RequestContext, fresh_request_id};
+use super::grpc;
 use super::headers::rate::{set_rate_fields, whole_seconds};
 use super::headers::route::set_route_fields;
 use super::headers::seen::content_length;
-use crate::admission::Rejection;
+use crate::admission::{BadRequest, Rejection};
 use crate::limit::ledger::Decision;
 use crate::policy::Route;
+use crate::route::host::without_port;
 use crate::telemetry::metrics::METRICS;
 
 /// A body up to this size is read to its end, so that the connection stays usable.
@@ -40,7 +43,8 @@ impl Rejection {
         }
     }
 
-    fn detail(&self) -> String {
+    /// What the client is told in words.
+    pub fn detail(&self) -> String {
         let limit = self.decision().and_then(|decision| decision.limits.get(decision.tightest()?));
         match limit {
             Some(limit) => {
@@ -199,6 +203,7 @@ pub async fn respond(
     let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
     let body = problem(&rejection, request_id);
     let mut response = response_header(&rejection, request_id, body.len())?;
+    let detail = ctx.is_grpc.then(|| rejection.detail());
     ctx.end = End::Refused(rejection);
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
@@ -206,6 +211,10 @@ pub async fn respond(
         set_route_fields(&mut parts.headers, route, &session.req_header().headers);
     }
     response = parts.into();
+    if let Some(detail) = detail {
+        let answer = HttpTask::Header(Box::new(grpc::trailers_only(response, &detail)?), true);
+        return session.write_response_tasks(vec![answer]).await.map(|_| ());
+    }
     send(session, response, body).await
 }
 
@@ -246,6 +255,51 @@ pub async fn answer_preflight(
         deprecated.set(&mut parts.headers);
     }
     send(session, parts.into(), Bytes::new()).await
+}
+
+/// Sends the client to https at `port`, with the host that it asked for, and with path and query as they were sent.
+///
+/// # Errors
+/// When the request names no host.
+pub async fn redirect(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    port: u16,
+) -> std::result::Result<(), Rejection> {
+    let location = https_location(session.req_header(), port);
+    let location = location.ok_or(Rejection::BadRequest(BadRequest::NoHost))?;
+    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
+    let answer = async {
+        let mut response = ResponseHeader::build_no_case(StatusCode::PERMANENT_REDIRECT, Some(4))?;
+        response.insert_header("Location", location)?;
+        response.insert_header("Content-Length", 0)?;
+        response.insert_header("Cache-Control", "no-store")?;
+        response.insert_header("X-Request-ID", &*request_id)?;
+        send(session, response, Bytes::new()).await
+    };
+    // A write error means that the client has gone.
+    answer.await.or(Ok(()))
+}
+
+/// The same target at https. `Host` is canonical already.
+fn https_location(request: &RequestHeader, port: u16) -> Option<HeaderValue> {
+    let host = without_port(request.headers.get(header::HOST)?.to_str().ok()?);
+    let mut location = format!("https://{host}").into_bytes();
+    if port != super::HTTPS {
+        location.extend_from_slice(format!(":{port}").as_bytes());
+    }
+    location.extend_from_slice(origin_form(request.raw_path())?);
+    HeaderValue::from_bytes(&location).ok()
+}
+
+/// Path and query of a target, which may be in absolute form (RFC 9112 section 3.2.2).
+fn origin_form(target: &[u8]) -> Option<&[u8]> {
+    if target.first() == Some(&b'/') {
+        return Some(target);
+    }
+    let after = memchr::memmem::find(target, b"://")? + 3;
+    let path = memchr::memchr(b'/', &target[after..])? + after;
+    Some(&target[path..])
 }
 
 /// Sends a whole answer of the gateway's own.
@@ -316,13 +370,16 @@ pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
 /// The answer to a request of HTTP/2 whose head is not acceptable, and which has no outcome for that reason.
 pub fn refusal_answer(
     rejection: &Rejection,
-    _fields: &HeaderMap,
+    fields: &HeaderMap,
 ) -> Option<(ResponseHeader, Bytes)> {
     METRICS.rejections.with_label_values(&[rejection.status_and_code().1]).inc();
     let (response, body) = refusal(rejection);
     let mut response = response.ok()?;
     response.insert_header(header::DATE, get_cached_date()).ok()?;
-    Some((response, body))
+    match grpc::has_media_type(fields) {
+        true => Some((grpc::trailers_only(response, &rejection.detail()).ok()?, Bytes::new())),
+        false => Some((response, body)),
+    }
 }
 
 /// The header and the body of an answer to a message that is no request.

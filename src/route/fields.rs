@@ -11,6 +11,12 @@ pub const TOKEN_ID: &str = "x-token-id";
 pub const ORGANIZATION_ID: &str = "x-organization-id";
 /// The plan of the token.
 pub const PLAN_TIER: &str = "x-plan-tier";
+/// The subject of the client's certificate.
+pub const CLIENT_CERT_SUBJECT: &str = "x-client-cert-subject";
+/// The alternative names of the client's certificate.
+pub const CLIENT_CERT_SAN: &str = "x-client-cert-san";
+/// The SHA-256 of the client's certificate.
+pub const CLIENT_CERT_FINGERPRINT: &str = "x-client-cert-fingerprint";
 /// The addresses that a request came through.
 pub const FORWARDED_FOR: &str = "x-forwarded-for";
 /// The scheme that the client used.
@@ -24,7 +30,15 @@ pub const API_KEY: &str = "x-api-key";
 pub const FORWARDED_PREFIX: &str = "x-forwarded-prefix";
 
 /// Fields that tell an upstream who sent a request, and under which prefix: the gateway alone sets them.
-const IDENTITY: [&str; 4] = [TOKEN_ID, ORGANIZATION_ID, PLAN_TIER, FORWARDED_PREFIX];
+const IDENTITY: [&str; 7] = [
+    TOKEN_ID,
+    ORGANIZATION_ID,
+    PLAN_TIER,
+    FORWARDED_PREFIX,
+    CLIENT_CERT_SUBJECT,
+    CLIENT_CERT_SAN,
+    CLIENT_CERT_FINGERPRINT,
+];
 
 /// Fields that begin with `X-` and that some upstreams obey or believe: another target, another method, another sender.
 const X_OVERRIDES: [&str; 49] = [

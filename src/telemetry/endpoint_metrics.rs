@@ -13,6 +13,8 @@ pub struct Reading<'a> {
     pub endpoint: &'a str,
     /// Whether its breaker is open.
     pub breaker_open: bool,
+    /// Whether it is healthy; `None` when nobody checks.
+    pub healthy: Option<bool>,
 }
 
 /// Shows a reading to the collector.
@@ -29,15 +31,34 @@ struct Endpoints<R> {
 /// # Errors
 /// When this was called before in this process.
 pub fn register(read: impl Fn(Show<'_>) + Send + Sync + 'static) -> prometheus::Result<()> {
-    let breaker_open = breaker_open()?;
-    let descriptions = breaker_open.desc().into_iter().cloned().collect();
+    let gauges = Gauges::new()?;
+    let all = [&gauges.breaker_open, &gauges.healthy];
+    let descriptions = all.into_iter().flat_map(|gauge| gauge.desc()).cloned().collect();
     prometheus::register(Box::new(Endpoints { read, descriptions }))
 }
 
-fn breaker_open() -> prometheus::Result<IntGaugeVec> {
-    let help = "1 while an endpoint gets no requests because it failed repeatedly";
-    let opts = Opts::new("tollgate_upstream_breaker_open", help);
-    IntGaugeVec::new(opts, &["upstream", "endpoint"])
+/// The gauges of one scrape.
+struct Gauges {
+    breaker_open: IntGaugeVec,
+    healthy: IntGaugeVec,
+}
+
+impl Gauges {
+    fn new() -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| {
+            IntGaugeVec::new(Opts::new(name, help), &["upstream", "endpoint"])
+        };
+        Ok(Self {
+            breaker_open: gauge(
+                "tollgate_upstream_breaker_open",
+                "1 while an endpoint gets no requests because it failed repeatedly",
+            )?,
+            healthy: gauge(
+                "tollgate_upstream_healthy",
+                "0 while an endpoint gets no requests because its health checks failed",
+            )?,
+        })
+    }
 }
 
 impl<R: Fn(Show<'_>) + Send + Sync> Collector for Endpoints<R> {
@@ -46,11 +67,14 @@ impl<R: Fn(Show<'_>) + Send + Sync> Collector for Endpoints<R> {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Ok(breaker_open) = breaker_open() else { return Vec::new() };
+        let Ok(gauges) = Gauges::new() else { return Vec::new() };
         (self.read)(&mut |reading| {
             let labels = [reading.upstream, reading.endpoint];
-            breaker_open.with_label_values(&labels).set(reading.breaker_open.into());
+            gauges.breaker_open.with_label_values(&labels).set(reading.breaker_open.into());
+            if let Some(healthy) = reading.healthy {
+                gauges.healthy.with_label_values(&labels).set(healthy.into());
+            }
         });
-        breaker_open.collect()
+        [gauges.breaker_open.collect(), gauges.healthy.collect()].concat()
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use once_cell::sync::Lazy;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 pub use pingora_prometheus::prometheus::Histogram;
 use pingora_prometheus::prometheus::{
     self, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -57,6 +57,13 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Client connections refused, by bound.
     pub connections_refused: ConnectionsRefused,
+    /// Connections to listeners for proxies, by `outcome` of the header of the PROXY protocol.
+    pub proxy_headers: ProxyHeaders,
+    /// TLS handshakes with clients, by `outcome`.
+    pub tls_handshakes: TlsHandshakes,
+    certificate_expiry: IntGaugeVec,
+    /// The certificates that have a value.
+    certificates: Mutex<Vec<String>>,
     /// Connections and streams of HTTP/2 that were ended because of what the client sent, by `kind`.
     pub http2_protection: IntCounterVec,
     /// How many configurations have taken effect.
@@ -202,6 +209,24 @@ impl Metrics {
                 "Client connections closed without an answer, by the bound that was reached",
                 &["bound"],
             )),
+            proxy_headers: ProxyHeaders::new(&counters(
+                "tollgate_proxy_headers_total",
+                "Connections to listeners with proxy_protocol, by outcome of the header",
+                &["outcome"],
+            )),
+            tls_handshakes: TlsHandshakes::new(&counters(
+                "tollgate_tls_handshakes_total",
+                "TLS handshakes with clients, by outcome",
+                &["outcome"],
+            )),
+            certificate_expiry: registered(IntGaugeVec::new(
+                Opts::new(
+                    "tollgate_certificate_expiry_seconds",
+                    "When the certificate of this file expires, in Unix time",
+                ),
+                &["certificate"],
+            )),
+            certificates: Mutex::default(),
             http2_protection: counters(
                 "tollgate_http2_protection_total",
                 "Connections and streams of HTTP/2 that were ended because of what the client sent",
@@ -287,6 +312,20 @@ impl Metrics {
         count(&limits, name);
     }
 
+    /// Sets the Unix time at which each certificate expires. A certificate that is not among `expiries` any more has none.
+    pub fn set_certificate_expiries(&self, expiries: &[(String, u64)]) {
+        let mut known = self.certificates.lock();
+        for gone in known.iter().filter(|known| !expiries.iter().any(|(name, _)| name == *known)) {
+            // An error means that it has gone already.
+            let _ = self.certificate_expiry.remove_label_values(&[gone]);
+        }
+        for (name, seconds) in expiries {
+            let seconds = i64::try_from(*seconds).unwrap_or(i64::MAX);
+            self.certificate_expiry.with_label_values(&[name]).set(seconds);
+        }
+        *known = expiries.iter().map(|(name, _)| name.clone()).collect();
+    }
+
     /// Counts one fetch of an issuer's keys.
     pub fn key_fetch(&self, succeeded: bool) {
         let outcome = if succeeded { "ok" } else { "failed" };
@@ -349,6 +388,63 @@ impl ConnectionsRefused {
     fn new(refused: &IntCounterVec) -> Self {
         let handle = |bound| refused.with_label_values(&[bound]);
         Self { all: handle("max_connections"), per_client: handle("max_connections_per_client") }
+    }
+}
+
+/// Headers of the PROXY protocol, by outcome.
+pub struct ProxyHeaders {
+    /// The header was read.
+    pub ok: IntCounter,
+    /// The peer is no trusted proxy.
+    pub untrusted: IntCounter,
+    /// The bytes are no header.
+    pub malformed: IntCounter,
+    /// The peer left before the end of the header.
+    pub closed: IntCounter,
+    /// It took too long.
+    pub timeout: IntCounter,
+}
+
+impl ProxyHeaders {
+    fn new(headers: &IntCounterVec) -> Self {
+        let handle = |outcome| headers.with_label_values(&[outcome]);
+        Self {
+            ok: handle("ok"),
+            untrusted: handle("untrusted"),
+            malformed: handle("malformed"),
+            closed: handle("closed"),
+            timeout: handle("timeout"),
+        }
+    }
+}
+
+/// TLS handshakes with clients, by outcome.
+pub struct TlsHandshakes {
+    /// The connection is encrypted.
+    pub ok: IntCounter,
+    /// The client offered nothing that fits, or its bytes were not TLS.
+    pub failed: IntCounter,
+    /// The client showed no certificate, or one that is not vouched for.
+    pub certificate: IntCounter,
+    /// The client spoke HTTP without TLS.
+    pub plain: IntCounter,
+    /// The client left before the end.
+    pub closed: IntCounter,
+    /// It took too long.
+    pub timeout: IntCounter,
+}
+
+impl TlsHandshakes {
+    fn new(handshakes: &IntCounterVec) -> Self {
+        let handle = |outcome| handshakes.with_label_values(&[outcome]);
+        Self {
+            ok: handle("ok"),
+            failed: handle("failed"),
+            certificate: handle("certificate"),
+            plain: handle("plain"),
+            closed: handle("closed"),
+            timeout: handle("timeout"),
+        }
     }
 }
 

@@ -54,6 +54,10 @@ pub enum Failure {
     TlsFailed,
     /// The endpoint sent nothing for too long.
     ReadTimeout,
+    /// The endpoint did not begin its answer in time.
+    FirstByteTimeout,
+    /// The time for all attempts ran out.
+    Deadline,
     /// Reading failed, as when the endpoint resets the connection.
     ReadFailed,
     /// The endpoint accepted no bytes for too long.
@@ -122,7 +126,14 @@ impl Failure {
 
     /// Whether a deadline passed.
     pub fn is_timeout(self) -> bool {
-        matches!(self, Self::ConnectTimeout | Self::ReadTimeout | Self::WriteTimeout)
+        matches!(
+            self,
+            Self::ConnectTimeout
+                | Self::ReadTimeout
+                | Self::FirstByteTimeout
+                | Self::Deadline
+                | Self::WriteTimeout
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! The breaker of an endpoint. It is closed until several requests in a row have failed. Then it is open: the endpoint
 //! gets no requests. After a time one request is let through, on trial: if it succeeds the breaker closes, and if it
-//! fails the breaker is open for the same time again.
+//! fails the breaker is open for the same time again. A request that is on trial for longer than that
+//! time gives its place to another: a client that sends slowly must not keep an endpoint out of use.
 //!
 //! Pure state without a lock, with time passed in. A request looks at one word of memory, and writes to none while
 //! nothing fails. This file must not know endpoints, nor what a failure is.
@@ -13,8 +14,9 @@ use super::rules::BreakerRules;
 /// No request has to wait.
 const CLOSED: u64 = 0;
 
-/// A request is on trial. Every other value is the time until which the breaker is open.
-const ON_TRIAL: u64 = u64::MAX;
+/// Set while a request is on trial. The other bits are the time until which the breaker is open, or until which the request
+/// has the only trial.
+const ON_TRIAL: u64 = 1 << 63;
 
 /// The breaker of one endpoint.
 #[derive(Debug)]
@@ -78,24 +80,32 @@ impl Breaker {
     /// How long until a request may pass; `None` when one may pass now. While a request is on trial, nobody knows how
     /// long, and the time is zero.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        match self.state.load(Ordering::Relaxed) {
+        let state = self.state.load(Ordering::Relaxed);
+        let left = (state & !ON_TRIAL).saturating_sub(self.at(now));
+        match state {
             CLOSED => None,
-            ON_TRIAL => Some(Duration::ZERO),
-            until => {
-                let left = until.saturating_sub(self.at(now));
-                (left > 0).then(|| Duration::from_millis(left))
-            }
+            _ if left == 0 => None,
+            _ if state & ON_TRIAL != 0 => Some(Duration::ZERO),
+            _ => Some(Duration::from_millis(left)),
         }
     }
 
     /// Lets a request pass at `now`, if one may pass.
-    pub fn pass(&self, now: Instant) -> Option<Pass> {
+    pub fn pass(&self, rules: &BreakerRules, now: Instant) -> Option<Pass> {
         match self.state.load(Ordering::Relaxed) {
             CLOSED => Some(Pass::Freely),
-            ON_TRIAL => None,
-            until if until > self.at(now) => None,
-            until => self.exchange(until, ON_TRIAL).then_some(Pass::OnTrial),
+            state if state & !ON_TRIAL > self.at(now) => None,
+            state => {
+                let trial = self.until(rules, now) | ON_TRIAL;
+                self.exchange(state, trial).then_some(Pass::OnTrial)
+            }
         }
+    }
+
+    /// Ends the trial, if a request is on trial; whether one was.
+    fn end_trial(&self, next: u64) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        state & ON_TRIAL != 0 && self.exchange(state, next)
     }
 
     /// Learns at `now` about a request that passed in this way, and `began` then.
@@ -118,16 +128,16 @@ impl Breaker {
             (Pass::Freely, Verdict::Bad) => self.failed(rules, began, now),
             (Pass::OnTrial, Verdict::Nothing) => {
                 // The next request is on trial at once.
-                self.exchange(ON_TRIAL, self.at(now));
+                self.end_trial(self.at(now));
                 None
             }
             (Pass::OnTrial, Verdict::Good) => {
                 self.failures.store(0, Ordering::Relaxed);
                 self.closed_at.store(self.at(now), Ordering::Relaxed);
-                self.exchange(ON_TRIAL, CLOSED).then_some(Transition::Closed)
+                self.end_trial(CLOSED).then_some(Transition::Closed)
             }
             (Pass::OnTrial, Verdict::Bad) => {
-                self.exchange(ON_TRIAL, self.until(rules, now));
+                self.end_trial(self.until(rules, now));
                 None
             }
         }
@@ -145,7 +155,7 @@ impl Breaker {
     }
 
     fn until(&self, rules: &BreakerRules, now: Instant) -> u64 {
-        self.at(now + rules.open_for).min(ON_TRIAL - 1)
+        self.at(now + rules.open_for) & !ON_TRIAL
     }
 
     fn exchange(&self, from: u64, to: u64) -> bool {
@@ -188,7 +198,7 @@ mod tests {
         ];
         for (nth, (seconds, pass, verdict, transition)) in steps.into_iter().enumerate() {
             let now = start + Duration::from_secs(seconds);
-            assert_eq!(breaker.pass(now), pass, "{nth}");
+            assert_eq!(breaker.pass(&rules, now), pass, "{nth}");
             if let Some(pass) = pass {
                 assert_eq!(breaker.learn(pass, verdict, &rules, now, now), transition, "{nth}");
             }
@@ -203,9 +213,21 @@ mod tests {
         assert_eq!(breaker.wait(start), Some(Duration::from_secs(10)));
         let later = start + Duration::from_secs(11);
         assert_eq!(breaker.wait(later), None);
-        assert_eq!(breaker.pass(later), Some(Pass::OnTrial));
-        assert_eq!((breaker.pass(later), breaker.wait(later)), (None, Some(Duration::ZERO)));
+        assert_eq!(breaker.pass(&rules, later), Some(Pass::OnTrial));
+        assert_eq!(
+            (breaker.pass(&rules, later), breaker.wait(later)),
+            (None, Some(Duration::ZERO))
+        );
         assert!(!breaker.is_closed());
+        // The request takes long, and another gets its chance. Either may close the breaker.
+        let much_later = later + Duration::from_secs(10);
+        assert_eq!(breaker.wait(much_later), None);
+        assert_eq!(breaker.pass(&rules, much_later), Some(Pass::OnTrial));
+        assert_eq!(breaker.pass(&rules, much_later), None);
+        let closed = breaker.learn(Pass::OnTrial, Verdict::Good, &rules, later, much_later);
+        assert_eq!((closed, breaker.is_closed()), (Some(Transition::Closed), true));
+        assert_eq!(breaker.learn(Pass::OnTrial, Verdict::Bad, &rules, later, much_later), None);
+        assert!(breaker.is_closed(), "the trial is over");
     }
 
     #[test]
@@ -214,7 +236,7 @@ mod tests {
         let (breaker, rules) = (Breaker::new(start), rules(1));
         breaker.learn(Pass::Freely, Verdict::Bad, &rules, start, start);
         let later = start + Duration::from_secs(11);
-        assert_eq!(breaker.pass(later), Some(Pass::OnTrial));
+        assert_eq!(breaker.pass(&rules, later), Some(Pass::OnTrial));
         breaker.learn(Pass::OnTrial, Verdict::Good, &rules, later, later);
         breaker.learn(Pass::Freely, Verdict::Bad, &rules, start, later);
         assert!(breaker.is_closed(), "the request began before the endpoint recovered");

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
 
 use super::breaker::{Breaker, Pass, Transition, Verdict};
+use super::health::{Change, Health};
 use super::resolve::Schedule;
-use super::rules::{BreakerRules, ConnectionRules, EndpointUrl, Http2, Scheme};
+use super::rules::{BreakerRules, ConnectionRules, EndpointUrl, HealthRules, Http2, Scheme};
 
 /// Most requests at the same time on one HTTP/2 connection; beyond that there is another connection.
 const STREAMS: usize = 100;
@@ -28,9 +29,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// How many bytes of all answers on an HTTP/2 connection may wait for their clients.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// How often an HTTP/2 connection is asked whether it is alive.
-const PING: Duration = Duration::from_secs(10);
-
 /// One server, with a peer for each address of its host.
 pub struct Endpoint {
     upstream: String,
@@ -39,13 +37,19 @@ pub struct Endpoint {
     /// `host:port`, for logs and the Host field.
     pub authority: String,
     peers: ArcSwap<Vec<HttpPeer>>,
-    /// Whether there are peers: cheaper to read than the peers.
-    has_address: AtomicBool,
+    /// How many peers there are: cheaper to read than the peers.
+    addresses: AtomicUsize,
     /// Counts connections, which take turns at the addresses.
     turns: AtomicUsize,
     /// When the name is looked up.
     pub(super) schedule: Mutex<Schedule>,
     breaker: Breaker,
+    health: Health,
+    /// Requests under way, where the upstream counts them.
+    in_flight: AtomicUsize,
+    made: Instant,
+    /// When it began to get requests, new or again: milliseconds since it was made, and one more; 0 for long ago.
+    begun: AtomicU64,
 }
 
 impl fmt::Debug for Endpoint {
@@ -66,6 +70,8 @@ impl fmt::Display for Endpoint {
 pub enum Unusable {
     /// Its name has no address.
     NoAddress(Duration),
+    /// The checks of its health failed.
+    Unhealthy(Duration),
     /// Its breaker is open.
     BreakerOpen(Duration),
 }
@@ -74,7 +80,7 @@ impl Unusable {
     /// The time until the endpoint is tried again.
     pub fn wait(self) -> Duration {
         match self {
-            Self::NoAddress(wait) | Self::BreakerOpen(wait) => wait,
+            Self::NoAddress(wait) | Self::Unhealthy(wait) | Self::BreakerOpen(wait) => wait,
         }
     }
 }
@@ -88,10 +94,14 @@ impl Endpoint {
             connections: connections.clone(),
             authority: format!("{}:{}", url.host, url.port),
             peers: ArcSwap::default(),
-            has_address: AtomicBool::new(false),
+            addresses: AtomicUsize::new(0),
             turns: AtomicUsize::new(0),
             schedule: Mutex::default(),
             breaker: Breaker::new(Instant::now()),
+            health: Health::new(Instant::now()),
+            in_flight: AtomicUsize::new(0),
+            made: Instant::now(),
+            begun: AtomicU64::new(0),
         };
         if let Some(address) = endpoint.literal() {
             endpoint.set_addresses(&[address]);
@@ -114,11 +124,20 @@ impl Endpoint {
         self.host().parse().ok().map(|ip| SocketAddr::new(ip, self.url.port))
     }
 
-    /// Replaces the peers by peers at `addresses`.
-    pub fn set_addresses(&self, addresses: &[SocketAddr]) {
+    /// Replaces the peers by peers at `addresses`, unless these are the addresses already. Whether they are new.
+    ///
+    /// Requests under way keep their connections. A kept connection to an address that is gone gets no further request,
+    /// because a connection is looked for by its address.
+    pub fn set_addresses(&self, addresses: &[SocketAddr]) -> bool {
+        let peers = self.peers.load();
+        let present = peers.iter().map(|peer| peer._address.as_inet());
+        if present.eq(addresses.iter().map(Some)) {
+            return false;
+        }
         self.peers
             .store(Arc::new(addresses.iter().map(|address| self.peer_at(*address)).collect()));
-        self.has_address.store(!addresses.is_empty(), Ordering::Relaxed);
+        self.addresses.store(addresses.len(), Ordering::Relaxed);
+        true
     }
 
     /// The host, an IPv6 address without its brackets.
@@ -143,7 +162,6 @@ impl Endpoint {
             peer.options.max_h2_streams = STREAMS;
             peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
             peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
-            peer.options.h2_ping_interval = Some(PING);
         }
         if is_tls {
             peer.options.ca = tls.authorities();
@@ -161,17 +179,20 @@ impl Endpoint {
 
     /// Whether the endpoint has an address.
     pub fn is_resolved(&self) -> bool {
-        self.has_address.load(Ordering::Relaxed)
+        self.addresses() > 0
     }
 
     /// How many addresses the endpoint has.
     pub fn addresses(&self) -> usize {
-        self.peers.load().len()
+        self.addresses.load(Ordering::Relaxed)
     }
 
     /// The next turn at the addresses.
     pub(super) fn turn(&self) -> usize {
-        self.turns.fetch_add(1, Ordering::Relaxed)
+        match self.addresses() {
+            1 => 0,
+            _ => self.turns.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
     /// The peer at the address whose turn is `turn`; `None` when there is no address.
@@ -180,17 +201,86 @@ impl Endpoint {
         peers.get(turn.checked_rem(peers.len())?).cloned()
     }
 
-    /// Why the endpoint gets no request at `now`; `None` when it may get one.
-    pub fn unusable(&self, now: Instant) -> Option<Unusable> {
-        match self.is_resolved() {
-            true => self.breaker.wait(now).map(Unusable::BreakerOpen),
-            false => Some(Unusable::NoAddress(Duration::ZERO)),
+    /// Why the endpoint gets no request at `now`; `None` when it may get one. `is_checked`: whether the gateway checks its
+    /// health.
+    pub fn unusable(&self, is_checked: bool, now: Instant) -> Option<Unusable> {
+        if !self.is_resolved() {
+            return Some(Unusable::NoAddress(Duration::ZERO));
+        }
+        if is_checked && self.health.is_unhealthy() {
+            // Zero is for times that nobody knows.
+            let wait = self.health.wait(now).max(Duration::from_millis(1));
+            return Some(Unusable::Unhealthy(wait));
+        }
+        self.breaker.wait(now).map(Unusable::BreakerOpen)
+    }
+
+    /// Counts a request that begins.
+    pub(super) fn request_begins(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request that ends, and that was counted when it began.
+    pub(super) fn request_ends(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many requests that were counted are under way.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the endpoint begins to get requests at `now`, new or again.
+    pub(super) fn begins_slowly(&self, now: Instant) {
+        let since_made = now.saturating_duration_since(self.made).as_millis();
+        self.begun.store(u64::try_from(since_made).unwrap_or(0) + 1, Ordering::Relaxed);
+    }
+
+    /// How long the endpoint has got requests at `now`; `None` for long.
+    pub(super) fn since(&self, now: Instant) -> Option<Duration> {
+        let begun = self.begun.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_duration_since(self.made + Duration::from_millis(begun)))
+    }
+
+    /// Whether the last checks have passed.
+    pub fn is_healthy(&self) -> bool {
+        !self.health.is_unhealthy()
+    }
+
+    /// Whether a check must begin at `now`.
+    pub(super) fn begins_check(&self, rules: &HealthRules, now: Instant) -> bool {
+        self.health.begin(rules, now)
+    }
+
+    /// The check that was running has ended.
+    pub(super) fn check_ended(&self) {
+        self.health.ended();
+    }
+
+    /// The peer for a check. Checks take turns at the addresses.
+    pub(super) fn peer_to_check(&self) -> Option<HttpPeer> {
+        self.peer(self.turn())
+    }
+
+    /// Learns the result of a check, and says so in the log when the endpoint gets no requests any more, or gets them
+    /// again.
+    pub(super) fn learn_check(&self, result: Result<(), String>, rules: &HealthRules) {
+        match (self.health.learn(result.is_ok(), rules), result) {
+            (None, _) => {}
+            (Some(Change::Healthy), _) => {
+                self.begins_slowly(Instant::now());
+                info!("{self} is healthy again, and gets requests");
+            }
+            (Some(Change::Unhealthy), result) => {
+                let reason = result.err().unwrap_or_default();
+                warn!("{self} is unhealthy, and gets no requests: {reason}");
+            }
         }
     }
 
     /// Lets a request pass at `now`, if one may pass.
-    pub(super) fn pass(&self, now: Instant) -> Option<Pass> {
-        self.breaker.pass(now)
+    pub(super) fn pass(&self, rules: &BreakerRules, now: Instant) -> Option<Pass> {
+        self.breaker.pass(rules, now)
     }
 
     /// Whether the breaker keeps requests away.
@@ -215,7 +305,10 @@ impl Endpoint {
                     "{self} failed {failures} times in a row, and gets no requests for {pause:?}"
                 );
             }
-            Some(Transition::Closed) => info!("{self} works again, and gets requests"),
+            Some(Transition::Closed) => {
+                self.begins_slowly(now);
+                info!("{self} works again, and gets requests");
+            }
         }
     }
 }

@@ -5,38 +5,25 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pingora_core::upstreams::peer::HttpPeer;
 
 use super::attempt::{Attempt, AttemptEnd};
+use super::balance::{Candidates, Member, Position};
 use super::breaker::{Pass, Verdict};
 use super::budget::Budget;
 use super::endpoint::{Endpoint, Unusable};
-use super::rules::UpstreamRules;
+use super::rules::{Balance, UpstreamRules};
 use crate::telemetry::metrics::UpstreamMetrics;
-
-/// The distance that an endpoint of weight 1 moves with each request. See [`Member::moved`].
-const DISTANCE: u64 = 1 << 20;
 
 /// An upstream.
 pub struct Upstream {
     rules: Arc<UpstreamRules>,
     members: Vec<Member>,
-    /// Where the endpoint that was chosen last stood.
-    position: AtomicU64,
+    position: Position,
     budget: Arc<Budget>,
     metrics: UpstreamMetrics,
-}
-
-/// An endpoint, and its part in this upstream.
-struct Member {
-    endpoint: Arc<Endpoint>,
-    /// How far it moves with each request: less for a larger weight.
-    distance: u64,
-    /// How far it has moved. The endpoint that has moved least is chosen, so that each gets its share evenly.
-    moved: AtomicU64,
 }
 
 impl fmt::Debug for Upstream {
@@ -57,12 +44,19 @@ pub struct Turn {
     addresses: usize,
     /// Whether the last address took no connection.
     has_no_connection: bool,
+    /// What the request has in common with others, where an endpoint is chosen by it.
+    key: Option<u32>,
 }
 
 impl Turn {
     /// How many attempts the request has begun.
     pub fn attempts(&self) -> usize {
         self.attempts
+    }
+
+    /// Sets what the request has in common with other requests of its endpoint.
+    pub fn set_key(&mut self, key: u32) {
+        self.key = Some(key);
     }
 
     /// Notes that the last peer took no connection: the same attempt goes on at the next address.
@@ -90,20 +84,18 @@ impl Upstream {
             let connections = &rules.connections;
             let same = |member: &&Member| member.endpoint.is(&endpoint.url, connections);
             let kept = previous.and_then(|previous| previous.members.iter().find(same));
-            let distance = DISTANCE / u64::from(endpoint.weight.max(1));
-            Member {
-                endpoint: match kept {
-                    Some(kept) => Arc::clone(&kept.endpoint),
-                    None => Arc::new(Endpoint::new(&rules.name, &endpoint.url, connections)),
-                },
-                distance,
-                // Half a step makes the sequence of several weights more even.
-                moved: AtomicU64::new(distance / 2),
+            let shared = match kept {
+                Some(kept) => Arc::clone(&kept.endpoint),
+                None => Arc::new(Endpoint::new(&rules.name, &endpoint.url, connections)),
+            };
+            if kept.is_none() && previous.is_some() {
+                shared.begins_slowly(Instant::now());
             }
+            Member::new(shared, endpoint.weight)
         });
         Self {
             members: members.collect(),
-            position: AtomicU64::new(0),
+            position: Position::default(),
             budget: match previous {
                 Some(previous) => Arc::clone(&previous.budget),
                 None => Arc::new(Budget::new(Instant::now())),
@@ -132,7 +124,8 @@ impl Upstream {
     pub fn has_another_address(&self, turn: &Turn) -> bool {
         turn.has_no_connection
             && self.endpoint(turn.endpoint).is_some_and(|endpoint| {
-                turn.addresses < endpoint.addresses() && endpoint.unusable(Instant::now()).is_none()
+                turn.addresses < endpoint.addresses()
+                    && self.unusable(endpoint, Instant::now()).is_none()
             })
     }
 
@@ -182,7 +175,7 @@ impl Upstream {
             None if !before.is_empty() => self.choose(turn, now, |_| true),
             chosen => chosen,
         };
-        chosen.ok_or_else(|| self.unusable(now))
+        chosen.ok_or_else(|| self.all_unusable(now))
     }
 
     /// Whether the request of `turn` gets another attempt at `now`: it has one left, an endpoint may get requests, and the
@@ -198,14 +191,14 @@ impl Upstream {
     }
 
     fn has_usable(&self, now: Instant) -> bool {
-        self.endpoints().any(|endpoint| endpoint.unusable(now).is_none())
+        self.endpoints().any(|endpoint| self.unusable(endpoint, now).is_none())
     }
 
     /// Whether an endpoint may get requests at `now` to which none of the attempts `before` went.
     pub fn has_another(&self, before: &[Attempt], now: Instant) -> bool {
         let is_new = |at: usize| before.iter().all(|attempt| attempt.endpoint != Some(at));
         let mut endpoints = self.endpoints().enumerate();
-        endpoints.any(|(at, endpoint)| is_new(at) && endpoint.unusable(now).is_none())
+        endpoints.any(|(at, endpoint)| is_new(at) && self.unusable(endpoint, now).is_none())
     }
 
     /// Chooses among the endpoints that `admits`.
@@ -231,28 +224,21 @@ impl Upstream {
         None
     }
 
-    /// The endpoint that has moved least of those that `admits` and that may get requests at `now`.
+    /// The next endpoint of those that `admits` and that may get requests at `now`.
     fn next(&self, turn: &Turn, now: Instant, admits: impl Fn(usize) -> bool) -> Option<usize> {
-        let fits = |at: &usize| admits(*at) && self.members[*at].endpoint.unusable(now).is_none();
+        let fits =
+            |at: usize| admits(at) && self.unusable(&self.members[at].endpoint, now).is_none();
         if self.members.len() == 1 {
-            return Some(0).filter(fits);
+            return fits(0).then_some(0);
         }
-        let moved = |at: usize| (self.members[at].moved.load(Ordering::Relaxed), at);
-        let (moved, at) = (0..self.members.len()).filter(fits).map(moved).min()?;
-        // A retry takes no turn: the endpoint that fails would be the next again, because the other has moved.
-        if turn.attempts > 1 {
-            return Some(at);
+        let slow_start = self.rules.slow_start;
+        let is_retry = turn.attempts > 1;
+        let candidates = Candidates { members: &self.members, fits, slow_start, now, is_retry };
+        match (&self.rules.balance, turn.key) {
+            (Balance::Hash(_), Some(key)) => candidates.of_key(key),
+            (Balance::LeastConnections, _) => candidates.least_busy(&self.position),
+            (Balance::RoundRobin | Balance::Hash(_), _) => candidates.in_turn(&self.position),
         }
-        let member = &self.members[at];
-        // An endpoint that got no requests for a while begins beside the others, or it would get all of them.
-        let position = self.position.load(Ordering::Relaxed);
-        if moved < position {
-            member.moved.fetch_max(position, Ordering::Relaxed);
-        } else {
-            self.position.store(moved, Ordering::Relaxed);
-        }
-        member.moved.fetch_add(member.distance, Ordering::Relaxed);
-        Some(at)
     }
 
     /// Lets an attempt pass to the endpoint `at`.
@@ -265,12 +251,21 @@ impl Upstream {
         peer.options.read_timeout = Some(timeouts.read);
         peer.options.write_timeout = Some(timeouts.write);
         peer.options.idle_timeout = Some(timeouts.idle);
-        Some(Picked { endpoint: at, pass: endpoint.pass(now)?, peer })
+        let pass = endpoint.pass(&self.rules.breaker, now)?;
+        if self.counts_requests() {
+            endpoint.request_begins();
+        }
+        Some(Picked { endpoint: at, pass, peer })
+    }
+
+    /// Why this endpoint may get no request at `now`.
+    fn unusable(&self, endpoint: &Endpoint, now: Instant) -> Option<Unusable> {
+        endpoint.unusable(self.rules.health.is_some(), now)
     }
 
     /// Why no endpoint may get a request at `now`.
-    fn unusable(&self, now: Instant) -> Unusable {
-        let reasons = self.endpoints().filter_map(|endpoint| endpoint.unusable(now));
+    fn all_unusable(&self, now: Instant) -> Unusable {
+        let reasons = self.endpoints().filter_map(|endpoint| self.unusable(endpoint, now));
         reasons.min_by_key(|reason| reason.wait()).unwrap_or(Unusable::BreakerOpen(Duration::ZERO))
     }
 
@@ -284,8 +279,17 @@ impl Upstream {
         }
     }
 
+    fn counts_requests(&self) -> bool {
+        self.rules.balance == Balance::LeastConnections
+    }
+
     /// Records an attempt that has ended in this way, at `now`.
     pub fn attempt_ended(&self, attempt: &Attempt, end: AttemptEnd, now: Instant) {
+        if self.counts_requests()
+            && let Some(endpoint) = attempt.endpoint.and_then(|at| self.endpoint(at))
+        {
+            endpoint.request_ends();
+        }
         if let Some(first_byte) = attempt.first_byte {
             self.metrics.seconds.observe(first_byte.as_secs_f64());
         }
@@ -329,15 +333,25 @@ mod tests {
         UpstreamRules {
             name: "u".into(),
             endpoints: endpoints.iter().enumerate().map(endpoint).collect(),
+            balance: Balance::RoundRobin,
+            slow_start: Duration::ZERO,
             connections: Default::default(),
             retries: 2,
             retry_budget: 20,
-            timeouts: Timeouts { connect: SECOND, read: SECOND, write: SECOND, idle: SECOND },
+            timeouts: Timeouts {
+                connect: SECOND,
+                read: SECOND,
+                write: SECOND,
+                idle: SECOND,
+                deadlines: Default::default(),
+            },
             breaker: BreakerRules {
                 failures: Some(2),
                 open_for: SECOND,
                 statuses: Default::default(),
             },
+            resolve_every: SECOND,
+            health: None,
         }
     }
 

@@ -18,27 +18,25 @@ use super::pool::Upstream;
 /// After this time without an answer, a look-up is said to have failed.
 const LOOKUP: Duration = Duration::from_secs(3);
 
-/// How often a name with an address is looked up again.
-const REFRESH: Duration = Duration::from_secs(30);
+/// The longest pause after a look-up that failed.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// When an endpoint's name is looked up.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Schedule {
-    due: Instant,
+    /// When the last look-up has ended.
+    ended: Option<Instant>,
     /// Look-ups that have failed since the last that has not.
     failures: u32,
     is_running: bool,
 }
 
 impl Schedule {
-    /// A name that was never looked up.
-    pub fn new() -> Self {
-        Self { due: Instant::now(), failures: 0, is_running: false }
-    }
-
-    /// Whether a look-up must start now. It counts as running then.
-    pub fn start(&mut self, now: Instant) -> bool {
-        let starts = !self.is_running && self.due <= now;
+    /// Whether a look-up must start now. It counts as running then. A name that has an address is looked up again after
+    /// `every`.
+    pub fn start(&mut self, every: Duration, now: Instant) -> bool {
+        let is_due = self.ended.is_none_or(|ended| ended + pause(self.failures, every) <= now);
+        let starts = is_due && !self.is_running;
         self.is_running |= starts;
         starts
     }
@@ -46,21 +44,16 @@ impl Schedule {
     /// A look-up has ended, and has `found` an address or not.
     fn end(&mut self, found: bool, now: Instant) {
         self.failures = if found { 0 } else { self.failures.saturating_add(1) };
-        self.due = now + pause(self.failures);
+        self.ended = Some(now);
     }
 }
 
-impl Default for Schedule {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// The time until the next look-up: a second after the first failure, twice as long after each further one.
-fn pause(failures: u32) -> Duration {
+/// The time until the next look-up: a second after the first failure, twice as long after each further one, and never
+/// longer than after a look-up that succeeds.
+fn pause(failures: u32, every: Duration) -> Duration {
     match failures {
-        0 => REFRESH,
-        failures => Duration::from_secs(1 << (failures - 1).min(5)).min(REFRESH),
+        0 => every,
+        failures => Duration::from_secs(1 << (failures - 1).min(5)).min(LONGEST).min(every),
     }
 }
 
@@ -73,9 +66,12 @@ fn pause(failures: u32) -> Duration {
 pub fn look_up<'a>(upstreams: impl IntoIterator<Item = &'a Arc<Upstream>>) -> Vec<JoinHandle<()>> {
     let now = Instant::now();
     let mut started = Vec::new();
-    for endpoint in upstreams.into_iter().flat_map(|upstream| upstream.endpoints()) {
-        if endpoint.literal().is_none() && endpoint.schedule.lock().start(now) {
-            started.push(tokio::spawn(look_up_one(Running(Arc::clone(endpoint)))));
+    for upstream in upstreams {
+        let every = upstream.rules().resolve_every;
+        for endpoint in upstream.endpoints() {
+            if endpoint.literal().is_none() && endpoint.schedule.lock().start(every, now) {
+                started.push(tokio::spawn(look_up_one(Running(Arc::clone(endpoint)))));
+            }
         }
     }
     started
@@ -111,10 +107,9 @@ async fn look_up_one(running: Running) {
             if addresses.is_empty() {
                 fail("it has no address");
             } else {
-                if !endpoint.is_resolved() {
+                if endpoint.set_addresses(&addresses) {
                     info!("{endpoint} resolved to {addresses:?}");
                 }
-                endpoint.set_addresses(&addresses);
             }
             !addresses.is_empty()
         }
@@ -132,22 +127,22 @@ mod tests {
 
     #[test]
     fn a_name_is_looked_up_once_at_a_time_and_ever_more_rarely_while_it_fails() {
-        let start = Instant::now();
-        let mut schedule = Schedule { due: start, failures: 0, is_running: false };
-        let mut now = start;
+        const EVERY: Duration = Duration::from_secs(60);
+        let (mut now, mut schedule) = (Instant::now(), Schedule::default());
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            assert!(schedule.start(now));
-            assert!(!schedule.start(now + Duration::from_secs(3_600)), "it runs already");
+            assert!(schedule.start(EVERY, now));
+            assert!(!schedule.start(EVERY, now + Duration::from_secs(3_600)), "it runs already");
             schedule.end(false, now);
             schedule.is_running = false;
             let pause = Duration::from_secs(seconds);
-            assert!(!schedule.start(now + pause - Duration::from_millis(1)), "{seconds}");
+            assert!(!schedule.start(EVERY, now + pause - Duration::from_millis(1)), "{seconds}");
             now += pause;
         }
-        assert!(schedule.start(now));
+        assert!(schedule.start(EVERY, now));
         schedule.end(true, now);
         schedule.is_running = false;
-        assert!(!schedule.start(now + REFRESH - Duration::from_millis(1)));
-        assert!(schedule.start(now + REFRESH));
+        assert!(!schedule.start(EVERY, now + EVERY - Duration::from_millis(1)));
+        // A reload may have made the pause shorter.
+        assert!(schedule.start(EVERY / 2, now + EVERY / 2));
     }
 }

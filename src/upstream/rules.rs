@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use super::tls::TlsRules;
 
 /// The rules of an upstream.
@@ -13,6 +15,10 @@ pub struct UpstreamRules {
     pub name: String,
     /// The servers of the upstream; at least one.
     pub endpoints: Vec<EndpointRules>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// An endpoint that is new or works again gets its share over this time; zero: at once.
+    pub slow_start: Duration,
     /// How connections are made.
     pub connections: ConnectionRules,
     /// How many further attempts a request gets after the first has failed.
@@ -23,6 +29,10 @@ pub struct UpstreamRules {
     pub timeouts: Timeouts,
     /// When an endpoint gets no requests because it failed.
     pub breaker: BreakerRules,
+    /// How often a name that has an address is looked up again.
+    pub resolve_every: Duration,
+    /// How the gateway checks the endpoints; `None`: not at all.
+    pub health: Option<HealthRules>,
 }
 
 /// One server of an upstream.
@@ -80,6 +90,31 @@ impl fmt::Display for EndpointUrl {
     }
 }
 
+/// How an endpoint is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// In turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest requests under way.
+    LeastConnections,
+    /// The one that a key of the request belongs to; in turn where the request has no such key.
+    Hash(HashKey),
+}
+
+/// What the requests of one endpoint have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// The token.
+    Token,
+    /// The organization of the token.
+    Organization,
+    /// The client's address; of an IPv6 address the first 64 bits.
+    Ip,
+    /// The value of a header field.
+    Header(HeaderName),
+}
+
 /// How connections to the endpoints of an upstream are made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionRules {
@@ -112,6 +147,31 @@ pub struct Timeouts {
     pub write: Duration,
     /// How long an unused connection is kept.
     pub idle: Duration,
+    /// Deadlines of more than one step.
+    pub deadlines: Deadlines,
+}
+
+/// Deadlines of more than one step; `None`: the deadlines of the steps are all there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Of one attempt: from the end of the request to the header of its answer.
+    pub first_byte: Option<Duration>,
+    /// Of all attempts: from the header of the request to the end of its answer.
+    pub total: Option<Duration>,
+}
+
+impl Deadlines {
+    /// The earlier of these and of `other`.
+    pub fn narrowed(self, other: Self) -> Self {
+        let earlier = |one: Option<Duration>, other: Option<Duration>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            first_byte: earlier(self.first_byte, other.first_byte),
+            total: earlier(self.total, other.total),
+        }
+    }
 }
 
 /// When the breaker of an endpoint opens, and for how long.
@@ -123,6 +183,40 @@ pub struct BreakerRules {
     pub open_for: Duration,
     /// Answers that are failures.
     pub statuses: Statuses,
+}
+
+/// How the gateway checks endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthRules {
+    /// What a check does.
+    pub check: Check,
+    /// How often an endpoint is checked.
+    pub interval: Duration,
+    /// The deadline of a check, from its connection to its end.
+    pub timeout: Duration,
+    /// Failed checks in a row that make an endpoint unhealthy.
+    pub unhealthy_after: u32,
+    /// Passed checks in a row that make it healthy again.
+    pub healthy_after: u32,
+}
+
+/// What a check does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// It makes a connection, with TLS where requests use it.
+    Connect,
+    /// It asks for a path.
+    Http {
+        /// The path, with or without a query.
+        path: String,
+        /// The statuses that pass.
+        statuses: Statuses,
+    },
+    /// It asks by gRPC's health protocol.
+    Grpc {
+        /// The name of the service; empty for the whole server.
+        service: String,
+    },
 }
 
 /// A set of statuses, as ranges.

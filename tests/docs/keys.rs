@@ -147,16 +147,18 @@ fn every_key_of_the_configuration_is_documented_and_no_other() {
 /// Writing a default changes nothing.
 #[test]
 fn the_documented_defaults_are_those_of_the_program() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let certificate = tls::Authority::new("docs").issue(&["a.test"]).write(dir.path(), "a").yaml();
     let base: Value = serde_yaml::from_str(&format!(
         r#"
-listeners: [ {{ address: "0.0.0.0:8080" }} ]
+listeners: [ {{ address: "0.0.0.0:8080", tls: {{ certificates: [ {certificate} ] }} }} ]
 redis: {{ url: "redis://a" }}
 auth:
   jwt:
     keys: [ {{ algorithm: HS256, secret: "{SECRET}" }} ]
     jwks: {{ url: "https://a.example/" }}
 plans: {{ {SOME_NAME}: {{ limits: [ {{ rate: 5/minute }} ] }} }}
-upstreams: {{ {SOME_NAME}: {{ endpoints: [ {{ url: "http://a" }} ] }} }}
+upstreams: {{ {SOME_NAME}: {{ endpoints: [ {{ url: "http://a" }} ], health: {{ path: /h }} }} }}
 routes: [ {{ prefix: /, upstream: {SOME_NAME}, mirror: {{ upstream: {SOME_NAME} }}, cors: {{ origins: [ "https://a.example" ] }} }} ]
 "#
     ))

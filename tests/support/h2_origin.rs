@@ -1,10 +1,12 @@
 //! A server of HTTP/2, with TLS or without, that records what it receives. Over TLS it speaks HTTP/1.1 where it must.
 //! It knows nothing of the gateway.
+// Each test file uses its own part of this.
+#![allow(dead_code)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -91,6 +93,7 @@ pub struct H2Origin {
 
 #[derive(Default)]
 struct State {
+    fails: AtomicBool,
     requests: Mutex<Vec<String>>,
     connections: AtomicUsize,
 }
@@ -152,6 +155,11 @@ impl H2Origin {
         self.state.requests.lock().clone()
     }
 
+    /// What the server says by gRPC's health protocol about the service `a.B` from now on.
+    pub fn serves(&self, serves: bool) {
+        self.state.fails.store(!serves, Ordering::Relaxed);
+    }
+
     /// How many connections of HTTP were made so far.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::Relaxed)
@@ -190,12 +198,24 @@ impl State {
             answer.send_reset(Reason::REFUSED_STREAM);
             return;
         }
-        let mut received = 0;
+        let (mut received, mut message) = (0, Vec::new());
         while let Some(Ok(bytes)) = body.data().await {
             received += bytes.len();
+            message.extend_from_slice(&bytes);
+            message.truncate(64);
             let _ = body.flow_control().release_capacity(bytes.len());
         }
-        if head.uri.path().starts_with("/slow") {
+        if head.uri.path() == "/grpc.health.v1.Health/Check" {
+            assert_eq!(message, b"\0\0\0\0\x05\x0a\x03a.B");
+            let serving =
+                [0, 0, 0, 0, 2, 8, if self.fails.load(Ordering::Relaxed) { 2 } else { 1 }];
+            let Ok(mut stream) = answer.send_response(Response::new(()), false) else { return };
+            let _ = stream.send_data(Bytes::copy_from_slice(&serving), false);
+            let status = ("grpc-status".parse().unwrap(), "0".parse().unwrap());
+            let _ = stream.send_trailers([status].into_iter().collect());
+            return;
+        }
+        if head.uri.path().contains("/slow") {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let authority = head.uri.authority().map(|authority| authority.as_str());

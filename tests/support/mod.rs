@@ -21,6 +21,7 @@ pub mod issuer;
 pub mod origin;
 pub mod redis;
 pub mod server;
+pub mod tls;
 pub mod token;
 pub mod topology;
 
@@ -98,6 +99,20 @@ pub fn tollgate() -> Command {
     command
 }
 
+/// `command` behind a `wrapper` that executes its last arguments.
+fn wrapped(wrapper: &[&str], command: Command) -> Command {
+    let [program, arguments @ ..] = wrapper else { return command };
+    let mut outer = Command::new(program);
+    outer.args(arguments).arg(command.get_program());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
 /// A running gateway; killed when dropped.
 pub struct Gateway {
     pub address: SocketAddr,
@@ -126,6 +141,15 @@ impl Gateway {
         gateway
     }
 
+    /// The same in a namespace where the file `hosts` is /etc/hosts. It needs the right to make namespaces of users.
+    pub fn start_with_hosts(hosts: &Path, yaml: &str) -> Self {
+        let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        let wrapper = ["unshare", "-rm", "sh", "-c", script, hosts.to_str().unwrap()];
+        let gateway = Self::spawn_wrapped(&wrapper, 2, yaml, &[]);
+        gateway.wait_ready();
+        gateway
+    }
+
     /// Starts a gateway and waits until it listens.
     pub fn spawn(yaml: &str) -> Self {
         Self::spawn_with(yaml, &[])
@@ -137,11 +161,20 @@ impl Gateway {
     }
 
     fn spawn_with_threads(threads: usize, yaml: &str, environment: &[(&str, &str)]) -> Self {
+        Self::spawn_wrapped(&[], threads, yaml, environment)
+    }
+
+    fn spawn_wrapped(
+        wrapper: &[&str],
+        threads: usize,
+        yaml: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let dir = TempDir::new().unwrap();
         let config = dir.path().join("tollgate.yaml");
         std::fs::write(&config, complete(yaml, threads, dir.path())).unwrap();
         let mut gateway =
-            Self::launch_with(&["run", "-c", config.to_str().unwrap()], dir, environment);
+            Self::launch_with(wrapper, &["run", "-c", config.to_str().unwrap()], dir, environment);
         gateway.threads = threads;
         gateway.find_addresses();
         gateway
@@ -149,10 +182,11 @@ impl Gateway {
 
     /// Starts the executable with its home in `dir`, at a time when no hour's or day's window is about to end.
     pub fn launch(arguments: &[&str], dir: impl Into<Arc<TempDir>>) -> Self {
-        Self::launch_with(arguments, dir, &[])
+        Self::launch_with(&[], arguments, dir, &[])
     }
 
     fn launch_with(
+        wrapper: &[&str],
         arguments: &[&str],
         dir: impl Into<Arc<TempDir>>,
         environment: &[(&str, &str)],
@@ -162,7 +196,7 @@ impl Gateway {
         if left < 15 {
             thread::sleep(Duration::from_secs(left));
         }
-        let mut command = tollgate();
+        let mut command = wrapped(wrapper, tollgate());
         command.args(arguments).envs(environment.iter().copied()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));

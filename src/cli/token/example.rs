@@ -95,17 +95,27 @@ mod tests {
 
     fn route(prefix: &str, methods: &[&str], host: Option<&str>, auth_required: bool) -> Route {
         let second = Duration::from_secs(1);
-        let timeouts = Timeouts { connect: second, read: second, write: second, idle: second };
+        let timeouts = Timeouts {
+            connect: second,
+            read: second,
+            write: second,
+            idle: second,
+            deadlines: Default::default(),
+        };
         let breaker =
             BreakerRules { failures: None, open_for: second, statuses: Default::default() };
         let upstream = UpstreamRules {
             name: "u".into(),
             endpoints: Vec::new(),
+            balance: Default::default(),
+            slow_start: second,
             connections: Default::default(),
             retries: 0,
             retry_budget: 20,
             timeouts,
             breaker,
+            resolve_every: second,
+            health: None,
         };
         Route {
             limits: LimitSet::default(),
@@ -124,6 +134,7 @@ mod tests {
             forward_credential: true,
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
+            deadlines: Default::default(),
             deprecated: None,
             mirror: None,
             cors: None,

@@ -8,12 +8,12 @@ mod cors;
 mod destination;
 mod fields;
 mod limits;
+mod listeners;
 mod notices;
 mod routing;
 mod tokens;
 mod upstreams;
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -22,16 +22,14 @@ use super::file::{self, File, List, Map, Maybe};
 use super::key_path::KeyPath;
 use super::matching::Method;
 use super::scalar::{Identifier, Leaf, Scalar};
-use super::{
-    ClientTimeouts, Config, Listener, ListenerRules, LiveConfig, Redis, Server, StartupConfig,
-};
+use super::{ClientTimeouts, Config, Listener, LiveConfig, Redis, Server, StartupConfig};
 use crate::route::table::serves;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 
 /// The valid configuration, unless something was reported on the way.
 pub(super) fn compile(file: File, report: &mut Report) -> Option<Config> {
     let (listeners, listener_rules): (Vec<_>, Vec<_>) =
-        listeners(file.listeners, report).into_iter().unzip();
+        listeners::compile(file.listeners, report).into_iter().unzip();
     let metrics = metrics(file.metrics.unwrap_or_default(), &listeners, report);
     let written_limits = file.limits.unwrap_or_default();
     let algorithm = limits::algorithm(&written_limits);
@@ -95,41 +93,6 @@ fn server(written: file::Server) -> Server {
         ),
         upgrade_sock: written.upgrade_sock.map(|path| path.0.0),
     }
-}
-
-/// The listeners: the address of each, and its rules.
-fn listeners(written: List<file::Listener>, report: &mut Report) -> Vec<(Listener, ListenerRules)> {
-    let at = KeyPath::top("listeners");
-    let Some(written) = written else {
-        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
-        return vec![(Listener { address }, ListenerRules { http2: false })];
-    };
-    if written.is_empty() {
-        report
-            .fault(&at, "is empty; write at least one listener, such as { address: 0.0.0.0:8080 }");
-    }
-    let mut seen = BTreeSet::new();
-    let mut listeners = Vec::new();
-    for (i, listener) in written.into_iter().enumerate() {
-        let (address, http2, http3) = listener.map_or((None, None, None), |listener| {
-            (listener.address, listener.http2, listener.http3)
-        });
-        if or(http3, false) {
-            report.fault(
-                &at.index(i).key("http3"),
-                "is not served: clients speak HTTP/1.1 or HTTP/2; write false, or leave it out",
-            );
-        }
-        let at = at.index(i).key("address");
-        let Some(address) = need(address, &at, report) else {
-            continue;
-        };
-        if address.port() != 0 && !seen.insert(address) {
-            report.fault(&at, "is the address of another listener; write each address once");
-        }
-        listeners.push((Listener { address }, ListenerRules { http2: or(http2, false) }));
-    }
-    listeners
 }
 
 fn metrics(

@@ -16,7 +16,7 @@ use crate::quota::Algorithm;
 use crate::route::coding::Coding;
 use crate::route::headers::HeaderRules;
 use crate::route::table::Matcher;
-use crate::upstream::rules::UpstreamRules;
+use crate::upstream::rules::{Deadlines, UpstreamRules};
 
 /// The rest of the configuration, as far as routes refer to it.
 pub(super) struct Context<'a> {
@@ -124,6 +124,7 @@ fn route(
     let cors =
         written.cors.and_then(|written| cors::compile(written, &methods, &at.key("cors"), report));
     let matcher = Matcher { prefix: prefix?.0, host: written.host.map(|host| host.0), methods };
+    let timeouts = written.timeouts.unwrap_or_default();
     let route = destination.map(|upstreams| Route {
         matcher: matcher.clone(),
         upstreams,
@@ -137,6 +138,10 @@ fn route(
         rewrite_answers,
         request_headers,
         response_headers,
+        deadlines: Deadlines {
+            first_byte: timeouts.first_byte.map(|span| span.0.0),
+            total: timeouts.total.map(|span| span.0.0),
+        },
         deprecated,
         mirror,
         cors,

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
+use super::super::words::BalanceWord;
 use super::{deadline, each, need, or};
 use crate::base::files::read_text;
 use crate::upstream::rules::{
-    BreakerRules, ConnectionRules, EndpointRules, Http2, Scheme, Statuses, Timeouts, UpstreamRules,
+    Balance, BreakerRules, Check, ConnectionRules, Deadlines, EndpointRules, HealthRules, Http2,
+    Scheme, Statuses, Timeouts, UpstreamRules,
 };
 use crate::upstream::tls::{Authorities, Identity, TlsError, TlsRules};
 
@@ -33,20 +36,32 @@ pub(super) fn upstream(
             "is for https endpoints, and there are none; write their URLs with https",
         );
     }
+    let balance = balance(written.balance, written.hash, at, report);
+    let health = written
+        .health
+        .and_then(|health| self::health(health, &endpoints, &at.key("health"), report));
     let tls = tls(written.tls.unwrap_or_default(), &at.key("tls"), report);
     Some(Arc::new(UpstreamRules {
         name: name.to_owned(),
         endpoints,
+        balance,
+        slow_start: written.slow_start.map_or(Duration::ZERO, |span| span.0.0),
         connections: ConnectionRules { tls, http2 },
         timeouts: Timeouts {
             connect: deadline(timeouts.connect, 1),
             read: deadline(timeouts.read, 30),
             write: deadline(timeouts.write, 30),
             idle: deadline(timeouts.idle, 60),
+            deadlines: Deadlines {
+                first_byte: timeouts.first_byte.map(|span| span.0.0),
+                total: timeouts.total.and_then(|span| span.0.0),
+            },
         },
         retries: super::count(written.retries.map(|n| n.0.0), 2),
+        resolve_every: written.resolve_every.map_or(Duration::from_secs(30), |span| span.0.0),
         retry_budget: written.retry_budget.map_or(20, |share| share.0.0),
         breaker: breaker(written.breaker.unwrap_or_default(), &at.key("breaker"), report),
+        health,
     }))
 }
 
@@ -127,6 +142,72 @@ fn of_file<T>(
             None
         }
     }
+}
+
+fn balance(
+    written: file::Maybe<BalanceWord>,
+    hash: Option<file::Hash>,
+    at: &KeyPath,
+    report: &mut Report,
+) -> Balance {
+    let is_broken = report.is_broken(&at.key("balance"));
+    match (or(written, BalanceWord::RoundRobin), hash) {
+        (BalanceWord::Hash, hash) => {
+            let at = at.key("hash").key("by");
+            need(hash.and_then(|hash| hash.by), &at, report)
+                .map_or(Balance::RoundRobin, Balance::Hash)
+        }
+        (_, Some(_)) if !is_broken => {
+            report.fault(&at.key("hash"), "is for balance: hash; write that, too");
+            Balance::RoundRobin
+        }
+        (BalanceWord::LeastConnections, _) => Balance::LeastConnections,
+        (BalanceWord::RoundRobin, _) => Balance::RoundRobin,
+    }
+}
+
+fn health(
+    written: file::Health,
+    endpoints: &[EndpointRules],
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<HealthRules> {
+    let file::Health { path, grpc, status, interval, timeout, unhealthy_after, healthy_after } =
+        written;
+    let speaks_http2 = endpoints.iter().all(|endpoint| endpoint.url.scheme != Scheme::Http);
+    let check = match (path, grpc, &status) {
+        (Some(_), Some(_), _) => {
+            report.fault(&at.key("grpc"), "stands beside path; write one of the two");
+            return None;
+        }
+        (None, _, Some(_)) if !report.is_broken(&at.key("path")) => {
+            report.fault(&at.key("status"), "is of a check that asks for a path; write path too");
+            return None;
+        }
+        (None, Some(_), None) if !speaks_http2 => {
+            report.fault(
+                &at.key("grpc"),
+                "needs HTTP/2; write the URLs of the endpoints with h2c or https",
+            );
+            return None;
+        }
+        (Some(path), None, _) => {
+            let statuses = status.map_or(200..=399, |range| range.0.0);
+            Check::Http { path: path.0.0, statuses: Statuses(vec![statuses]) }
+        }
+        (None, Some(service), _) => Check::Grpc { service: service.0.0 },
+        (None, None, _) => Check::Connect,
+    };
+    let count = |written: Option<u64>, default| {
+        written.map_or(default, |n| u32::try_from(n).unwrap_or(u32::MAX))
+    };
+    Some(HealthRules {
+        check,
+        interval: interval.map_or(Duration::from_secs(5), |span| span.0.0),
+        timeout: deadline(timeout, 1),
+        unhealthy_after: count(unhealthy_after.map(|n| n.0.0), 3),
+        healthy_after: count(healthy_after.map(|n| n.0.0), 2),
+    })
 }
 
 fn breaker(written: file::Breaker, at: &KeyPath, report: &mut Report) -> BreakerRules {

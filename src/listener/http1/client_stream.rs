@@ -18,11 +18,14 @@ use super::body::Body;
 use super::head::{Head, HeadReader};
 use super::stalled::Closed;
 use crate::auth::Principal;
-use crate::listener::end::{RequestEnd, TunnelDeadline};
+use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TunnelDeadline};
 use crate::listener::rules::HeadError;
 
 /// How many bytes of later requests are buffered; more bytes stay in the kernel.
 const MAX_AHEAD: usize = 64 * 1024;
+
+/// How many bytes TLS may have read that this stream has not: more than a record, in bytes.
+const MAX_DECRYPTED: u64 = 64 * 1024;
 
 /// How many bytes are read at a time.
 const READ_SIZE: usize = 16 * 1024;
@@ -66,6 +69,8 @@ pub struct ClientStream {
     principal: Option<Principal>,
     /// The deadline of a request that asks for a tunnel.
     tunnel: Option<TunnelDeadline>,
+    /// When the present request ends at the latest, and why.
+    deadline: RequestTimer,
     /// The socket of the upstream that takes the body of the present request, until its answer begins.
     upload: Option<RawFd>,
     /// How many uploads there were.
@@ -90,6 +95,7 @@ impl ClientStream {
             half_closed: None,
             principal: None,
             tunnel: None,
+            deadline: RequestTimer::default(),
             upload: None,
             uploads: 0,
             end: None,
@@ -154,6 +160,7 @@ impl ClientStream {
         self.half_closed = None;
         self.principal = None;
         self.tunnel = None;
+        self.deadline.set(None);
         self.upload = None;
         if self.ahead.len() == head.length {
             return mem::take(&mut self.ahead);
@@ -168,6 +175,16 @@ impl ClientStream {
         // An error means that the client has left.
         poll_fn(|cx| {
             let _ = self.poll_flush(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Tells a client that waits for no answer that the connection ends, as far as it can be told at once.
+    pub async fn close_now(&mut self) {
+        // An error means that the client has left.
+        poll_fn(|cx| {
+            let _ = self.poll_shutdown(cx);
             Poll::Ready(())
         })
         .await;
@@ -256,6 +273,24 @@ impl ClientStream {
         self.tunnel
     }
 
+    /// Sets when the present request ends at the latest; `None` for no such time.
+    pub fn set_deadline(&mut self, deadline: Option<RequestDeadline>) {
+        self.deadline.set(deadline);
+    }
+
+    /// Lets the present request go on that had to end, because another attempt follows.
+    pub fn go_on(&mut self) {
+        self.end = None;
+    }
+
+    /// Ends the present request when its time has run out. Pingora reads while it waits for an answer, and writes while the
+    /// answer comes, so that its task is woken.
+    fn check_deadline(&mut self, cx: &mut Context<'_>) {
+        if let Some(reason) = self.deadline.poll(cx) {
+            self.set_end(reason);
+        }
+    }
+
     /// Sets the socket of the upstream that takes the body of the present request. It must be set to `None` before
     /// the socket is closed.
     pub fn set_upload(&mut self, upstream: Option<RawFd>) {
@@ -268,13 +303,18 @@ impl ClientStream {
         self.upload.filter(|_| !self.body.is_over()).map(|upstream| (self.uploads, upstream))
     }
 
-    /// Whether a client that has closed in this way cannot have sent its whole request.
-    pub fn is_gone(&self, closed: &Closed) -> bool {
+    /// Whether a client that has closed in this way cannot have sent its whole request. The bytes that wait may be
+    /// `encrypted`.
+    pub fn is_gone(&self, closed: &Closed, encrypted: bool) -> bool {
         match closed {
             Closed::Whole => true,
             Closed::Sending { number, bytes } => match self.body {
                 Body::Everything => false,
-                Body::Bytes(left) => left > number.saturating_add(self.ahead.len() as u64),
+                Body::Bytes(left) => {
+                    let held = if encrypted { MAX_DECRYPTED } else { 0 };
+                    left > number.saturating_add(held + self.ahead.len() as u64)
+                }
+                Body::Chunked(_) if encrypted => false,
                 // The end of the body may be among the bytes that wait.
                 Body::Chunked(mut body) => bytes.as_ref().is_some_and(|bytes| {
                     let passed = [&self.ahead, &bytes[..]].map(|bytes| body.pass(bytes));
@@ -328,6 +368,7 @@ impl ClientStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check_deadline(cx);
         if let Some(end) = self.end {
             return Poll::Ready(Err(io::Error::other(end)));
         }
@@ -370,6 +411,7 @@ impl ClientStream {
 
     /// Writes bytes of the answer.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_deadline(cx);
         self.check_write()?;
         Pin::new(&mut self.bytes).poll_write(cx, buf)
     }
@@ -380,6 +422,7 @@ impl ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_deadline(cx);
         self.check_write()?;
         Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs)
     }
@@ -391,6 +434,12 @@ impl ClientStream {
 
     /// Sends what was written.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_deadline(cx);
+        if self.is_cut
+            && let Some(end) = self.end
+        {
+            return Poll::Ready(Err(io::Error::other(end)));
+        }
         self.unsent = false;
         Pin::new(&mut self.bytes).poll_flush(cx)
     }

@@ -32,7 +32,9 @@ mod stalled;
 
 use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
-pub(super) use request_stream::{answered_whole, end_of, ends_with, set_tunnel, set_upload};
+pub(super) use request_stream::{
+    answered_whole, end_of, ends_with, entry_of, go_on, set_deadline, set_tunnel, set_upload,
+};
 
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;
@@ -55,6 +57,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     shutdown: &ShutdownWatch,
 ) {
     let mut stream = SharedStream::new(connection);
+    let is_encrypted = stream.is_encrypted();
     let (mut is_new, mut is_closing) = (true, false);
     // Both are kept over all requests, because registering them for each request is expensive.
     let mut alarm = Alarm::new(timeouts().idle);
@@ -77,6 +80,10 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         is_new = false;
         // The client closed, was silent for too long, or a read failed: there is no request to answer.
         if !matches!(begun, Some(Ok(true))) {
+            if is_encrypted {
+                // A client cannot tell an end without this from one that an attacker has made (RFC 8446 section 6.1).
+                client.close_now().await;
+            }
             return;
         }
         let limit = if is_closing { FIRST } else { timeouts.header };
@@ -104,6 +111,11 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
             return;
         }
     }
+}
+
+/// Writes `answer` to a client whose bytes are not looked at, and ends the connection.
+pub async fn refuse(bytes: Stream, answer: Vec<u8>) {
+    ClientStream::new(bytes, BytesMut::new()).refuse(answer).await;
 }
 
 /// Reads the next head. `Err(None)` means that the client has closed the connection.

@@ -28,8 +28,8 @@ use tokio::time::Sleep;
 use super::client_stream::ClientStream;
 use super::stalled::StalledUpload;
 use crate::auth::Principal;
-use crate::listener::connection::{Connection, Facts};
-use crate::listener::end::{RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::connection::{Connection, Entry, Facts};
+use crate::listener::end::{RequestDeadline, RequestEnd, TokenEnds, TunnelDeadline};
 use crate::listener::timer::poll_deadline;
 
 /// A client's stream, as the connection's task holds it.
@@ -47,6 +47,11 @@ impl SharedStream {
     pub fn new(connection: Connection) -> Self {
         let Connection { bytes, ahead, facts } = connection;
         Self(Arc::new(Shared { facts, client: Mutex::new(ClientStream::new(bytes, ahead)) }))
+    }
+
+    /// Whether the client speaks TLS.
+    pub fn is_encrypted(&self) -> bool {
+        self.0.facts.tls.is_some()
     }
 
     /// The client's stream; `None` while a request stream is alive.
@@ -102,7 +107,7 @@ impl SharedStream {
                 while let Some(upload) = &mut upload
                     && let Poll::Ready(closed) = upload.poll_closed(cx)
                 {
-                    if client.is_gone(&closed) {
+                    if client.is_gone(&closed, self.0.facts.tls.is_some()) {
                         client.set_end(RequestEnd::ClientGone);
                         upload.stop();
                     }
@@ -131,6 +136,12 @@ fn with_client<T>(session: &ServerSession, act: impl FnOnce(&mut ClientStream) -
     Some(act(&mut shared.client.lock()))
 }
 
+/// How the connection of `session` came in.
+pub fn entry_of(session: &ServerSession) -> Option<Entry> {
+    let RequestStream(shared) = session.stream()?.as_any().downcast_ref::<RequestStream>()?;
+    Some(shared.facts.entry.clone())
+}
+
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
 /// long.
 pub fn ends_with(session: &ServerSession, principal: &Principal) {
@@ -140,6 +151,16 @@ pub fn ends_with(session: &ServerSession, principal: &Principal) {
 /// Ends the request of `session`, which asks for a tunnel, when no byte has passed for `limit`.
 pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
     with_client(session, |client| client.set_tunnel(limit, reason));
+}
+
+/// Sets when the request of `session` ends at the latest; `None` for no such time.
+pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) {
+    with_client(session, |client| client.set_deadline(deadline));
+}
+
+/// Lets the request of `session` go on that had to end, because another attempt follows.
+pub fn go_on(session: &ServerSession) {
+    with_client(session, ClientStream::go_on);
 }
 
 /// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket

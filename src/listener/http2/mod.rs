@@ -105,7 +105,8 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     shutdown: &ShutdownWatch,
 ) {
     let Connection { bytes, ahead, facts } = connection;
-    let (shared, verdict) = (Arc::new(Shared::default()), Arc::new(Mutex::new(Verdict::default())));
+    let shared = Arc::new(Shared::new(facts.entry.clone()));
+    let verdict = Arc::new(Mutex::new(Verdict::default()));
     let watched = Watched::new(bytes, ahead, Arc::clone(&shared), Arc::clone(&verdict));
     // Without a preface, or without settings, there is nobody to answer.
     let Ok(Ok(h2)) = timeout(timeouts().header, options().handshake(watched)).await else { return };

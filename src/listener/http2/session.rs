@@ -90,7 +90,12 @@ impl Http2Session {
 
     /// Reads a part of the body; `None` after the last one.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
-        if let Some(end) = self.stream.lock().end() {
+        let end = {
+            let mut state = self.stream.lock();
+            state.check_deadline(cx);
+            state.end()
+        };
+        if let Some(end) = end {
             return Poll::Ready(Err(ended(end)));
         }
         while !self.is_body_over {
@@ -123,6 +128,7 @@ impl Http2Session {
     async fn gone(&self) -> Result<Option<Bytes>> {
         poll_fn(|cx| {
             let mut state = self.stream.lock();
+            state.check_deadline(cx);
             match state.end() {
                 Some(end) => Poll::Ready(Err(ended(end))),
                 None => state

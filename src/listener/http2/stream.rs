@@ -21,12 +21,15 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use crate::auth::Principal;
-use crate::listener::end::{RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::connection::Entry;
+use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TokenEnds, TunnelDeadline};
 use crate::listener::timer::poll_deadline;
 
 /// What the requests of a connection share with the connection's task.
 #[derive(Debug)]
 pub struct Shared {
+    /// How the connection came in.
+    pub entry: Entry,
     since: Instant,
     /// Requests that are being worked on.
     handlers: AtomicUsize,
@@ -38,9 +41,11 @@ pub struct Shared {
     pub close: Notify,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
+impl Shared {
+    /// Nothing yet, of a connection that came in like this.
+    pub fn new(entry: Entry) -> Self {
         Self {
+            entry,
             since: Instant::now(),
             handlers: AtomicUsize::new(0),
             last_end: AtomicU64::new(0),
@@ -48,9 +53,7 @@ impl Default for Shared {
             close: Notify::new(),
         }
     }
-}
 
-impl Shared {
     /// Requests that are being worked on, also those whose client has left.
     pub fn handlers(&self) -> usize {
         self.handlers.load(Ordering::Relaxed)
@@ -104,12 +107,18 @@ impl Stream {
             has_ended: false,
             principal: None,
             tunnel: None,
+            deadline: RequestTimer::default(),
             upload: None,
             uploads: 0,
             end: None,
             is_cut: false,
         };
         Self(Arc::new(Inner { shared, state: Mutex::new(state) }))
+    }
+
+    /// How the connection of the request came in.
+    pub fn entry(&self) -> &Entry {
+        &self.0.shared.entry
     }
 
     /// The state of the request.
@@ -131,6 +140,7 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SendError>> {
         let mut state = self.lock();
+        state.check_deadline(cx);
         loop {
             let writer = state.writer()?;
             let sent = match data.len() {
@@ -192,6 +202,7 @@ pub struct StreamState {
     has_ended: bool,
     principal: Option<Principal>,
     tunnel: Option<TunnelDeadline>,
+    deadline: RequestTimer,
     upload: Option<RawFd>,
     uploads: u64,
     end: Option<RequestEnd>,
@@ -210,6 +221,16 @@ impl StreamState {
         self.tunnel = Some(TunnelDeadline { last_byte: Instant::now(), limit, reason });
     }
 
+    /// Sets when the request ends at the latest; `None` for no such time.
+    pub fn set_deadline(&mut self, deadline: Option<RequestDeadline>) {
+        self.deadline.set(deadline);
+    }
+
+    /// Lets the request go on that had to end, because another attempt follows.
+    pub fn go_on(&mut self) {
+        self.end = None;
+    }
+
     /// Sets the socket of the upstream that takes the body of the request. It must be set to `None` before the socket is
     /// closed.
     pub fn set_upload(&mut self, upstream: Option<RawFd>) {
@@ -225,6 +246,14 @@ impl StreamState {
 
 /// What the session does.
 impl StreamState {
+    /// Ends the request when its time has run out. Pingora reads while it waits for an answer, and writes while the answer
+    /// comes, so that its task is woken.
+    pub fn check_deadline(&mut self, cx: &mut Context<'_>) {
+        if let Some(reason) = self.deadline.poll(cx) {
+            self.set_end(reason);
+        }
+    }
+
     /// Whether the end of the answer was sent.
     pub fn has_ended(&self) -> bool {
         self.has_ended
@@ -254,7 +283,8 @@ impl StreamState {
 
     /// Sends the trailers, which end the answer.
     pub fn send_trailers(&mut self, trailers: HeaderMap) -> Result<(), SendError> {
-        self.writer()?.send_trailers(trailers)?;
+        // These may tell why the answer was cut.
+        self.body.as_mut().ok_or(SendError::NoHeader)?.send_trailers(trailers)?;
         self.has_ended = true;
         Ok(())
     }

@@ -50,7 +50,7 @@ fn apply(rules: &HeaderRules, headers: &mut HeaderMap, values: &Values<'_>) {
 }
 
 /// `text`, which the gateway made, as the value of a field.
-fn value(text: &str) -> Result<HeaderValue> {
+pub(super) fn value(text: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(text)
         .or_err(ErrorType::InvalidHTTPHeader, "a value that the gateway made")
 }
@@ -104,6 +104,7 @@ mod tests {
             scheme: "http",
             request_id: &id,
             principal: None,
+            certificate: None,
         };
         rewrite_request(&mut request, &origin, &HeaderRules::default()).unwrap();
         request

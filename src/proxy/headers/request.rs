@@ -17,12 +17,17 @@ use crate::auth::sources::{Onward, Sources};
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
 use crate::route::host::{Authority, of_target};
+use crate::tls::client::ClientCertificate;
 
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static(fields::FORWARDED_PROTO);
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static(fields::FORWARDED_HOST);
 static X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static(fields::FORWARDED_PREFIX);
 static X_TOKEN_ID: HeaderName = HeaderName::from_static(fields::TOKEN_ID);
 static X_ORGANIZATION_ID: HeaderName = HeaderName::from_static(fields::ORGANIZATION_ID);
+static X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static(fields::CLIENT_CERT_SUBJECT);
+static X_CLIENT_CERT_SAN: HeaderName = HeaderName::from_static(fields::CLIENT_CERT_SAN);
+static X_CLIENT_CERT_FINGERPRINT: HeaderName =
+    HeaderName::from_static(fields::CLIENT_CERT_FINGERPRINT);
 static X_PLAN_TIER: HeaderName = HeaderName::from_static(fields::PLAN_TIER);
 
 /// The sender of a request, and the connection that the request came over.
@@ -51,6 +56,8 @@ pub struct Origin<'a> {
     pub request_id: &'a HeaderValue,
     /// The principal of its token; `None` on a route that needs no token.
     pub principal: Option<&'a Principal>,
+    /// The certificate of its client; `None` where the client has shown none.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
 /// Brings the head of a request into the form in which it is matched, forwarded and logged.
@@ -172,6 +179,13 @@ fn set_request_fields(
         if let Some(plan) = principal.plan() {
             headers.insert(&X_PLAN_TIER, plan.field().clone());
         }
+    }
+    if let Some(certificate) = origin.certificate {
+        headers.insert(&X_CLIENT_CERT_SUBJECT, certificate.subject().clone());
+        if let Some(names) = certificate.alternatives() {
+            headers.insert(&X_CLIENT_CERT_SAN, names.clone());
+        }
+        headers.insert(&X_CLIENT_CERT_FINGERPRINT, certificate.fingerprint().clone());
     }
     if let Some(prefix) = origin.stripped {
         headers.insert(&X_FORWARDED_PREFIX, value(prefix)?);
