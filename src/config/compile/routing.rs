@@ -198,8 +198,7 @@ fn networks(written: file::Networks, at: &KeyPath, report: &mut Report) -> Netwo
     if written.allow.as_ref().is_some_and(Vec::is_empty) && !report.has_fault_within(&at_allow) {
         report.fault(&at_allow, "lets no client in; write at least one network, or leave it out");
     }
-    let denies_none = written.deny.as_ref().is_none_or(Vec::is_empty);
-    if written.allow.is_none() && denies_none && !report.has_fault_within(at) {
+    if written.allow.is_none() && written.deny.is_none() && !report.has_fault_within(at) {
         report.fault(at, "names no network; write allow or deny, or leave it out");
     }
     NetworkRules {
