@@ -43,7 +43,7 @@ pub mod outcome;
 pub mod problem;
 pub mod target;
 
-use compression::Compression;
+use compression::{Compression, EncoderMemory};
 use context::{End, RequestContext, fresh_request_id};
 use deadline::Step;
 use forwarding::Forwarding;
@@ -83,6 +83,7 @@ pub struct Proxy {
     admission: Arc<Admission>,
     readiness: Arc<Readiness>,
     mirrors: Arc<Mirrors>,
+    encoders: Arc<EncoderMemory>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
     /// The ports of the listeners.
@@ -90,15 +91,18 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy that decides by the current policy. The listeners have these `ports`.
+    /// A proxy that decides by the current policy. The listeners have these `ports`. A thread keeps as many idle connections
+    /// for copies of requests as `kept_connections` says.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
         ports: Arc<[u16]>,
+        kept_connections: usize,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted, ports }
+        let mirrors = Arc::new(Mirrors::new(kept_connections));
+        Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted, ports }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -113,10 +117,11 @@ impl Proxy {
         ctx.request_id = Some(ids::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
         ctx.trusted_peer = peer.is_some_and(|peer| net::contain(trusted, peer));
-        ctx.client_ip = match ctx.trusted_peer {
-            true => peer.map(|peer| client::client_ip(peer, &request.headers, trusted)),
-            false => peer,
+        let (client, is_certain) = match (ctx.trusted_peer, peer) {
+            (true, Some(peer)) => client::client_ip(peer, &request.headers, trusted),
+            _ => (peer, true),
         };
+        ctx.client_ip = client;
         let path = CanonicalPath::parse(request.uri.path())?;
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
@@ -144,6 +149,7 @@ impl Proxy {
             headers: &request.headers,
             query: target::query(request),
             client: ctx.client_ip,
+            is_client_certain: is_certain,
             certificate: ctx.certificate.as_ref().map(|certificate| certificate.thumbprint()),
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
@@ -160,7 +166,8 @@ impl Proxy {
 
     /// The proxy for another thread, which has connections of its own.
     pub fn for_another_thread(&self) -> Self {
-        Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
+        let copies = self.policy.load().routes.iter().any(|route| route.mirror.is_some());
+        Self { mirrors: Arc::new(self.mirrors.for_another_thread(copies)), ..self.clone() }
     }
 
     /// Lets the answer say that the connection ends, when this process is about to go.
@@ -529,7 +536,8 @@ impl ProxyHttp for Proxy {
         };
         answer::finish_response(response, &own)?;
         if !route.codings.is_empty() {
-            ctx.compression = Compression::begin(&route.codings, request, response)?;
+            ctx.compression =
+                Compression::begin(&route.codings, request, response, &self.encoders)?;
         }
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {

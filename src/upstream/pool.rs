@@ -129,6 +129,19 @@ impl Upstream {
             })
     }
 
+    /// Chooses an endpoint at `now` for a copy of a request. A copy goes to an endpoint only whose breaker is closed: whether
+    /// an endpoint works again is for a request to try. Its end must be told as [`AttemptEnd::Abandoned`], for copies say
+    /// nothing about the endpoints of requests.
+    ///
+    /// # Errors
+    /// When there is no such endpoint.
+    pub fn pick_for_copy(&self, now: Instant) -> Result<Picked, Unusable> {
+        let mut turn = Turn { attempts: 1, ..Turn::default() };
+        let is_closed = |at: usize| !self.members[at].endpoint.is_breaker_open();
+        let picked = self.choose(&mut turn, now, is_closed);
+        picked.ok_or(Unusable::BreakerOpen(Duration::ZERO))
+    }
+
     /// Chooses an endpoint at `now` for the next attempt of a request, which has made the attempts `before`. A retry
     /// goes to an endpoint that was not tried yet, where one may get requests, and otherwise to another address.
     ///
