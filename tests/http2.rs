@@ -300,6 +300,58 @@ fn a_client_has_only_so_much_time() {
 }
 
 #[test]
+fn a_slow_client_gets_its_whole_answer() {
+    let origin = Origin::start();
+    let body = vec![b'x'; 60_000];
+    let answer = [b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", &body[..]].concat();
+    origin.reply("/open/large", answer);
+    let timeouts = "timeouts: { write: 900ms, idle: 600ms }";
+    let gateway = Gateway::start(&config(&origin, timeouts));
+    let windows = |builder: &mut h2::client::Builder| {
+        builder.initial_window_size(8_000);
+    };
+    let line =
+        |id: &str| gateway.wait_log(id, |line| line["request_id"] == id && line["status"].is_u64());
+
+    let mut slow = H2Client::connect_with(gateway.address, windows);
+    let (answer, _) = slow.begin("GET", "/open/large", &[("X-Request-ID", "slow")], true);
+    let (_, mut body) = slow.head(answer).unwrap();
+    let (mut read, mut parts) = (0, 0);
+    while let Some(data) = slow.next(&mut body) {
+        read += data.unwrap().len();
+        parts += 1;
+        // The client pauses for less than it may, and in all for longer than an idle connection lasts.
+        if parts % 2 == 0 {
+            thread::sleep(Duration::from_millis(400));
+        }
+    }
+    assert_eq!(read, 60_000);
+    let slow_line = line("slow");
+    assert_eq!(slow_line["reason"], serde_json::Value::Null, "{slow_line}");
+    assert!(slow_line["duration_ms"].as_f64().unwrap() > 900.0, "{slow_line}");
+    assert!(slow.end().is_ok(), "an idle connection ends in peace");
+
+    // A client that takes nothing of the last bytes.
+    origin.reply("/open/small", "HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\nhello, world");
+    let mut stalled = H2Client::connect_with(gateway.address, |builder| {
+        builder.initial_window_size(4);
+    });
+    let (answer, _) = stalled.begin("GET", "/open/small", &[("X-Request-ID", "stalled")], true);
+    let (_, mut body) = stalled.head(answer).unwrap();
+    let end = stalled.block_on(async {
+        loop {
+            match body.data().await {
+                Some(Ok(_)) => {}
+                other => break other,
+            }
+        }
+    });
+    assert_eq!(end.unwrap().unwrap_err().reason(), Some(Reason::CANCEL));
+    assert_eq!(line("stalled")["reason"], "client_gone");
+    assert_eq!(gateway.metric("tollgate_http2_protection_total{kind=\"window_stall\"}"), Some(1.0));
+}
+
+#[test]
 fn a_client_that_leaves_ends_its_request() {
     let origin = Origin::start();
     origin.on("/open/wait", |_, stream| stream.read(&mut [0]).map(|_| false));
@@ -394,6 +446,27 @@ fn a_long_answer_ends_with_its_token() {
     assert_eq!(error.reason(), Some(Reason::CANCEL));
     let line =
         gateway.wait_log("a line", |line| line["request_id"] == "brief" && line["status"].is_u64());
+    assert_eq!(line["reason"], "token_expired");
+    assert_eq!(client.call("GET", "/open", &[], b"").unwrap().status(), 200);
+}
+
+#[test]
+fn an_upload_ends_with_its_token() {
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway =
+        Gateway::start(&config(&origin, &format!("redis: {{ url: \"{}\" }}", redis.url())));
+    redis.record("alice", &[("name", "x")]);
+    let mut client = client(&gateway);
+    let brief = format!("Bearer {}", claims(json!({ "api_key": "alice", "exp": now() + 3 })));
+    let fields = [("Authorization", &*brief), ("X-Request-ID", "upload")];
+    let (_answer, mut body) = client.begin("POST", "/upload", &fields, false);
+    let since = Instant::now();
+    while client.send(&mut body, b"x", false).is_ok() {
+        assert!(since.elapsed() < Duration::from_secs(8), "the upload goes on");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let line = gateway
+        .wait_log("a line", |line| line["request_id"] == "upload" && line["status"].is_u64());
     assert_eq!(line["reason"], "token_expired");
     assert_eq!(client.call("GET", "/open", &[], b"").unwrap().status(), 200);
 }

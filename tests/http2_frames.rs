@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::io::Write;
+
 use support::http2::*;
 use support::*;
 
@@ -56,11 +58,17 @@ routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
 
     /// The origin has seen nothing of an attack, and others are served.
     fn is_well(&self, what: &str) {
+        self.is_well_but_for(&[], what);
+    }
+
+    /// The same, where the origin may have seen requests for these `targets`, too.
+    fn is_well_but_for(&self, targets: &[&str], what: &str) {
         let mut other = self.connect();
         other.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/ok", &[])));
         assert_eq!(other.outcome(1), Some(Ok(200)), "after {what}");
         let seen = self.origin.requests();
-        let strange: Vec<_> = seen.iter().filter(|r| r.target() != "/ok").collect();
+        let strange: Vec<_> =
+            seen.iter().filter(|r| r.target() != "/ok" && !targets.contains(&r.target())).collect();
         assert!(strange.is_empty(), "{what}: the origin saw {strange:?}");
     }
 }
@@ -153,6 +161,7 @@ fn malformed_heads_reach_no_origin() {
         ("an empty name", vec![method, scheme, path, authority, ("", "y")], reset),
         ("a colon in a name", vec![method, scheme, path, authority, ("x:a", "y")], reset),
         ("a space in a name", vec![method, scheme, path, authority, ("x a", "y")], reset),
+        ("a quote in a name", vec![method, scheme, path, authority, ("x\"a", "y")], refused),
         ("a line in a name", vec![method, scheme, path, authority, ("x\r\na", "y")], reset),
         ("a line in a value", vec![method, scheme, path, authority, ("x", "a\r\nb: c")], reset),
         ("a NUL in a value", vec![method, scheme, path, authority, ("x", "a\0b")], reset),
@@ -418,21 +427,121 @@ fn floods_end_the_connection_and_count() {
     });
     assert!(forced == calm || forced == Some(PROTOCOL_ERROR), "{forced:?}");
 
-    // Heads that are malformed.
-    let heads = flooded(&setting, b"", |nth| {
-        let lengths = [("content-length", "0"), ("content-length", "0")];
-        let head = request_frame(2 * nth + 1, &get("/bad", &lengths));
-        // More at the same time than a client may have would be another fault.
-        if nth < 50 { head } else { Vec::new() }
-    });
-    setting.counts("malformed_heads", heads);
-
     held.open();
     drop(held);
     let mut other = setting.connect();
     other.send(&request_frame(1, &get("/ok", &[])));
     assert_eq!(other.outcome(1), Some(Ok(200)));
     assert!(setting.origin.requests_for("/bad").is_empty());
+}
+
+#[test]
+fn malformed_heads_of_one_client_spare_the_requests_of_others() {
+    let setting = Setting::new();
+    let held = setting.origin.hold("/held");
+    let mut raw = setting.connect();
+    raw.send(&request_frame(1, &get("/held", &[])));
+    setting.origin.one("/held");
+    let mut stream = 1;
+    let mut until_goaway = |raw: &mut RawH2| {
+        for answered in 0..1_000 {
+            stream += 2;
+            let lengths = [("content-length", "0"), ("content-length", "0")];
+            raw.send(&request_frame(stream, &get("/bad", &lengths)));
+            let frame = raw
+                .find(|f| f.kind == GOAWAY || (f.kind == HEADERS && f.stream == stream))
+                .unwrap();
+            if frame.kind == GOAWAY {
+                return (answered, frame.code());
+            }
+            assert_eq!(frame.status(), 400);
+        }
+        panic!("no end");
+    };
+    let (answered, code) = until_goaway(&mut raw);
+    assert!(answered >= 100, "{answered}");
+    assert_eq!((code, setting.protected("malformed_heads")), (NO_ERROR, 1.0));
+    held.open();
+    assert_eq!(raw.outcome(1), Some(Ok(200)), "a request that was begun");
+    // A client that does not heed the end.
+    let (answered, code) = until_goaway(&mut raw);
+    assert!(answered >= 90, "{answered}");
+    assert_eq!(code, ENHANCE_YOUR_CALM);
+    setting.is_well_but_for(&["/held"], "malformed heads");
+}
+
+#[test]
+fn bursts_of_small_messages_pass() {
+    let setting = Setting::new();
+    let mut raw = setting.connect();
+    let post = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/ok"),
+        (":authority", "gateway.test"),
+    ]);
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &post));
+    raw.send(&frame(DATA, 0, 1, b"0123456789").repeat(6_000));
+    raw.send(&frame(DATA, END_STREAM, 1, b"!"));
+    assert_eq!(raw.outcome(1), Some(Ok(200)));
+    assert_eq!(setting.origin.one("/ok").body.len(), 60_001);
+}
+
+#[test]
+fn requests_that_are_reset_at_once_spare_the_connection() {
+    let setting = Setting::new();
+    let mut raw = setting.connect();
+    let bytes: Vec<u8> = (0..60)
+        .flat_map(|nth| {
+            let stream = 2 * nth + 1;
+            let reset = frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+            [request_frame(stream, &get("/ok", &[])), reset].concat()
+        })
+        .collect();
+    raw.send(&bytes);
+    raw.send(&request_frame(121, &get("/ok", &[])));
+    assert_eq!(raw.outcome(121), Some(Ok(200)));
+    assert_eq!(setting.protected("rapid_reset"), 0.0);
+}
+
+#[test]
+fn answers_that_share_a_slow_line_arrive_whole() {
+    const ANSWERS: u32 = 10;
+    let origin = Origin::start();
+    origin.on("/large", |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")?;
+        stream.write_all(&[b'x'; 100_000]).map(|()| true)
+    });
+    let gateway = Gateway::start(&format!(
+        "listeners: [ {{ address: \"127.0.0.1:0\", http2: true }} ]
+timeouts: {{ write: 800ms }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
+        origin.url()
+    ));
+    let mut raw = RawH2::connect(gateway.address);
+    // Each answer has room, and all of them together have little.
+    raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0x10, 0, 0, 0]));
+    for nth in 0..ANSWERS {
+        raw.send(&request_frame(2 * nth + 1, &get("/large", &[])));
+    }
+    let mut reader = RawH2 { stream: raw.stream.try_clone().unwrap() };
+    let ends = std::thread::spawn(move || {
+        let mut bytes = 0;
+        for _ in 0..ANSWERS {
+            let end = reader.find(|f| {
+                bytes += if f.kind == DATA { f.payload.len() } else { 0 };
+                f.kind == RST_STREAM || (f.kind == DATA && f.flags & END_STREAM != 0)
+            });
+            assert_eq!(end.unwrap().kind, DATA, "an answer that is cut");
+        }
+        bytes
+    });
+    while !ends.is_finished() {
+        raw.send(&frame(WINDOW_UPDATE, 0, 0, &16_000u32.to_be_bytes()));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert_eq!(ends.join().unwrap(), 1_000_000);
 }
 
 #[test]

@@ -149,6 +149,37 @@ fn a_long_answer_ends_when_its_token_is_revoked() {
 }
 
 #[test]
+fn an_upload_ends_with_its_token() {
+    let (redis, origin) = (Redis::start(), origin());
+    // Reads the head of a request and nothing more.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!("max_body: 1GiB\nredis: {{ url: \"{}\" }}", redis.url());
+    let gateway = Gateway::start(&format!(
+        "{more}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }}, silent: {{ endpoints: [ \"http://{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }}, {{ prefix: /silent, upstream: silent }} ]",
+        origin.url(),
+        silent.local_addr().unwrap()
+    ));
+    redis.record("alice", &[("name", "x")]);
+    let piece = vec![b'x'; 64 << 10];
+    for (target, piece) in [("/upload", &piece[..1]), ("/silent", &piece)] {
+        let brief = claims(json!({ "api_key": "alice", "exp": now() + 3 }));
+        let mut client = TcpStream::connect(gateway.address).unwrap();
+        let head = format!(
+            "PUT {target} HTTP/1.1\r\nHost: a\r\nX-Request-ID: {target}\r\nAuthorization: Bearer {brief}\r\nContent-Length: 1000000000\r\n\r\n"
+        );
+        client.write_all(head.as_bytes()).unwrap();
+        let since = Instant::now();
+        while client.write_all(piece).is_ok() {
+            assert!(since.elapsed() < Duration::from_secs(8), "{target}: the upload goes on");
+            thread::sleep(Duration::from_millis(if piece.len() == 1 { 50 } else { 0 }));
+        }
+        assert_eq!(reason(&gateway, target), "token_expired", "{target}");
+    }
+}
+
+#[test]
 fn a_tunnel_has_a_timeout_of_its_own() {
     let origin = origin();
     let gateway = Gateway::start(&config(&origin, "1s", "timeouts: { read: 1s, tunnel: 3s }"));

@@ -260,6 +260,12 @@ impl ProxyHttp for Proxy {
                 if let Some(deadline) = ctx.deadline {
                     forwarding.end_at(deadline);
                 }
+                if let Some(principal) = forwarding.permit().principal()
+                    && !session.is_body_done()
+                {
+                    // An upload may take longer than its token holds.
+                    client_request::ends_with(&session.downstream_session, principal);
+                }
                 ctx.forwarding = Some(forwarding);
                 match ctx.max_forwards {
                     None => {}
@@ -608,14 +614,16 @@ impl ProxyHttp for Proxy {
             Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
             Some(RequestEnd::FirstByteLate) => AttemptEnd::Failed(Failure::FirstByteTimeout),
             Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
+            Some(RequestEnd::Token(_)) if answer_of(session).is_none() => AttemptEnd::Abandoned,
             _ if broken_off && client_reused => AttemptEnd::Stale,
             _ => late_end.unwrap_or_else(|| AttemptEnd::of(&e)),
         };
         end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
-        let repeatable = request_end != Some(RequestEnd::ClientGone)
-            && answer_of(session).is_none()
-            && !session.retry_buffer_truncated();
+        let repeatable =
+            !matches!(request_end, Some(RequestEnd::ClientGone | RequestEnd::Token(_)))
+                && answer_of(session).is_none()
+                && !session.retry_buffer_truncated();
         let forwarding = ctx.forwarding.as_ref().filter(|_| repeatable);
         // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
         let is_idempotent = session.req_header().method.is_idempotent();

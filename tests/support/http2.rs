@@ -359,7 +359,7 @@ impl RawH2 {
     }
 
     /// The first frame that `fits`; `None` when the gateway closes the connection before.
-    pub fn find(&mut self, fits: impl Fn(&Frame) -> bool) -> Option<Frame> {
+    pub fn find(&mut self, mut fits: impl FnMut(&Frame) -> bool) -> Option<Frame> {
         loop {
             let frame = self.next()?;
             if fits(&frame) {

@@ -82,6 +82,10 @@ impl SharedStream {
                     {
                         token = None;
                         client.set_end(RequestEnd::Token(end));
+                        // The upstream may take no more of the body.
+                        if let Some(upload) = &upload {
+                            upload.stop();
+                        }
                     }
                     if let Some(tunnel) = client.tunnel()
                         && poll_deadline(&mut timer, tunnel.due(), cx)

@@ -7,6 +7,7 @@
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 
+use crate::base::class::{TOKEN, consists_of};
 use crate::listener::rules::{
     HeadError, MAX_FIELDS, MAX_HEAD, MAX_TARGET_LINE, RequestHead, is_target,
 };
@@ -55,7 +56,10 @@ pub fn read(parts: &mut Parts) -> Result<(), Fault> {
     if target.as_str().len() > MAX_TARGET_LINE {
         return Err(HeadError::TooLarge.into());
     }
-    if !matches!(parts.uri.scheme_str(), None | Some("http" | "https")) {
+    // RFC 3986 section 3.1: the case does not matter.
+    let is_http =
+        |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    if !parts.uri.scheme_str().is_none_or(is_http) {
         return refused("the scheme is neither http nor https");
     }
     let host = host(parts)?;
@@ -83,7 +87,11 @@ pub fn read(parts: &mut Parts) -> Result<(), Fault> {
 
 /// Refuses fields that two servers might read differently.
 fn check_fields(headers: &HeaderMap) -> Result<(), Fault> {
-    for value in headers.values() {
+    for (name, value) in headers {
+        // h2 lets quotation marks pass.
+        if !consists_of(name.as_str().as_bytes(), &TOKEN) {
+            return refused("the name of a field must be a token");
+        }
         let bytes = value.as_bytes();
         // RFC 9113 section 8.2.1.
         let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
@@ -190,6 +198,8 @@ mod tests {
         ] {
             assert!(malformed(head(method, uri, &[])), "{method} {uri}");
         }
+        assert!(malformed(head("GET", "http://a/", &[("x\"y", "z")])), "a name that is no token");
+        assert!(head("GET", "HTTP://a/", &[]).is_ok());
         for fields in [
             &[("host", "b")][..],
             &[("host", "a"), ("host", "a")],

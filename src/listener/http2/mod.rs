@@ -31,6 +31,7 @@ use crate::base::task::detach;
 use crate::config::ClientTimeouts;
 
 mod head;
+mod part;
 pub mod preface;
 mod protection;
 mod session;
@@ -38,7 +39,8 @@ mod stream;
 mod watched;
 
 use head::Fault;
-use protection::Protection;
+use part::Part;
+use protection::{Budget, Protection};
 use session::Http2Session;
 use stream::{Shared, Stream, watch};
 use watched::{Verdict, Watched};
@@ -57,15 +59,23 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// the others.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// Bytes of one answer that may wait to be sent.
-const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of one answer that may wait to be sent. All answers of a connection may hold a hundred times as much.
+const SEND_BUFFER: usize = 16 * 1024;
+
+/// Memory that parts of bodies of less than 256 bytes may take above their bytes, by h2's reckoning. A client that sends a
+/// window full of messages at once fits in.
+const SMALL_PARTS: usize = 4 * 1024 * 1024;
 
 /// Streams of a connection that may have to be reset because of what the client sends on them (MadeYouReset,
 /// CVE-2025-8671). Clients that keep to the protocol need none.
 const MAX_FORCED_RESETS: usize = 100;
 
-/// Requests of a connection whose heads may be malformed. HTTP/1 ends the connection after one.
-const MAX_MALFORMED_HEADS: usize = 32;
+/// Requests of a connection whose heads may be malformed at once. Clients share a connection through a proxy, so that one
+/// must not spoil it for the others. HTTP/1 ends the connection after one.
+const MALFORMED_BURST: u32 = 100;
+
+/// And how many a second.
+const MALFORMED_RATE: u32 = 10;
 
 /// How long the last frames of a connection may take.
 const LINGER: Duration = Duration::from_secs(1);
@@ -118,11 +128,14 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         token_end,
         shutdown: shutdown.clone(),
     };
-    Served { h2, context: Arc::new(context), verdict, malformed: 0 }.run(timeouts, shutdown).await;
+    let malformed = Budget::new(MALFORMED_BURST, MALFORMED_RATE, Instant::now());
+    let context = Arc::new(context);
+    Served { h2, context, verdict, malformed, is_spoiled: false }.run(timeouts, shutdown).await;
 }
 
-/// h2's options. Those that are not named here have bounds already: 20 requests may be reset before they are accepted
-/// (CVE-2023-44487), and the CONTINUATION frames of a head follow from the largest list of fields.
+/// h2's options. Those that are not named here have bounds already: the CONTINUATION frames of a head follow from the largest
+/// list of fields, and 100 parts of bodies may be empty. Requests that are reset before they are accepted (CVE-2023-44487)
+/// have the bound of streams.
 fn options() -> Builder {
     let mut options = Builder::new();
     options
@@ -131,6 +144,8 @@ fn options() -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_PARTS)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .max_local_error_reset_streams(Some(MAX_FORCED_RESETS));
     options
 }
@@ -146,16 +161,18 @@ fn digest(facts: &Facts) -> Digest {
 
 /// A connection that is served.
 struct Served<A> {
-    h2: H2Connection<Watched, Bytes>,
+    h2: H2Connection<Watched, Part>,
     context: Arc<Context<A>>,
     verdict: Arc<Mutex<Verdict>>,
-    malformed: usize,
+    malformed: Budget,
+    /// Whether the connection ends because of malformed heads.
+    is_spoiled: bool,
 }
 
 /// What happens to a connection.
 #[expect(clippy::large_enum_variant, reason = "nearly every event is a request, and none is kept")]
 enum Event {
-    Request(Request<RecvStream>, SendResponse<Bytes>),
+    Request(Request<RecvStream>, SendResponse<Part>),
     /// The connection has ended, with an error or without one.
     Ended(Option<h2::Error>),
     /// The client has sent too many frames of a kind.
@@ -166,6 +183,16 @@ enum Event {
     Look,
 }
 
+/// Whether a connection rests.
+enum Rest {
+    /// Not before this time.
+    Until(Instant),
+    /// For longer than it may.
+    Idle,
+    /// The client takes nothing of the last answers.
+    Stalled,
+}
+
 impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
     /// Accepts requests until the connection ends. It also moves the frames of all requests.
     async fn run(mut self, timeouts: impl Fn() -> ClientTimeouts, shutdown: &ShutdownWatch) {
@@ -174,7 +201,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
         let context = Arc::clone(&self.context);
         let mut close = pin!(context.shared.close.notified());
         let mut look = pin!(sleep_until(Instant::now() + timeouts().idle));
-        let mut is_closing = false;
+        let (mut is_closing, mut was_idle) = (false, false);
         loop {
             let event = {
                 let mut accept = pin!(self.h2.accept());
@@ -203,7 +230,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
             match event {
                 Event::Request(request, respond) => {
                     if !self.begin(request, respond) {
-                        return self.end(Protection::MalformedHeads).await;
+                        if self.is_spoiled {
+                            return self.end(Protection::MalformedHeads).await;
+                        }
+                        Protection::MalformedHeads.count();
+                        // The client has as many again to notice that the connection ends.
+                        self.malformed =
+                            Budget::new(MALFORMED_BURST, MALFORMED_RATE, Instant::now());
+                        (self.is_spoiled, is_closing) = (true, true);
+                        self.h2.graceful_shutdown();
                     }
                 }
                 Event::Ended(error) => {
@@ -220,20 +255,45 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
                     self.h2.graceful_shutdown();
                 }
                 Event::Look => {
-                    let (now, idle) = (Instant::now(), timeouts().idle);
-                    let since = match context.shared.handlers() {
-                        0 => context.shared.last_end(),
-                        _ => now,
-                    };
-                    if since + idle <= now {
-                        // Requests that are on their way may be sent again elsewhere.
-                        self.h2.abrupt_shutdown(Reason::NO_ERROR);
-                        return self.linger().await;
+                    let (now, timeouts) = (Instant::now(), timeouts());
+                    let rest = self.rest(&timeouts, now);
+                    match rest {
+                        Rest::Until(next) => {
+                            was_idle = false;
+                            look.as_mut().reset(next);
+                        }
+                        Rest::Stalled => {
+                            Protection::WindowStall.count();
+                            self.h2.abrupt_shutdown(Reason::NO_ERROR);
+                            return self.linger().await;
+                        }
+                        Rest::Idle if was_idle => {
+                            self.h2.abrupt_shutdown(Reason::NO_ERROR);
+                            return self.linger().await;
+                        }
+                        Rest::Idle => {
+                            // Requests that are on their way are still served.
+                            (was_idle, is_closing) = (true, true);
+                            self.h2.graceful_shutdown();
+                            look.as_mut().reset(now + LINGER);
+                        }
                     }
-                    look.as_mut().reset(since + idle);
                 }
             }
         }
+    }
+
+    /// Whether the connection rests: no request is worked on, and no answer is on its way.
+    fn rest(&self, timeouts: &ClientTimeouts, now: Instant) -> Rest {
+        let shared = &self.context.shared;
+        let last = shared.last_end().max(shared.last_taken());
+        let (limit, end) = match (shared.handlers(), self.h2.has_streams()) {
+            (0, false) => (timeouts.idle, Rest::Idle),
+            // Only answers that no handler waits for: refusals.
+            (0, true) => (timeouts.write, Rest::Stalled),
+            _ => return Rest::Until(now + timeouts.idle),
+        };
+        if last + limit <= now { end } else { Rest::Until(last + limit) }
     }
 
     /// Ends the connection because of `protection`.
@@ -249,7 +309,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
     }
 
     /// Begins to serve a request; `false` when the client has sent too many malformed heads.
-    fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> bool {
+    fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Part>) -> bool {
         if self.context.shared.handlers() >= MAX_HANDLERS {
             Protection::Handlers.count();
             respond.send_reset(Reason::REFUSED_STREAM);
@@ -258,8 +318,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
         let (mut parts, body) = request.into_parts();
         if let Err(fault) = head::read(&mut parts) {
             self.refuse(fault, &parts, respond);
-            self.malformed += 1;
-            return self.malformed <= MAX_MALFORMED_HEADS;
+            return self.malformed.take(|| 0);
         }
         let context = Arc::clone(&self.context);
         let stream = Stream::new(respond, Arc::clone(&context.shared));
@@ -274,20 +333,22 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
     }
 
     /// Answers a request whose head is not acceptable, or resets its stream.
-    fn refuse(&self, fault: Fault, parts: &Parts, mut respond: SendResponse<Bytes>) {
+    fn refuse(&self, fault: Fault, parts: &Parts, mut respond: SendResponse<Part>) {
         let Fault::Refused(error) = fault else {
             return respond.send_reset(Reason::PROTOCOL_ERROR);
         };
         let Some((answer, body)) = (self.context.refusal)(&error.into(), &parts.headers) else {
             return respond.send_reset(Reason::INTERNAL_ERROR);
         };
+        // The time in which the client must take the answer begins.
+        self.context.shared.client_takes();
         let is_whole = body.is_empty() || parts.method == Method::HEAD;
         let answer = Response::from_parts(answer.into(), ());
         // An error means that the client has reset the stream.
         if let Ok(mut writer) = respond.send_response(answer, is_whole)
             && !is_whole
         {
-            let _ = writer.send_data(body, true);
+            let _ = writer.send_data(body.into(), true);
         }
     }
 }

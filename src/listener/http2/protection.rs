@@ -106,7 +106,7 @@ impl Protection {
 
 /// A number of frames that may be taken, and that fills up with time.
 #[derive(Debug)]
-struct Budget {
+pub struct Budget {
     left: u32,
     burst: u32,
     rate: u32,
@@ -114,7 +114,8 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(burst: u32, rate: u32, now: Instant) -> Self {
+    /// `burst` frames at once, and `rate` a second.
+    pub fn new(burst: u32, rate: u32, now: Instant) -> Self {
         Self { left: burst, burst, rate, filled: now }
     }
 
@@ -124,7 +125,7 @@ impl Budget {
 
     /// Takes one frame; `false` when none is left. `more` adds what was earned meanwhile. The clock is asked only when
     /// nothing is left.
-    fn take(&mut self, more: impl FnOnce() -> u32) -> bool {
+    pub fn take(&mut self, more: impl FnOnce() -> u32) -> bool {
         if self.left == 0 {
             let now = Instant::now();
             let elapsed = now.saturating_duration_since(self.filled);
@@ -150,6 +151,8 @@ pub struct Frames {
     arrived: usize,
     control: Budget,
     resets: Budget,
+    /// Window updates so far.
+    windows: u32,
 }
 
 impl Frames {
@@ -162,7 +165,13 @@ impl Frames {
             arrived: 0,
             control: Budget::new(CONTROL_BURST, CONTROL_RATE, now),
             resets: Budget::new(RESET_BURST, RESET_RATE, now),
+            windows: 0,
         }
+    }
+
+    /// How many window updates have passed; the number may begin again.
+    pub fn windows(&self) -> u32 {
+        self.windows
     }
 
     /// Follows the next `bytes`. `answered` tells how many parts of answers were sent since it was asked last.
@@ -194,6 +203,7 @@ impl Frames {
 
     /// Judges a frame of type `kind` (RFC 9113 section 6).
     fn frame(&mut self, kind: u8, answered: &impl Fn() -> u32) -> Result<(), Protection> {
+        self.windows = self.windows.wrapping_add(u32::from(kind == 0x8));
         let (budget, protection) = match kind {
             // h2 bounds DATA frames that are empty, and their length is known here.
             0x0 if self.skip == 0 => return Ok(()),

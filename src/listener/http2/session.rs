@@ -5,6 +5,7 @@
 //! which HTTP/1 upstreams take for a second end.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::protection::Protection;
 use super::stream::{SendError, Stream};
@@ -141,23 +142,56 @@ impl Http2Session {
     }
 
     async fn write(&mut self, mut data: Bytes, last: bool) -> Result<()> {
-        if self.stream.lock().has_ended() {
-            return Ok(());
+        let mut is_with_h2 = self.stream.lock().has_ended();
+        if is_with_h2 {
+            if !last {
+                return Ok(());
+            }
+            data.clear();
         }
-        let (limit, length) = (self.write_timeout, data.len());
-        let stream = &self.stream;
-        let sending = poll_fn(|cx| stream.poll_send(&mut data, last, cx).map_err(send_error));
-        let sent = within(limit, ErrorType::WriteTimedout, sending).await;
+        let length = data.len();
+        let sending = poll_fn(|cx| {
+            if !is_with_h2 {
+                ready!(self.stream.poll_send(&mut data, last, cx)).map_err(send_error)?;
+                is_with_h2 = true;
+            }
+            match last {
+                // The request is over when the client has its answer.
+                true => self.stream.poll_taken(cx).map_err(send_error),
+                false => Poll::Ready(Ok(())),
+            }
+        });
+        let sent = self.unless_stalled(sending).await;
         if let Err(error) = &sent
             && *error.etype() == ErrorType::WriteTimedout
         {
             Protection::WindowStall.count();
             // What is buffered is given up, so that it holds no memory.
-            stream.lock().reset(Reason::CANCEL);
+            self.stream.lock().give_up(Reason::CANCEL);
         }
         sent?;
         self.body_sent += length;
         Ok(())
+    }
+
+    /// The result of `sending`; an error when the client takes no byte of any answer for the write timeout. The answers of
+    /// a connection share one line, so that each may have to wait for the others.
+    async fn unless_stalled(&self, sending: impl Future<Output = Result<()>>) -> Result<()> {
+        let Some(limit) = self.write_timeout else { return sending.await };
+        let mut sending = pin!(sending);
+        let mut since = Instant::now();
+        loop {
+            match timeout_at(since + limit, &mut sending).await {
+                Ok(sent) => return sent,
+                Err(_elapsed) if self.stream.last_taken() > since => {
+                    since = self.stream.last_taken();
+                }
+                Err(_elapsed) => {
+                    let late = Error::explain(ErrorType::WriteTimedout, "the client takes nothing");
+                    return Err(late.into_down());
+                }
+            }
+        }
     }
 
     fn send_header(&mut self, mut answer: Box<ResponseHeader>, last: bool) -> Result<()> {

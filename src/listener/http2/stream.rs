@@ -20,6 +20,7 @@ use rustix::net::Shutdown;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::part::{Part, Unsent};
 use crate::auth::Principal;
 use crate::listener::connection::Entry;
 use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TokenEnds, TunnelDeadline};
@@ -35,6 +36,8 @@ pub struct Shared {
     handlers: AtomicUsize,
     /// When the last request has ended, in milliseconds since `since`.
     last_end: AtomicU64,
+    /// When the client has taken bytes of an answer last, in the same measure.
+    last_taken: AtomicU64,
     /// Parts of answers that were sent since the last look.
     answered: AtomicU32,
     /// Wakes the connection's task when the connection must end after its requests.
@@ -49,6 +52,7 @@ impl Shared {
             since: Instant::now(),
             handlers: AtomicUsize::new(0),
             last_end: AtomicU64::new(0),
+            last_taken: AtomicU64::new(0),
             answered: AtomicU32::new(0),
             close: Notify::new(),
         }
@@ -62,6 +66,20 @@ impl Shared {
     /// When the last request has ended.
     pub fn last_end(&self) -> Instant {
         self.since + Duration::from_millis(self.last_end.load(Ordering::Relaxed))
+    }
+
+    /// When the client has taken bytes of an answer last.
+    pub fn last_taken(&self) -> Instant {
+        self.since + Duration::from_millis(self.last_taken.load(Ordering::Relaxed))
+    }
+
+    /// Notes that the client takes bytes of an answer.
+    pub fn client_takes(&self) {
+        self.last_taken.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Parts of answers that were sent since the last call.
@@ -82,8 +100,7 @@ pub struct Handler(Arc<Shared>);
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        let now = u64::try_from(self.0.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.last_end.store(now, Ordering::Relaxed);
+        self.0.last_end.store(self.0.now(), Ordering::Relaxed);
         self.0.handlers.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -95,12 +112,13 @@ pub struct Stream(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
+    unsent: Arc<Unsent>,
     state: Mutex<StreamState>,
 }
 
 impl Stream {
     /// The request that is answered through `respond`.
-    pub fn new(respond: SendResponse<Bytes>, shared: Arc<Shared>) -> Self {
+    pub fn new(respond: SendResponse<Part>, shared: Arc<Shared>) -> Self {
         let state = StreamState {
             respond,
             body: None,
@@ -113,7 +131,8 @@ impl Stream {
             end: None,
             is_cut: false,
         };
-        Self(Arc::new(Inner { shared, state: Mutex::new(state) }))
+        let unsent = Arc::new(Unsent::new(Arc::clone(&shared)));
+        Self(Arc::new(Inner { shared, unsent, state: Mutex::new(state) }))
     }
 
     /// How the connection of the request came in.
@@ -126,13 +145,18 @@ impl Stream {
         self.0.state.lock()
     }
 
+    /// When the client has taken bytes of any answer of the connection last.
+    pub fn last_taken(&self) -> Instant {
+        self.0.shared.last_taken()
+    }
+
     /// Ends the connection after the requests that it has begun.
     pub fn close_connection(&self) {
         self.0.shared.close.notify_one();
     }
 
     /// Sends `data`, as far as the client takes it at once, and the end of the answer after the last byte of `data`, if it
-    /// is the `last`. Ready when all of `data` was sent.
+    /// is the `last`. Ready when h2 has all of `data`.
     pub fn poll_send(
         &self,
         data: &mut Bytes,
@@ -146,7 +170,7 @@ impl Stream {
             let sent = match data.len() {
                 0 => Bytes::new(),
                 wanted => {
-                    writer.reserve_capacity(wanted);
+                    writer.reserve_capacity(wanted.min(TURN));
                     let room = match writer.capacity() {
                         0 => match ready!(writer.poll_capacity(cx)) {
                             // Woken too early: the next look waits.
@@ -157,12 +181,13 @@ impl Stream {
                         },
                         room => room,
                     };
-                    data.split_to(wanted.min(room))
+                    data.split_to(wanted.min(room).min(TURN))
                 }
             };
             let is_end = last && data.is_empty();
             let is_part = !sent.is_empty();
-            writer.send_data(sent, is_end)?;
+            let part = if is_part { Part::of(sent, &self.0.unsent) } else { Part::from(sent) };
+            writer.send_data(part, is_end)?;
             state.has_ended |= is_end;
             if is_part {
                 self.0.shared.answered.fetch_add(1, Ordering::Relaxed);
@@ -173,7 +198,21 @@ impl Stream {
             }
         }
     }
+
+    /// Waits until the client has taken what h2 has of the answer.
+    pub fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        if self.0.unsent.poll_taken(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = self.lock();
+        state.check_deadline(cx);
+        state.check_cut()?;
+        state.poll_gone(cx).map(|()| Err(SendError::ClientGone))
+    }
 }
+
+/// The most that one answer sends before others may send.
+const TURN: usize = 16 * 1024;
 
 /// The reason that a part of an answer cannot be sent.
 #[derive(Debug, thiserror::Error)]
@@ -195,9 +234,9 @@ pub enum SendError {
 /// The state of a request.
 #[derive(Debug)]
 pub struct StreamState {
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Part>,
     /// The body of the answer, once its header is sent.
-    body: Option<SendStream<Bytes>>,
+    body: Option<SendStream<Part>>,
     /// Whether the end of the answer was sent.
     has_ended: bool,
     principal: Option<Principal>,
@@ -297,6 +336,12 @@ impl StreamState {
         }
     }
 
+    /// Resets the stream, also when only h2 still has parts of the answer.
+    pub fn give_up(&mut self, reason: Reason) {
+        self.respond.send_reset(reason);
+        self.has_ended = true;
+    }
+
     /// Waits until the client resets the stream or the connection ends.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let gone = match &mut self.body {
@@ -306,7 +351,7 @@ impl StreamState {
         gone.map(drop)
     }
 
-    fn writer(&mut self) -> Result<&mut SendStream<Bytes>, SendError> {
+    fn writer(&mut self) -> Result<&mut SendStream<Part>, SendError> {
         self.check_cut()?;
         self.body.as_mut().ok_or(SendError::NoHeader)
     }
@@ -372,6 +417,10 @@ pub async fn watch<T>(
                 {
                     token = None;
                     state.set_end(RequestEnd::Token(end));
+                    // The upstream may take no more of the body.
+                    if let Some(upload) = &upload {
+                        upload.stop();
+                    }
                 }
                 if let Some(tunnel) = state.tunnel
                     && poll_deadline(&mut timer, tunnel.due(), cx)

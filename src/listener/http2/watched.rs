@@ -77,8 +77,13 @@ impl AsyncRead for Watched {
             }
         }
         let read = &buf.filled()[before..];
+        let windows = this.frames.windows();
         if let Err(protection) = this.frames.pass(read, &|| this.shared.take_answered()) {
             this.verdict.lock().flood = Some(protection);
+        }
+        // Sockets hold much of an answer, and a client gives windows when it has read some of it.
+        if this.frames.windows() != windows {
+            this.shared.client_takes();
         }
         Poll::Ready(Ok(()))
     }
