@@ -4,6 +4,7 @@
 //! permit and its body is known, on a task of its own: an upstream for copies that is slow, dead or wrong costs the
 //! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped.
 
+use std::slice;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -159,6 +160,11 @@ impl RequestCopy {
         let result = attempt.exchange(connector, &peer, header, body.into()).await;
         attempt.end = match &result {
             Ok(()) => AttemptEnd::Answered,
+            Err(error)
+                if attempt.is_kept && attempt.attempt.status.is_none() && has_ended(error) =>
+            {
+                AttemptEnd::Stale
+            }
             Err(error) => AttemptEnd::of(error),
         };
         result
@@ -168,14 +174,19 @@ impl RequestCopy {
 /// The only attempt of a copy. The upstream learns of its end, also when its time is over.
 struct CopyAttempt<'u> {
     upstream: &'u Upstream,
+    turn: Turn,
     attempt: Attempt,
     end: AttemptEnd,
+    /// Whether the connection was kept from an earlier copy.
+    is_kept: bool,
 }
 
 impl<'u> CopyAttempt<'u> {
     fn begin(upstream: &'u Upstream) -> Result<(Self, Box<HttpPeer>)> {
         let now = Instant::now();
-        let Ok(picked) = upstream.pick(&mut Turn::default(), &[], now) else {
+        let mut turn = Turn::default();
+        let Ok(picked) = upstream.pick(&mut turn, &[], now) else {
+            upstream.request_ended(&turn);
             return Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint can get the copy");
         };
         let Picked { endpoint, pass, mut peer } = picked;
@@ -185,7 +196,7 @@ impl<'u> CopyAttempt<'u> {
         }
         let attempt = Attempt::new(Some(endpoint), pass, now);
         let end = AttemptEnd::Failed(Failure::ReadTimeout);
-        Ok((Self { upstream, attempt, end }, peer))
+        Ok((Self { upstream, turn, attempt, end, is_kept: false }, peer))
     }
 
     async fn exchange(
@@ -196,7 +207,8 @@ impl<'u> CopyAttempt<'u> {
         body: Bytes,
     ) -> Result<()> {
         let session = connector.get_http_session(peer).await;
-        let (mut session, _) = session.map_err(|error| error.into_up())?;
+        let (mut session, is_kept) = session.map_err(|error| error.into_up())?;
+        self.is_kept = is_kept;
         session.set_read_timeout(peer.options.read_timeout);
         session.set_write_timeout(peer.options.write_timeout);
         frame(&mut header, body.len())?;
@@ -210,7 +222,8 @@ impl<'u> CopyAttempt<'u> {
             }
             session.finish_request_body().await?;
             let status = read_header(&mut session).await?;
-            self.upstream.answer_began(&mut self.attempt, status.as_u16(), Instant::now());
+            let attempts = slice::from_mut(&mut self.attempt);
+            self.upstream.answer_began(attempts, status.as_u16(), Instant::now());
             read_body(&mut session).await
         };
         match reusable.await.map_err(|error: Box<Error>| error.into_up())? {
@@ -223,8 +236,17 @@ impl<'u> CopyAttempt<'u> {
 
 impl Drop for CopyAttempt<'_> {
     fn drop(&mut self) {
-        self.upstream.attempt_ended(&self.attempt, self.end, Instant::now());
+        let (attempts, now) = (slice::from_mut(&mut self.attempt), Instant::now());
+        self.upstream.attempt_ended(attempts, self.end, now);
+        self.upstream.settle(attempts, now);
+        self.upstream.request_ended(&self.turn);
     }
+}
+
+/// Whether the connection has ended.
+fn has_ended(error: &Error) -> bool {
+    use ErrorType::{ConnectionClosed, ReadError, WriteError};
+    matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
 }
 
 /// Reads the header of the answer.
