@@ -6,6 +6,9 @@ mod h2_origin;
 mod support;
 
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use h2_origin::H2Origin;
 use support::*;
@@ -118,6 +121,7 @@ fn everything_else_passes_as_it_came() {
         ("Content-Type: application/grpc-web+json\r\n", false),
         ("", false),
         ("Content-Type: text/plain\r\nContent-Encoding: br\r\n", false),
+        ("Content-Type: text/plain\r\nContent-Encoding: identity, br\r\n", false),
         ("Content-Type: text/plain\r\nCache-Control: public, No-Transform\r\n", false),
         ("Content-Type: text/plain\r\nContent-Digest: sha-256=:x:\r\n", false),
         ("Content-Type: text/plain\r\nContent-Range: bytes 0-4999/9000\r\n", false),
@@ -152,28 +156,85 @@ fn everything_else_passes_as_it_came() {
         let answer = get(&gateway, "/status", "gzip");
         assert_eq!(answer.line, format!("HTTP/1.1 {status}"));
         assert_eq!(answer.text(), body);
-        assert_eq!((answer.header("content-encoding"), answer.all("etag")), (None, vec!["\"a\""]));
+        // A 304 stands for an answer that is compressed.
+        let tag = if status.starts_with("304") { "W/\"a\"" } else { "\"a\"" };
+        assert_eq!((answer.header("content-encoding"), answer.all("etag")), (None, vec![tag]));
+        let varies = answer.header("vary").is_some();
+        assert_eq!(varies, status.starts_with("304"), "{status}");
+        let answer = get(&gateway, "/status", "identity");
+        assert_eq!(answer.all("etag"), ["\"a\""], "{status}");
     }
+    origin.reply("/unchanged", "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n");
+    let unchanged = get(&gateway, "/unchanged", "gzip");
+    assert_eq!(unchanged.all("etag"), ["W/\"a\""], "a 304 need not repeat the type");
+    assert_eq!(unchanged.header("vary").as_deref(), Some("Accept-Encoding"));
     origin.reply("/text", answer("Content-Type: text/plain\r\n", &body));
     let wish = [("Accept-Encoding", "gzip"), ("Cache-Control", "no-cache, no-transform")];
     assert!(gateway.call("GET", "/text", &wish, b"").body == body, "the client wants it as it is");
     origin.on("/head", |_, stream| {
         stream.write_all(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5000\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nETag: \"a\"\r\nContent-Length: 5000\r\n\r\n",
         )?;
         Ok(true)
     });
     let mut client = gateway.connect();
     for _ in 0..2 {
+        // The fields of the answer to GET.
         let head = client.call("HEAD", "/head", &[("Accept-Encoding", "gzip")], b"");
-        assert_eq!(head.all("content-length"), ["5000"]);
-        assert_eq!(head.header("content-encoding"), None);
+        assert_eq!(head.all("content-length"), [""; 0]);
+        assert_eq!(head.all("content-encoding"), ["gzip"]);
+        assert_eq!(head.all("etag"), ["W/\"a\""]);
         assert_eq!(head.header("vary").as_deref(), Some("Accept-Encoding"));
+        let head = client.call("HEAD", "/head", &[], b"");
+        assert_eq!((head.all("content-length"), head.all("etag")), (vec!["5000"], vec!["\"a\""]));
     }
+    origin.reply(
+        "/named",
+        answer("Content-Type: text/plain\r\nContent-Encoding: identity\r\n", &body),
+    );
+    let named = get(&gateway, "/named", "gzip");
+    assert_eq!((named.all("content-encoding"), decoded(&named) == body), (vec!["gzip"], true));
     origin.reply("/old", answer("Content-Type: text/plain\r\n", &body));
     let mut old = gateway.connect();
     old.send("GET /old HTTP/1.0\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n");
     assert!(old.read().body == body, "HTTP/1.0 knows no chunks");
+}
+
+/// Answers that last hold memory. Beyond the bound of all of them, further answers are sent as they are.
+#[test]
+fn answers_that_last_cannot_take_all_memory() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin);
+    let goes_on = Arc::new(AtomicBool::new(false));
+    let gate = Arc::clone(&goes_on);
+    origin.on("/lasting", move |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ntick\n\r\n")?;
+        while !gate.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        stream.write_all(b"0\r\n\r\n")?;
+        Ok(true)
+    });
+    let skipped = || gateway.metric("tollgate_compression_skipped_total").unwrap();
+    let begun = |accept: &str| {
+        let mut client = gateway.connect();
+        client.send(request("GET", "/lasting", &[("Accept-Encoding", accept)], b""));
+        let head = client.head().unwrap().unwrap();
+        (head.header("content-encoding"), client)
+    };
+    let mut lasting = Vec::new();
+    for nth in 0..128 {
+        let (coding, client) = begun("br");
+        assert_eq!(coding.as_deref(), Some("br"), "{nth}");
+        lasting.push(client);
+    }
+    assert_eq!(skipped(), 0.0);
+    for coding in ["br", "zstd", "gzip"] {
+        assert_eq!(begun(coding).0, None);
+    }
+    assert_eq!(skipped(), 3.0);
+    goes_on.store(true, Ordering::Relaxed);
+    wait_for("memory for another", || begun("br").0);
 }
 
 #[test]

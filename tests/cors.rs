@@ -27,6 +27,13 @@ routes:
   - {{ prefix: /api, methods: [ DELETE ], upstream: up }}
   - {{ prefix: /public, upstream: up, auth: none, cors: {{ origins: [ "*" ] }} }}
   - {{ prefix: /inside, upstream: up, cors: {{ origins: [ "*" ] }}, networks: {{ deny: [ 127.0.0.0/8 ] }} }}
+  - prefix: /ruled
+    upstream: up
+    auth: none
+    methods: [ GET, PUT ]
+    cors: {{ origins: [ {APP} ], methods: [ GET, PUT, DELETE ] }}
+    deprecated: {{ since: 2026-06-01, link: "https://example.com/migration" }}
+    headers: {{ response: {{ set: {{ Vary: Accept, Link: "</next>" }} }} }}
   - {{ prefix: /other, upstream: up, auth: none }}"#,
         auth("[ { api_key: alice } ]"),
         origin.url(),
@@ -135,6 +142,28 @@ fn the_route_of_a_preflight_is_that_of_the_method_it_asks_for() {
     );
     let answer = preflight(&gateway, "/other", APP, "GET");
     assert_eq!(fields(&answer), expected(&[("access-control-allow-origin", "https://up.example")]));
+}
+
+/// Rules come before the fields of the route, on answers of the upstream as on others.
+#[test]
+fn header_rules_cannot_undo_what_depends_on_the_origin() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin);
+    origin.reply(
+        "/ruled/own",
+        "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Private-Network: true\r\nVary: Cookie\r\nContent-Length: 0\r\n\r\n",
+    );
+    let answer = gateway.call("GET", "/ruled/own", &[("Origin", APP)], b"");
+    assert_eq!(
+        fields(&answer),
+        expected(&[("access-control-allow-origin", APP), ("vary", "Accept"), ("vary", "Origin"),])
+    );
+    assert_eq!(answer.all("deprecation"), ["@1780272000"]);
+    let links = ["</next>", "<https://example.com/migration>; rel=\"deprecation\""];
+    assert_eq!(answer.all("link"), links);
+    let preflight = preflight(&gateway, "/ruled/own", APP, "PUT");
+    let methods = preflight.header("access-control-allow-methods");
+    assert_eq!(methods.as_deref(), Some("GET, PUT"), "the route does not serve DELETE");
 }
 
 #[test]

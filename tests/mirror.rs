@@ -161,6 +161,71 @@ fn a_dead_or_silent_upstream_for_copies_costs_requests_nothing() {
     }
 }
 
+/// An upstream may get copies of one route and serve another.
+#[test]
+fn copies_say_nothing_about_an_upstream_that_serves_requests() {
+    let (origin, shared) = (Origin::start(), Origin::start());
+    let slow = |request: &Message, stream: &mut std::net::TcpStream| {
+        std::thread::sleep(Duration::from_millis(400));
+        support::origin::echo(request, stream)
+    };
+    shared.on("/copied", slow);
+    shared.on("/own", slow);
+    shared.reply("/own/bad", "HTTP/1.1 503 Bad\r\nContent-Length: 0\r\n\r\n");
+    let gateway = Gateway::start_with_one_thread(&format!(
+        r#"upstreams:
+  up: {{ endpoints: [ "{}" ] }}
+  shadow: {{ endpoints: [ "{}" ], breaker: {{ failures: 2, open_for: 1s, statuses: [ 503 ] }} }}
+routes:
+  - {{ prefix: /copied, upstream: up, auth: none, mirror: {{ upstream: shadow, timeout: 100ms }} }}
+  - {{ prefix: /own, upstream: shadow, auth: none }}"#,
+        origin.url(),
+        shared.url(),
+    ));
+    let mut client = gateway.connect();
+    for _ in 0..7 {
+        assert_eq!(client.call("GET", "/copied", &[], b"").status(), 200);
+    }
+    wait_copies(&gateway, "failed", 7.0);
+    assert_eq!(client.call("GET", "/own", &[], b"").status(), 200, "the breaker is closed");
+
+    // Requests open it. Then copies are dropped, and take no trial from requests.
+    for _ in 0..2 {
+        assert_eq!(client.call("GET", "/own/bad", &[], b"").status(), 503);
+    }
+    assert_eq!(client.call("GET", "/own", &[], b"").code(), "upstream_unavailable");
+    let seen = shared.requests().len();
+    assert_eq!(client.call("GET", "/copied/x", &[], b"").status(), 200);
+    wait_copies(&gateway, "dropped", 1.0);
+    std::thread::sleep(Duration::from_millis(1_100));
+    assert_eq!(client.call("GET", "/copied/x", &[], b"").status(), 200);
+    wait_copies(&gateway, "dropped", 2.0);
+    assert_eq!(shared.requests().len(), seen);
+    assert_eq!(client.call("GET", "/own", &[], b"").status(), 200, "a request is on trial");
+    assert_eq!(client.call("GET", "/copied/x", &[], b"").status(), 200);
+    wait_copies(&gateway, "sent", 1.0);
+}
+
+/// A copy that waits for a body takes no room, and is counted when the body never ends.
+#[test]
+fn a_request_that_breaks_off_is_a_dropped_copy() {
+    let (origin, shadow) = (Origin::start(), Origin::start());
+    let rules = "methods: [ GET, POST ], max_in_flight: 1";
+    let gateway = Gateway::start_with_one_thread(&config(&origin, &shadow.url(), rules));
+    let bearer = bearer("alice");
+    let fields = [("Authorization", &*bearer), ("Content-Length", "10")];
+    let mut uploads: Vec<_> = (0..3).map(|_| gateway.connect()).collect();
+    for client in &mut uploads {
+        client.send(request("POST", "/copied/upload", &fields, b""));
+        client.send("part");
+    }
+    wait_for("the uploads", || (origin.requests_for("/upload").len() == 3).then_some(()));
+    assert_eq!(call(&mut gateway.connect(), "GET", "/copied", "x", b"").status(), 200);
+    wait_copies(&gateway, "sent", 1.0);
+    drop(uploads);
+    wait_copies(&gateway, "dropped", 3.0);
+}
+
 #[test]
 fn the_answer_to_a_copy_reaches_nobody() {
     let (origin, shadow) = (Origin::start(), Origin::start());

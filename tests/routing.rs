@@ -55,12 +55,40 @@ fn the_host_itself_comes_before_names_above_it_and_those_before_none() {
     }
 }
 
+/// A method that the closest host does not serve is not looked for in a route for more hosts, which may be open.
+#[test]
+fn the_closest_host_decides_alone() {
+    let origin = Origin::start();
+    let routes = r#"
+  { prefix: /admin, host: "*.example.com", methods: [ GET ], upstream: up, networks: { allow: [ 10.0.0.0/8 ] } },
+  { prefix: /admin, host: own.example.com, methods: [ PUT ], upstream: up },
+  { prefix: /admin, upstream: up, auth: none }"#;
+    let gateway = gateway(&origin, routes, "");
+    for (host, method, status) in [
+        ("x.example.com", "GET", 403),
+        ("x.example.com", "HEAD", 403),
+        ("x.example.com", "POST", 405),
+        ("x.example.com", "OPTIONS", 405),
+        ("x.example.com", "get", 405),
+        ("own.example.com", "PUT", 401),
+        ("own.example.com", "GET", 405),
+        ("own.example.com", "POST", 405),
+    ] {
+        let answer = gateway.connect().call(method, "/admin/x", &[("Host", host)], b"");
+        assert_eq!(answer.status(), status, "{host} {method}");
+    }
+    assert!(origin.requests().is_empty());
+    let other = gateway.call("POST", "/admin/x", &[("Host", "example.com")], b"");
+    assert_eq!(other.status(), 200, "no closer route names this host");
+}
+
 #[test]
 fn only_the_networks_of_a_route_are_let_in() {
     let origin = Origin::start();
     let routes = r#"
   { prefix: /inside, upstream: up, networks: { allow: [ 10.0.0.0/8, "fd00::/8" ], deny: [ 10.9.0.0/16 ] } },
   { prefix: /outside, upstream: up, auth: none, networks: { deny: [ 203.0.113.0/24 ] } },
+  { prefix: /local, upstream: up, auth: none, networks: { allow: [ 127.0.0.0/8 ] } },
   { prefix: /open, upstream: up, auth: none }"#;
     let gateway = gateway(&origin, routes, "trusted_proxies: [ 127.0.0.0/8 ]");
     let bearer = bearer("alice");
@@ -82,6 +110,12 @@ fn only_the_networks_of_a_route_are_let_in() {
         ("203.0.113.5", "/open", "", 200),
         // The client wrote the first address; only the last one comes from a trusted proxy.
         ("10.1.2.3, 192.0.2.1", "/inside", &bearer, 403),
+        // Nobody knows the client that the proxy means.
+        ("unknown", "/local", "", 403),
+        ("unknown, 127.0.0.1", "/local", "", 403),
+        ("10.1.2.3, _hidden", "/outside", "", 403),
+        ("unknown", "/open", "", 200),
+        ("127.0.0.1", "/local", "", 200),
     ] {
         let answer = call(client, path, token);
         assert_eq!(answer.status(), status, "{client} {path}");
@@ -169,6 +203,27 @@ fn another_prefix_stands_for_that_of_the_route() {
 }
 
 #[test]
+fn a_path_in_an_answer_never_leads_to_another_server() {
+    let origin = Origin::start();
+    let routes = "{ prefix: /, upstream: up, auth: none, rewrite: { prefix: /v2, answers: true } }";
+    let gateway = gateway(&origin, routes, "");
+    let endpoint = origin.url();
+    for (location, expected) in [
+        ("/v2//evil.test/x".to_owned(), "/evil.test/x"),
+        (format!("{endpoint}//evil.test"), "/evil.test"),
+        (format!("{endpoint}/v2/\\evil.test"), "/evil.test"),
+        (endpoint.clone(), "/"),
+        ("https://elsewhere.test//x".to_owned(), "https://elsewhere.test//x"),
+    ] {
+        let head =
+            format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        origin.reply("/v2/login", head);
+        let answer = gateway.get("/login");
+        assert_eq!(answer.header("location").as_deref(), Some(expected), "{location}");
+    }
+}
+
+#[test]
 fn a_deprecated_route_says_so_in_every_answer() {
     let origin = Origin::start();
     let routes = r#"
@@ -252,6 +307,60 @@ routes:
         let answer = gateway.get_as("alice", "/made");
         (answer.header("x-tenant")? == "of acme").then_some(())
     });
+}
+
+#[test]
+fn what_a_header_rule_sets_or_removes_cannot_be_sent_in_another_spelling() {
+    let origin = Origin::start();
+    let routes = r#"
+  { prefix: /ruled, upstream: up, headers: { request: { set: { X-Tenant: "%{organization_id}", X-Fixed: "1" }, remove: [ X-Internal ] } } },
+  { prefix: /plain, upstream: up }"#;
+    let gateway = gateway(&origin, routes, "");
+    let bearer = bearer("alice");
+    let fields = [
+        ("Authorization", &*bearer),
+        ("X_Tenant", "forged"),
+        ("X.Tenant", "forged"),
+        ("x-tenant", "forged"),
+        ("X_Fixed", "forged"),
+        ("X_Internal", "forged"),
+        ("X~Internal", "forged"),
+        ("X_Other", "stays"),
+    ];
+    for (path, count) in [("/ruled", 1), ("/plain", 7)] {
+        assert_eq!(gateway.call("GET", path, &fields, b"").status(), 200);
+        let seen = origin.one(path);
+        let own = seen.headers.iter().filter(|(_, value)| value == "forged" || value == "stays");
+        assert_eq!(own.count(), count, "{path}: {:?}", seen.headers);
+    }
+    assert_eq!(origin.one("/ruled").all("x_other"), ["stays"]);
+}
+
+/// A token's values make a host, or the client's stays.
+#[test]
+fn a_rule_makes_a_host_or_none() {
+    let origin = Origin::start();
+    let tokens = auth(
+        r#"[ { api_key: alice, organization_id: "a b/evil" }, { api_key: bob, organization_id: acme } ]"#,
+    );
+    let gateway = Gateway::start(&format!(
+        r#"auth: {tokens}
+upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
+routes: [ {{ prefix: /, upstream: up, headers: {{ request: {{ set: {{ Host: "%{{organization_id}}", X-Asked: "%{{host}}" }} }} }} }} ]"#,
+        origin.url()
+    ));
+    for (api_key, host) in [("alice", "shop.test"), ("bob", "acme")] {
+        let bearer = bearer(api_key);
+        let fields = [("Authorization", &*bearer), ("Host", "shop.test"), ("X-Case", api_key)];
+        assert_eq!(gateway.call("GET", "/", &fields, b"").status(), 200);
+        let seen = origin.case(api_key).unwrap();
+        assert_eq!((seen.all("host"), seen.all("x-asked")), (vec![host], vec!["shop.test"]));
+    }
+    let mut old = gateway.connect();
+    let bearer = bearer("bob");
+    old.send(format!("GET /old HTTP/1.0\r\nAuthorization: {bearer}\r\n\r\n"));
+    assert_eq!(old.read().status(), 200);
+    assert_eq!(origin.one("/old").header("x-asked"), None, "the client named no host");
 }
 
 #[test]

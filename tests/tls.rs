@@ -148,7 +148,7 @@ fn a_client_gets_the_certificate_of_the_host_that_it_names() {
     let client = edge.client();
     // The names of certificates are not the matter here: every certificate is accepted.
     let any = client.with(|config| {
-        config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate));
+        config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate::default()));
     });
     for (name, certificate) in [
         ("first.test", 0),
@@ -171,9 +171,45 @@ fn a_client_gets_the_certificate_of_the_host_that_it_names() {
     assert_eq!(connection.get("/").status(), 200);
 }
 
-/// Accepts every certificate.
-#[derive(Debug)]
-struct AnyCertificate;
+#[test]
+fn a_client_gets_the_ocsp_response_with_the_certificate() {
+    let (origin, authority, dir) =
+        (Origin::start(), Authority::new("tests"), TempDir::new().unwrap());
+    let files = authority.issue(&["a.test"]).write(dir.path(), "a");
+    let response = dir.path().join("response.der");
+    // The shortest response there is: successful, and without bytes.
+    std::fs::write(&response, [0x30, 3, 0x0a, 1, 0]).unwrap();
+    let with = files.yaml().replace(" }", &format!(", ocsp: {} }}", response.display()));
+    let yaml = yaml(std::slice::from_ref(&files), "", "", &origin).replace(&files.yaml(), &with);
+    let gateway = Gateway::start(&yaml);
+    let address = listeners(&gateway)[1];
+    let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let client = authority.client().with(|config| {
+        let verifier = AnyCertificate(Arc::clone(&seen));
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+    });
+    // Without a session, with which no certificate comes.
+    let client = client.with(|config| config.resumption = rustls::client::Resumption::disabled());
+    client.connect(address, "a.test");
+    assert_eq!(*seen.lock(), [0x30, 3, 0x0a, 1, 0]);
+    // The file is replaced, and one of an authority that could not answer keeps the old one.
+    let longer = [0x30, 7, 0x0a, 1, 0, 0xa0, 2, 0x30, 0];
+    std::fs::write(&response, longer).unwrap();
+    wait_for("the new response", || {
+        client.connect(address, "a.test");
+        (*seen.lock() == longer).then_some(())
+    });
+    std::fs::write(&response, [0x30, 3, 0x0a, 1, 6]).unwrap();
+    gateway.wait_log("the refusal", |line| {
+        line["message"].as_str().unwrap().contains("no successful OCSP response")
+    });
+    client.connect(address, "a.test");
+    assert_eq!(*seen.lock(), longer);
+}
+
+/// Accepts every certificate, and keeps the OCSP response that came with the last one.
+#[derive(Debug, Default)]
+struct AnyCertificate(Arc<parking_lot::Mutex<Vec<u8>>>);
 
 impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
@@ -181,9 +217,10 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
         _: &rustls::pki_types::CertificateDer<'_>,
         _: &[rustls::pki_types::CertificateDer<'_>],
         _: &rustls::pki_types::ServerName<'_>,
-        _: &[u8],
+        ocsp: &[u8],
         _: rustls::pki_types::UnixTime,
     ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        *self.0.lock() = ocsp.to_vec();
         Ok(rustls::client::danger::ServerCertVerified::assertion())
     }
 

@@ -48,6 +48,8 @@ pub struct Request<'a> {
     pub query: Option<&'a [u8]>,
     /// The client's address: the peer's, or the address that trusted proxies name.
     pub client: Option<IpAddr>,
+    /// Whether `client` is the client. Otherwise trusted proxies tell nothing that can be read, and `client` is one of them.
+    pub is_client_certain: bool,
     /// The SHA-256 of the certificate that the client's connection holds by.
     pub certificate: Option<&'a Thumbprint>,
     /// The announced length of the body, where there is one.
@@ -137,9 +139,7 @@ impl Admission {
     ) -> Result<Permit, Rejection> {
         let route = find_route(policy, request)?;
         findings.route = Some(Arc::clone(&route));
-        if !route.networks.permit(request.client) {
-            return Err(Rejection::NetworkNotPermitted);
-        }
+        check_network(&route, request)?;
         let principal = match route.auth_required {
             true => Some(self.identify(policy, request, findings).await?),
             false => None,
@@ -173,10 +173,7 @@ impl Admission {
         let route = asked.and_then(|asked| find_route(policy, &asked).ok());
         let Some(route) = route.filter(|route| route.cors.is_some()) else { return Ok(None) };
         findings.route = Some(Arc::clone(&route));
-        match route.networks.permit(request.client) {
-            true => Ok(Some(route)),
-            false => Err(Rejection::NetworkNotPermitted),
-        }
+        check_network(&route, request).map(|()| Some(route))
     }
 
     async fn identify(
@@ -243,6 +240,15 @@ fn side(route: &Route, principal: Option<&Principal>, client: Option<IpAddr>) ->
         (None, Some(client)) => split::hash(&Network::of(client).octets()),
         (None, None) => 0,
     })
+}
+
+/// Refuses a client that the networks of `route` do not let in, or may not let in.
+fn check_network(route: &Route, request: &Request<'_>) -> Result<(), Rejection> {
+    let client = request.client.filter(|_| request.is_client_certain);
+    match route.networks.permit(client) {
+        true => Ok(()),
+        false => Err(Rejection::NetworkNotPermitted),
+    }
 }
 
 fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {

@@ -142,6 +142,7 @@ pub struct Tls {
 pub struct Certificate {
     pub certificate: Maybe<FilePath>,
     pub private_key: Maybe<FilePath>,
+    pub ocsp: Maybe<FilePath>,
 }
 
 #[derive(Default, Deserialize)]

@@ -74,8 +74,9 @@ impl Scalar for Method {
 
     fn read(text: &str) -> Result<Self, String> {
         match http::Method::from_bytes(text.to_ascii_uppercase().as_bytes()) {
-            Ok(method) => Ok(Self(method.as_str().to_owned())),
-            Err(_) => Err(instead::<Self>("is not a method")),
+            // `*` is a method by its characters, and would be read as all of them.
+            Ok(method) if method.as_str() != "*" => Ok(Self(method.as_str().to_owned())),
+            _ => Err(instead::<Self>("is not a method")),
         }
     }
 }

@@ -158,9 +158,10 @@ impl Gateway {
             store_serves: store_serves(Arc::clone(&membership)),
         });
         let ports = bound.listeners.iter().map(|bound| bound.address().port()).collect();
-        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), ports);
-
         let conf = server_conf(&config);
+        let kept = conf.upstream_keepalive_pool_size;
+        let proxy = Proxy::new(Arc::clone(&policy), admission, Arc::clone(&readiness), ports, kept);
+
         let mut server = Server::new_with_opt_and_conf(Opt::default(), conf);
         server.bootstrap();
 

@@ -11,6 +11,7 @@ use super::compression::Compression;
 use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
+use super::held::HeldSocket;
 use super::in_flight::RequestInFlight;
 use super::mirror::CopyState;
 use crate::admission::{Findings, Rejection};
@@ -37,6 +38,14 @@ pub struct RequestContext {
     pub trusted_peer: bool,
     /// The canonical path, where it differs from what was sent.
     pub canonical_path: Option<String>,
+    /// Whether the request is a gRPC call.
+    pub is_grpc: bool,
+    /// Whether the answer may be a stream that is quiet for long: of a gRPC call, or of events.
+    pub may_stream: bool,
+    /// When the request must be answered, as its client says.
+    pub deadline: Option<Instant>,
+    /// The socket of the upstream, while it holds the head of an upgrade request back.
+    pub held: Option<HeldSocket>,
     /// The hops that an OPTIONS request may still take (RFC 9110 section 7.6.2).
     pub max_forwards: Option<u64>,
     /// The route, the principal and the decisions about limits.
@@ -86,6 +95,10 @@ impl RequestContext {
             certificate: None,
             trusted_peer: false,
             canonical_path: None,
+            is_grpc: false,
+            may_stream: false,
+            deadline: None,
+            held: None,
             max_forwards: None,
             findings: Findings::default(),
             forwarding: None,

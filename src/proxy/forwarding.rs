@@ -43,6 +43,13 @@ impl Forwarding {
         Self { permit, turn, attempts, deadlines, due, body_seen: 0 }
     }
 
+    /// Lets the request end at `due`, which its client has set. No endpoint is at fault when that time runs out.
+    pub fn end_at(&mut self, due: Instant) {
+        if self.due.is_none_or(|own| due < own) {
+            (self.due, self.deadlines.total) = (Some(due), Some(Duration::MAX));
+        }
+    }
+
     /// The forwarding of a hook that Pingora calls only after `request_filter` has let the request pass.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! A copy has the fields and the target that the upstream of the request gets. It is sent once the request has its
 //! permit and its body is known, on a task of its own: an upstream for copies that is slow, dead or wrong costs the
-//! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped.
+//! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped. They say nothing about
+//! their endpoints, which may have requests of their own.
 
 use std::slice;
 use std::sync::{Arc, OnceLock};
@@ -10,19 +11,22 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, Version, header};
+use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::upstreams::peer::{HttpPeer, Peer as _};
 use pingora_core::{Error, ErrorType, OkOrErr as _, OrErr as _, Result};
 use pingora_http::RequestHeader;
 use pingora_limits::inflight::{Guard, Inflight};
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::base::task::detach;
 use crate::policy::RouteMirror;
 use crate::route::fields;
-use crate::upstream::attempt::{Attempt, AttemptEnd, Failure};
-use crate::upstream::pool::{Picked, Turn, Upstream};
+use crate::upstream::attempt::{Attempt, AttemptEnd};
+use crate::upstream::pool::{Picked, Upstream};
 
 /// The largest body of a copy, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -31,18 +35,41 @@ const MAX_BODY: usize = 64 * 1024;
 const MAX_ANSWER: usize = 256 * 1024;
 
 /// Sends the copies of one thread.
-#[derive(Default)]
 pub struct Mirrors {
-    /// Made when the first copy is sent. A connection belongs to the thread that made it.
-    connector: OnceLock<Connector>,
-    /// The copies on their way, by upstream; made with the first copy too.
+    /// A connection belongs to the thread that made it.
+    connector: OnceCell<Connector>,
+    /// The most connections that are kept for further copies.
+    kept: usize,
+    /// The copies on their way, by upstream; made with the first copy.
     in_flight: Arc<OnceLock<Inflight>>,
 }
 
 impl Mirrors {
-    /// For another thread; the copies of all threads are counted together.
-    pub fn for_another_thread(&self) -> Self {
-        Self { connector: OnceLock::new(), in_flight: Arc::clone(&self.in_flight) }
+    /// For the first thread, which keeps as many connections as `kept` says.
+    pub fn new(kept: usize) -> Self {
+        Self { connector: OnceCell::new(), kept, in_flight: Arc::default() }
+    }
+
+    /// For another thread; the copies of all threads are counted together. `soon`: there will be copies.
+    pub fn for_another_thread(&self, soon: bool) -> Self {
+        let connector = soon.then(|| connector(self.kept));
+        Self {
+            connector: OnceCell::new_with(connector),
+            kept: self.kept,
+            in_flight: Arc::clone(&self.in_flight),
+        }
+    }
+
+    /// The connector of the thread. If no copies were expected, it is made now, off the thread.
+    async fn connector(&self) -> Result<&Connector> {
+        let make = || {
+            spawn_blocking({
+                let kept = self.kept;
+                move || connector(kept)
+            })
+        };
+        let connector = self.connector.get_or_try_init(make).await;
+        connector.or_err(ErrorType::InternalError, "no connector for copies")
     }
 
     fn slot(&self, mirror: &RouteMirror) -> Option<Guard> {
@@ -50,6 +77,11 @@ impl Mirrors {
         let (slot, in_flight) = self.in_flight.get_or_init(Inflight::new).incr(upstream, 1);
         (in_flight <= mirror.rules.max_in_flight).then_some(slot)
     }
+}
+
+/// A connector that keeps so many connections. It reads the certificates of the system, which takes a tenth of a second.
+fn connector(kept: usize) -> Connector {
+    Connector::new(Some(ConnectorOptions::new(kept)))
 }
 
 /// How far the copy of a request is.
@@ -102,13 +134,12 @@ impl CopyState {
 pub struct RequestCopy {
     header: Box<RequestHeader>,
     body: Vec<u8>,
-    mirror: Arc<RouteMirror>,
     mirrors: Arc<Mirrors>,
-    _slot: Guard,
+    fate: Fate,
 }
 
 impl RequestCopy {
-    /// Begins a copy of the request `header`, as the upstream gets it, if the rules of `mirror` say so and there is room.
+    /// Begins a copy of the request `header`, as the upstream gets it, if the rules of `mirror` say so.
     fn begin(
         mirrors: &Arc<Mirrors>,
         mirror: &Arc<RouteMirror>,
@@ -117,16 +148,11 @@ impl RequestCopy {
         if !mirror.rules.copies(header.method.as_str(), || fastrand::u64(..100)) {
             return None;
         }
-        let Some(slot) = mirrors.slot(mirror) else {
-            mirror.metrics.dropped.inc();
-            return None;
-        };
         Some(Box::new(Self {
             header: Box::new(header.clone()),
             body: Vec::new(),
-            mirror: Arc::clone(mirror),
             mirrors: Arc::clone(mirrors),
-            _slot: slot,
+            fate: Fate { mirror: Arc::clone(mirror), end: CopyEnd::Dropped },
         }))
     }
 
@@ -135,128 +161,123 @@ impl RequestCopy {
         let fits = self.body.len() + part.len() <= MAX_BODY;
         if fits {
             self.body.extend_from_slice(part);
-        } else {
-            self.mirror.metrics.dropped.inc();
         }
         fits
     }
 
-    /// Sends the copy, and waits for nothing.
+    /// Sends the copy if there is room, and waits for nothing.
     fn send(self: Box<Self>) -> CopyState {
-        detach(async move {
-            let mirror = Arc::clone(&self.mirror);
-            match timeout(mirror.rules.timeout, self.exchange()).await {
-                Ok(Ok(())) => mirror.metrics.sent.inc(),
-                Ok(Err(_)) | Err(_) => mirror.metrics.failed.inc(),
-            }
-        });
+        if let Some(slot) = self.mirrors.slot(&self.fate.mirror) {
+            detach(async move {
+                self.exchange().await;
+                drop(slot);
+            });
+        }
         CopyState::Done
     }
 
-    async fn exchange(self: Box<Self>) -> Result<()> {
-        let Self { header, body, mirror, mirrors, _slot } = *self;
-        let (mut attempt, peer) = CopyAttempt::begin(&mirror.rules.upstream)?;
-        let connector = mirrors.connector.get_or_init(|| Connector::new(None));
-        let result = attempt.exchange(connector, &peer, header, body.into()).await;
-        attempt.end = match &result {
-            Ok(()) => AttemptEnd::Answered,
-            Err(error)
-                if attempt.is_kept && attempt.attempt.status.is_none() && has_ended(error) =>
-            {
-                AttemptEnd::Stale
-            }
-            Err(error) => AttemptEnd::of(error),
-        };
-        result
+    async fn exchange(self: Box<Self>) {
+        let Self { header, body, mirrors, mut fate } = *self;
+        let mirror = Arc::clone(&fate.mirror);
+        let Ok(connector) = mirrors.connector().await else { return };
+        let Some((attempt, peer)) = CopyAttempt::begin(&mirror.rules.upstream) else { return };
+        fate.end = CopyEnd::Failed;
+        let answered = exchange(connector, &peer, header, body.into());
+        if let Ok(Ok(())) = timeout(mirror.rules.timeout, answered).await {
+            fate.end = CopyEnd::Sent;
+        }
+        drop(attempt);
     }
 }
 
-/// The only attempt of a copy. The upstream learns of its end, also when its time is over.
+/// What becomes of a copy. It is counted when the copy is gone, wherever the copy ended.
+struct Fate {
+    mirror: Arc<RouteMirror>,
+    end: CopyEnd,
+}
+
+/// How a copy ends.
+#[derive(Clone, Copy)]
+enum CopyEnd {
+    Dropped,
+    Failed,
+    Sent,
+}
+
+impl Drop for Fate {
+    fn drop(&mut self) {
+        let metrics = &self.mirror.metrics;
+        match self.end {
+            CopyEnd::Dropped => metrics.dropped.inc(),
+            CopyEnd::Failed => metrics.failed.inc(),
+            CopyEnd::Sent => metrics.sent.inc(),
+        }
+    }
+}
+
+/// The only attempt of a copy. The upstream learns that it is over, and nothing else: the time of a copy is none of the
+/// endpoint's, and copies must not keep requests away from it.
 struct CopyAttempt<'u> {
     upstream: &'u Upstream,
-    turn: Turn,
     attempt: Attempt,
-    end: AttemptEnd,
-    /// Whether the connection was kept from an earlier copy.
-    is_kept: bool,
 }
 
 impl<'u> CopyAttempt<'u> {
-    fn begin(upstream: &'u Upstream) -> Result<(Self, Box<HttpPeer>)> {
+    /// An attempt, and where it goes; `None` when no endpoint can get the copy.
+    fn begin(upstream: &'u Upstream) -> Option<(Self, Box<HttpPeer>)> {
         let now = Instant::now();
-        let mut turn = Turn::default();
-        let Ok(picked) = upstream.pick(&mut turn, &[], now) else {
-            upstream.request_ended(&turn);
-            return Error::e_explain(ErrorType::ConnectNoRoute, "no endpoint can get the copy");
-        };
-        let Picked { endpoint, pass, mut peer } = picked;
+        let Picked { endpoint, pass, mut peer } = upstream.pick_for_copy(now).ok()?;
         // Copies speak HTTP/1.1 where the endpoint does.
         if peer.options.alpn.get_min_http_version() < 2 {
             peer.options.set_http_version(1, 1);
         }
         let attempt = Attempt::new(Some(endpoint), pass, now);
-        let end = AttemptEnd::Failed(Failure::ReadTimeout);
-        Ok((Self { upstream, turn, attempt, end, is_kept: false }, peer))
-    }
-
-    async fn exchange(
-        &mut self,
-        connector: &Connector,
-        peer: &HttpPeer,
-        mut header: Box<RequestHeader>,
-        body: Bytes,
-    ) -> Result<()> {
-        let session = connector.get_http_session(peer).await;
-        let (mut session, is_kept) = session.map_err(|error| error.into_up())?;
-        self.is_kept = is_kept;
-        session.set_read_timeout(peer.options.read_timeout);
-        session.set_write_timeout(peer.options.write_timeout);
-        frame(&mut header, body.len())?;
-        if let HttpSession::H2(_) = session {
-            for_http2(&mut header, peer.is_tls())?;
-        }
-        let reusable = async {
-            session.write_request_header(header).await?;
-            if !body.is_empty() {
-                session.write_request_body(body, false).await?;
-            }
-            session.finish_request_body().await?;
-            let status = read_header(&mut session).await?;
-            let attempts = slice::from_mut(&mut self.attempt);
-            self.upstream.answer_began(attempts, status.as_u16(), Instant::now());
-            read_body(&mut session).await
-        };
-        match reusable.await.map_err(|error: Box<Error>| error.into_up())? {
-            true => connector.release_http_session(session, peer, peer.idle_timeout()).await,
-            false => session.shutdown().await,
-        }
-        Ok(())
+        Some((Self { upstream, attempt }, peer))
     }
 }
 
 impl Drop for CopyAttempt<'_> {
     fn drop(&mut self) {
-        let (attempts, now) = (slice::from_mut(&mut self.attempt), Instant::now());
-        self.upstream.attempt_ended(attempts, self.end, now);
-        self.upstream.settle(attempts, now);
-        self.upstream.request_ended(&self.turn);
+        let attempts = slice::from_mut(&mut self.attempt);
+        self.upstream.attempt_ended(attempts, AttemptEnd::Abandoned, Instant::now());
     }
 }
 
-/// Whether the connection has ended.
-fn has_ended(error: &Error) -> bool {
-    use ErrorType::{ConnectionClosed, ReadError, WriteError};
-    matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
+/// Sends a request and reads its answer.
+async fn exchange(
+    connector: &Connector,
+    peer: &HttpPeer,
+    mut header: Box<RequestHeader>,
+    body: Bytes,
+) -> Result<()> {
+    let (mut session, _) = connector.get_http_session(peer).await?;
+    session.set_read_timeout(peer.options.read_timeout);
+    session.set_write_timeout(peer.options.write_timeout);
+    frame(&mut header, body.len())?;
+    if let HttpSession::H2(_) = session {
+        for_http2(&mut header, peer.is_tls())?;
+    }
+    session.write_request_header(header).await?;
+    if !body.is_empty() {
+        session.write_request_body(body, false).await?;
+    }
+    session.finish_request_body().await?;
+    read_header(&mut session).await?;
+    match read_body(&mut session).await? {
+        true => connector.release_http_session(session, peer, peer.idle_timeout()).await,
+        false => session.shutdown().await,
+    }
+    Ok(())
 }
 
 /// Reads the header of the answer.
-async fn read_header(session: &mut HttpSession) -> Result<StatusCode> {
+async fn read_header(session: &mut HttpSession) -> Result<()> {
     loop {
         session.read_response_header().await?;
         match session.response_header().map(|answer| answer.status) {
             Some(status)
                 if status != StatusCode::SWITCHING_PROTOCOLS && status.is_informational() => {}
-            Some(status) => return Ok(status),
+            Some(_) => return Ok(()),
             None => return Error::e_explain(ErrorType::InvalidHTTPHeader, "no answer"),
         }
     }

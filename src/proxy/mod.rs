@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -34,20 +34,23 @@ pub mod connection;
 pub mod context;
 pub mod deadline;
 pub mod forwarding;
+pub mod grpc;
 pub mod headers;
+mod held;
 pub mod in_flight;
 pub mod mirror;
 pub mod outcome;
 pub mod problem;
 pub mod target;
 
-use compression::Compression;
+use compression::{Compression, EncoderMemory};
 use context::{End, RequestContext, fresh_request_id};
 use deadline::Step;
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
-use headers::seen::{Seen, asks_for_upgrade, content_length};
+use headers::seen::{Seen, accepts_events, asks_for_upgrade, content_length, is_events};
 use headers::{answer, client, ids, request};
+use held::HeldSocket;
 use in_flight::RequestsInFlight;
 use mirror::Mirrors;
 use outcome::{RequestOutcome, answer_of, rejection_of};
@@ -80,6 +83,7 @@ pub struct Proxy {
     admission: Arc<Admission>,
     readiness: Arc<Readiness>,
     mirrors: Arc<Mirrors>,
+    encoders: Arc<EncoderMemory>,
     /// Metrics of requests without a route.
     unrouted: Arc<RouteMetrics>,
     /// The ports of the listeners.
@@ -87,15 +91,18 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy that decides by the current policy. The listeners have these `ports`.
+    /// A proxy that decides by the current policy. The listeners have these `ports`. A thread keeps as many idle connections
+    /// for copies of requests as `kept_connections` says.
     pub fn new(
         policy: Arc<ArcSwap<Policy>>,
         admission: Admission,
         readiness: Arc<Readiness>,
         ports: Arc<[u16]>,
+        kept_connections: usize,
     ) -> Self {
         let (admission, unrouted) = (Arc::new(admission), Arc::new(RouteMetrics::new("-")));
-        Self { policy, admission, readiness, mirrors: Arc::default(), unrouted, ports }
+        let mirrors = Arc::new(Mirrors::new(kept_connections));
+        Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted, ports }
     }
 
     /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
@@ -110,10 +117,11 @@ impl Proxy {
         ctx.request_id = Some(ids::request_id(&request.headers, ctx.seen, now));
         let trusted = &ctx.policy.trusted_proxies;
         ctx.trusted_peer = peer.is_some_and(|peer| net::contain(trusted, peer));
-        ctx.client_ip = match ctx.trusted_peer {
-            true => peer.map(|peer| client::client_ip(peer, &request.headers, trusted)),
-            false => peer,
+        let (client, is_certain) = match (ctx.trusted_peer, peer) {
+            (true, Some(peer)) => client::client_ip(peer, &request.headers, trusted),
+            _ => (peer, true),
         };
+        ctx.client_ip = client;
         let path = CanonicalPath::parse(request.uri.path())?;
         if path.was_rewritten() {
             ctx.canonical_path = Some(path.as_str().to_owned());
@@ -141,6 +149,7 @@ impl Proxy {
             headers: &request.headers,
             query: target::query(request),
             client: ctx.client_ip,
+            is_client_certain: is_certain,
             certificate: ctx.certificate.as_ref().map(|certificate| certificate.thumbprint()),
             content_length: match ctx.seen.content_length {
                 true => content_length(&request.headers),
@@ -157,7 +166,8 @@ impl Proxy {
 
     /// The proxy for another thread, which has connections of its own.
     pub fn for_another_thread(&self) -> Self {
-        Self { mirrors: Arc::new(self.mirrors.for_another_thread()), ..self.clone() }
+        let copies = self.policy.load().routes.iter().any(|route| route.mirror.is_some());
+        Self { mirrors: Arc::new(self.mirrors.for_another_thread(copies)), ..self.clone() }
     }
 
     /// Lets the answer say that the connection ends, when this process is about to go.
@@ -225,9 +235,19 @@ impl ProxyHttp for Proxy {
         let request = session.req_header_mut();
         request::normalize(request)?;
         ctx.seen = Seen::in_request(&request.headers);
+        ctx.is_grpc = grpc::is_call(request);
+        ctx.may_stream = ctx.is_grpc || (ctx.seen.accept && accepts_events(&request.headers));
+        let limit = if ctx.is_grpc { grpc::time_limit(&request.headers) } else { None };
         // An `Upgrade` that `Connection` does not name means nothing (RFC 9110 section 7.8).
         if ctx.seen.upgrade && !asks_for_upgrade(&request.headers) {
             request.remove_header(&header::UPGRADE);
+        }
+        if ctx.is_grpc {
+            // Either side of a call may be quiet for long.
+            session.set_read_timeout(Some(timeouts.tunnel));
+        }
+        if let Some(limit) = limit {
+            ctx.deadline = Some(ctx.started + limit);
         }
         Ok(())
     }
@@ -236,7 +256,11 @@ impl ProxyHttp for Proxy {
         match self.decide(session, ctx).await {
             Ok(None) => Ok(true),
             Ok(Some(permit)) => {
-                ctx.forwarding = Some(Forwarding::new(permit, ctx.started));
+                let mut forwarding = Forwarding::new(permit, ctx.started);
+                if let Some(deadline) = ctx.deadline {
+                    forwarding.end_at(deadline);
+                }
+                ctx.forwarding = Some(forwarding);
                 match ctx.max_forwards {
                     None => {}
                     Some(0) => {
@@ -297,7 +321,9 @@ impl ProxyHttp for Proxy {
                     peer.group_key = !peer.group_key;
                 }
                 set_deadline(session, ctx, Step::Sending);
-                if is_upgrade && let Some(limit) = peer.options.read_timeout.take() {
+                if (is_upgrade || ctx.may_stream)
+                    && let Some(limit) = peer.options.read_timeout.take()
+                {
                     let client = &session.downstream_session;
                     client_request::set_tunnel(client, limit, RequestEnd::UpstreamSilent);
                 }
@@ -323,6 +349,10 @@ impl ProxyHttp for Proxy {
         match session.is_body_done() {
             true => set_deadline(session, ctx, Step::Waiting),
             false => ctx.upload_socket = Some(fd),
+        }
+        if ctx.seen.upgrade && session.is_upgrade_req() {
+            // Without a descriptor left, few tunnels break.
+            ctx.held = HeldSocket::hold(fd).ok();
         }
         Ok(())
     }
@@ -375,6 +405,10 @@ impl ProxyHttp for Proxy {
             certificate: ctx.certificate.as_deref(),
         };
         request::rewrite_request(upstream_request, &origin, &route.request_headers)?;
+        if ctx.is_grpc && is_http2 {
+            // Servers of gRPC ask for it, and Pingora has removed it as a field of one connection.
+            upstream_request.insert_header(header::TE, HeaderValue::from_static("trailers"))?;
+        }
         if let Some(target) = target {
             upstream_request.set_raw_path(&target)?;
         }
@@ -395,6 +429,9 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        if let Some(held) = ctx.held.take() {
+            held.release();
+        }
         if session.was_upgraded() {
             return Ok(());
         }
@@ -425,6 +462,13 @@ impl ProxyHttp for Proxy {
         if switching {
             let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
+            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+        } else if ctx.may_stream
+            && !upstream_response.status.is_informational()
+            && (ctx.is_grpc || is_events(&upstream_response.headers))
+        {
+            // A stream may be quiet for as long as a tunnel.
+            let limit = ctx.policy.timeouts.tunnel;
             client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
@@ -495,7 +539,8 @@ impl ProxyHttp for Proxy {
         };
         answer::finish_response(response, &own)?;
         if !route.codings.is_empty() {
-            ctx.compression = Compression::begin(&route.codings, request, response)?;
+            ctx.compression =
+                Compression::begin(&route.codings, request, response, &self.encoders)?;
         }
         // For an HTTP/1.0 client a body of unknown length ends with the connection.
         if version == Version::HTTP_10 && !response.headers.contains_key(header::CONTENT_LENGTH) {
@@ -626,6 +671,8 @@ impl ProxyHttp for Proxy {
             Some(RequestEnd::ClientGone) => None,
             Some(end) => {
                 ctx.end = End::Cut(end);
+                let (status, why) = cut(end);
+                end_call(session, ctx, status, why).await;
                 return FailToProxy { error_code: 0, can_reuse_downstream: false };
             }
             None => ctx.rejection.take().or_else(|| rejection_of(e)),
@@ -637,6 +684,7 @@ impl ProxyHttp for Proxy {
             }
             // The answer's header has been sent: closing the connection is the only way to tell the client.
             Some(rejection) => {
+                end_call(session, ctx, rejection.status_and_code().0, &rejection.detail()).await;
                 ctx.end = End::BrokenOff(rejection);
                 (0, false)
             }
@@ -704,6 +752,26 @@ fn set_deadline(session: &Session, ctx: &RequestContext, step: Step) {
 /// The forwarding of a request whose time has run out.
 fn late(ctx: &RequestContext) -> Option<&Forwarding> {
     ctx.forwarding.as_ref().filter(|forwarding| !forwarding.has_time())
+}
+
+/// Ends the answer to a gRPC call in the middle, in a way that tells its client why. Other answers are not whole then,
+/// and their stream or connection ends.
+async fn end_call(session: &mut Session, ctx: &RequestContext, status: StatusCode, why: &str) {
+    if ctx.is_grpc
+        && answer_of(session).is_some()
+        && let Ok(trailers) = grpc::trailers(status, why)
+    {
+        // An error means that the client has gone.
+        let _ = session.downstream_session.write_response_trailers(trailers).await;
+    }
+}
+
+/// The status and the text that stand for an answer that was ended early.
+fn cut(end: RequestEnd) -> (StatusCode, &'static str) {
+    match end {
+        RequestEnd::Token(_) => (StatusCode::UNAUTHORIZED, "the token does not hold any more"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "nothing has passed for too long"),
+    }
 }
 
 /// The upstream's connection may be closed from here on.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
+use pingora_core::protocols::http::HttpTask;
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -14,6 +15,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::context::{End, RequestContext, fresh_request_id};
+use super::grpc;
 use super::headers::rate::{set_rate_fields, whole_seconds};
 use super::headers::route::set_route_fields;
 use super::headers::seen::content_length;
@@ -41,7 +43,8 @@ impl Rejection {
         }
     }
 
-    fn detail(&self) -> String {
+    /// What the client is told in words.
+    pub fn detail(&self) -> String {
         let limit = self.decision().and_then(|decision| decision.limits.get(decision.tightest()?));
         match limit {
             Some(limit) => {
@@ -119,9 +122,9 @@ struct UsedUp<'a> {
     retry_after: u64,
 }
 
-/// The body of the answer.
+/// The body of the answer to a request of this `age`.
 #[expect(clippy::disallowed_methods, reason = "the answer is dated; no decision depends on it")]
-fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
+fn problem(rejection: &Rejection, request_id: &HeaderValue, age: Duration) -> Bytes {
     let (status, code) = rejection.status_and_code();
     let now = Utc::now();
     let problem = Problem {
@@ -132,7 +135,8 @@ fn problem(rejection: &Rejection, request_id: &HeaderValue) -> Bytes {
         detail: rejection.detail(),
         request_id: request_id.to_str().unwrap_or_default(),
         timestamp: now.to_rfc3339_opts(SecondsFormat::Millis, true),
-        limit: rejection.decision().and_then(|decision| UsedUp::new(decision, now)),
+        // A busy thread may be late. The decision counted from a moment since the request began.
+        limit: rejection.decision().and_then(|decision| UsedUp::new(decision, now - age)),
     };
     // Texts and numbers always serialize.
     serde_json::to_vec(&problem).unwrap_or_default().into()
@@ -198,8 +202,9 @@ pub async fn respond(
     rejection: Rejection,
 ) -> Result<()> {
     let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
-    let body = problem(&rejection, request_id);
+    let body = problem(&rejection, request_id, ctx.started.elapsed());
     let mut response = response_header(&rejection, request_id, body.len())?;
+    let detail = ctx.is_grpc.then(|| rejection.detail());
     ctx.end = End::Refused(rejection);
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
@@ -207,6 +212,10 @@ pub async fn respond(
         set_route_fields(&mut parts.headers, route, &session.req_header().headers);
     }
     response = parts.into();
+    if let Some(detail) = detail {
+        let answer = HttpTask::Header(Box::new(grpc::trailers_only(response, &detail)?), true);
+        return session.write_response_tasks(vec![answer]).await.map(|_| ());
+    }
     send(session, response, body).await
 }
 
@@ -362,19 +371,22 @@ pub fn closing_response(rejection: &Rejection) -> Vec<u8> {
 /// The answer to a request of HTTP/2 whose head is not acceptable, and which has no outcome for that reason.
 pub fn refusal_answer(
     rejection: &Rejection,
-    _fields: &HeaderMap,
+    fields: &HeaderMap,
 ) -> Option<(ResponseHeader, Bytes)> {
     METRICS.rejections.with_label_values(&[rejection.status_and_code().1]).inc();
     let (response, body) = refusal(rejection);
     let mut response = response.ok()?;
     response.insert_header(header::DATE, get_cached_date()).ok()?;
-    Some((response, body))
+    match grpc::has_media_type(fields) {
+        true => Some((grpc::trailers_only(response, &rejection.detail()).ok()?, Bytes::new())),
+        false => Some((response, body)),
+    }
 }
 
 /// The header and the body of an answer to a message that is no request.
 fn refusal(rejection: &Rejection) -> (Result<ResponseHeader>, Bytes) {
     let request_id = fresh_request_id();
-    let body = problem(rejection, &request_id);
+    let body = problem(rejection, &request_id, Duration::ZERO);
     (response_header(rejection, &request_id, body.len()), body)
 }
 
@@ -403,8 +415,12 @@ mod tests {
 
     #[test]
     fn a_refusal_by_a_limit_says_which_and_until_when() {
-        let body: Value =
-            serde_json::from_slice(&problem(&limited(), &HeaderValue::from_static("id"))).unwrap();
+        let body: Value = serde_json::from_slice(&problem(
+            &limited(),
+            &HeaderValue::from_static("id"),
+            Duration::ZERO,
+        ))
+        .unwrap();
         assert_eq!(body["status"], 429);
         assert_eq!(body["code"], "rate_limited");
         assert_eq!(body["detail"], "100 requests per minute used up");

@@ -7,13 +7,14 @@ use super::fields;
 use super::host_pattern::HostPattern;
 
 /// The fields of an answer that only the gateway sets on a route with these rules.
-static OWN: [HeaderName; 6] = [
+static OWN: [HeaderName; 7] = [
     header::ACCESS_CONTROL_ALLOW_ORIGIN,
     header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
     header::ACCESS_CONTROL_EXPOSE_HEADERS,
     header::ACCESS_CONTROL_ALLOW_METHODS,
     header::ACCESS_CONTROL_ALLOW_HEADERS,
     header::ACCESS_CONTROL_MAX_AGE,
+    HeaderName::from_static("access-control-allow-private-network"),
 ];
 
 /// The fields of a preflight that decide about its answer.

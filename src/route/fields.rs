@@ -210,6 +210,13 @@ fn is_read_as(name: &[u8], own: &str) -> bool {
             .all(|(&byte, own)| byte == own || (own == b'-' && !byte.is_ascii_alphanumeric()))
 }
 
+/// Whether `name` is another spelling of `own`, so that an upstream may take one for the other: signs stand for each other.
+pub fn imitates(name: &str, own: &str) -> bool {
+    let is_sign = |byte: u8| !byte.is_ascii_alphanumeric();
+    let alike = |(a, b): (u8, u8)| a == b || (is_sign(a) && is_sign(b));
+    name.len() == own.len() && name != own && name.bytes().zip(own.bytes()).all(alike)
+}
+
 /// Whether `name` has another sign than `-`.
 fn is_respelled(name: &str) -> bool {
     name.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-')

@@ -15,6 +15,19 @@ pub struct HeaderRules {
     pub remove: Vec<HeaderName>,
 }
 
+impl HeaderRules {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.made.is_empty() && self.remove.is_empty()
+    }
+
+    /// The fields that are set or removed.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        let set = self.set.iter().map(|(name, _)| name);
+        set.chain(self.made.iter().map(|(name, _)| name)).chain(&self.remove)
+    }
+}
+
 static DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 static SUNSET: HeaderName = HeaderName::from_static("sunset");
 

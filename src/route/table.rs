@@ -26,7 +26,7 @@ impl Matcher {
 }
 
 /// Whether `methods` hold `method`, or are empty.
-pub(super) fn serves(methods: &[String], method: &str) -> bool {
+pub fn serves(methods: &[String], method: &str) -> bool {
     methods.is_empty()
         || methods.iter().any(|own| own == method || (own == "GET" && method == "HEAD"))
 }
@@ -75,15 +75,17 @@ impl<T> Hosts<T> {
         routes.push((matcher.methods, route));
     }
 
-    /// The routes that serve `host`: those of the host itself, those of the longest names that it is beneath, those of
-    /// any host.
-    fn serving<'s>(&'s self, host: Option<&str>) -> impl Iterator<Item = &'s (Vec<String>, T)> {
+    /// The routes that serve `host`: those of the host itself, or else of the longest name that it is beneath, or else of any
+    /// host. The others do not serve it: they may let in whom these refuse.
+    fn serving(&self, host: Option<&str>) -> &Routes<T> {
         let exact = host.and_then(|host| self.exact.get(host));
-        let beneath = self.lengths.iter().filter_map(move |length| {
-            let (labels, name) = host?.split_at_checked(host?.len().checked_sub(*length)?)?;
-            labels.ends_with('.').then(|| self.beneath.get(name))?
-        });
-        exact.into_iter().chain(beneath).chain([&self.any]).flatten()
+        let beneath = || {
+            self.lengths.iter().find_map(|length| {
+                let (labels, name) = host?.split_at_checked(host?.len().checked_sub(*length)?)?;
+                labels.ends_with('.').then(|| self.beneath.get(name))?
+            })
+        };
+        exact.or_else(beneath).unwrap_or(&self.any)
     }
 
     fn names_hosts(&self) -> bool {
@@ -139,9 +141,9 @@ impl<T> RouteTable<T> {
     /// The route for a request; `path` is in the form that is compared, `host` is canonical. `host` has no port and is only
     /// asked for where it matters.
     ///
-    /// The longest prefix that serves the host decides alone. Shorter prefixes, which may be open to everyone, are not
-    /// searched for a method that the longest does not have. Within a prefix, the host itself comes before the longest name
-    /// that it is beneath, and that comes before routes without a host.
+    /// The longest prefix that serves the host decides alone, and within it the routes that name the host closest: the host
+    /// itself before the longest name that it is beneath, and that before routes without a host. Neither a shorter prefix nor
+    /// a route for more hosts, which may be open to everyone, is searched for a method that these do not have.
     pub fn find<'h>(
         &self,
         host: impl Fn() -> Option<&'h str>,
@@ -154,13 +156,13 @@ impl<T> RouteTable<T> {
         for prefix in self.lengths.iter().filter(|at| ends(**at)).map(|at| &path[..*at]) {
             let Some(hosts) = self.by_prefix.get(prefix) else { continue };
             let host = if hosts.names_hosts() { host() } else { None };
-            let mut serving = hosts.serving(host);
-            if let Some((_, route)) = serving.find(|(methods, _)| serves(methods, method)) {
+            let serving = hosts.serving(host);
+            if let Some((_, route)) = serving.iter().find(|(methods, _)| serves(methods, method)) {
                 return Found::Route(route);
             }
-            let methods: BTreeSet<&str> =
-                hosts.serving(host).flat_map(|(methods, _)| methods).map(String::as_str).collect();
-            if !methods.is_empty() {
+            if !serving.is_empty() {
+                let methods: BTreeSet<&str> =
+                    serving.iter().flat_map(|(methods, _)| methods).map(String::as_str).collect();
                 return Found::OtherMethods(methods.into_iter().collect());
             }
         }
@@ -248,6 +250,7 @@ mod tests {
                 (matcher("/", Some("example.com"), &[]), "example.com"),
                 (matcher("/get", Some("*.example.com"), &["GET"]), "get"),
                 (matcher("/get", Some("a.example.com"), &["PUT"]), "put"),
+                (matcher("/get", None, &[]), "all"),
             ],
             false,
         );
@@ -264,15 +267,19 @@ mod tests {
             (None, "/", "GET", Found::Route(&"any")),
             // The longest prefix that serves the host decides, whatever its host is.
             (Some("a.eu.example.com"), "/get", "GET", Found::Route(&"get")),
-            (Some("a.example.com"), "/get", "GET", Found::Route(&"get")),
+            // The closest host decides alone: a route for more hosts may be open to everyone.
+            (Some("a.example.com"), "/get", "GET", Found::OtherMethods(vec!["PUT"])),
             (Some("a.example.com"), "/get", "PUT", Found::Route(&"put")),
-            (Some("a.example.com"), "/get", "POST", Found::OtherMethods(vec!["GET", "PUT"])),
+            (Some("a.example.com"), "/get", "POST", Found::OtherMethods(vec!["PUT"])),
+            (Some("b.example.com"), "/get", "GET", Found::Route(&"get")),
             (Some("b.example.com"), "/get", "PUT", Found::OtherMethods(vec!["GET"])),
-            (Some("example.com"), "/get", "PUT", Found::Route(&"example.com")),
+            (Some("b.example.com"), "/get", "get", Found::OtherMethods(vec!["GET"])),
+            (Some("other"), "/get", "PUT", Found::Route(&"all")),
+            (Some("example.com"), "/get", "PUT", Found::Route(&"all")),
         ] {
             assert_eq!(table.find(|| host, path, method), found, "{host:?} {path} {method}");
         }
-        assert_eq!(table.iter().count(), 7);
+        assert_eq!(table.iter().count(), 8);
     }
 
     /// The search as the documentation words it, without an index.
@@ -296,16 +303,19 @@ mod tests {
             host_fits && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         let longest = routes.iter().filter(fits).map(|(matcher, _)| prefix(matcher).len()).max();
-        let mut serving: Vec<_> = routes
-            .iter()
-            .filter(fits)
-            .filter(|(matcher, _)| Some(prefix(matcher).len()) == longest)
-            .collect();
-        serving.sort_by_key(|(matcher, _)| match &matcher.host {
+        let distance = |matcher: &Matcher| match &matcher.host {
             Some(HostPattern::Exact(_)) => 0,
             Some(HostPattern::Beneath(name)) => 1_000 - name.len(),
             None => 1_001,
-        });
+        };
+        let fits =
+            |route: &&(Matcher, usize)| fits(route) && Some(prefix(&route.0).len()) == longest;
+        let closest = routes.iter().filter(fits).map(|(matcher, _)| distance(matcher)).min();
+        let serving: Vec<_> = routes
+            .iter()
+            .filter(fits)
+            .filter(|(matcher, _)| Some(distance(matcher)) == closest)
+            .collect();
         if let Some((_, route)) = serving.iter().find(|(matcher, _)| matcher.serves_method(method))
         {
             return Found::Route(route);

@@ -90,6 +90,8 @@ pub struct Metrics {
     pub store_breakers_open: IntGauge,
     /// Log lines lost because the reader of the log was too slow.
     pub log_lines_dropped: IntCounter,
+    /// Answers sent as they are because too many others are being compressed.
+    pub compression_skipped: IntCounter,
     build_info: IntGaugeVec,
 }
 
@@ -271,6 +273,10 @@ impl Metrics {
             log_lines_dropped: registered(IntCounter::new(
                 "tollgate_log_lines_dropped_total",
                 "Log lines lost because the reader of the log was too slow",
+            )),
+            compression_skipped: registered(IntCounter::new(
+                "tollgate_compression_skipped_total",
+                "Answers sent as they are because too many others were being compressed",
             )),
             build_info: registered(IntGaugeVec::new(
                 Opts::new("tollgate_build_info", "1, with the version and commit as labels"),
@@ -485,7 +491,7 @@ pub struct MirrorMetrics {
     pub sent: IntCounter,
     /// The upstream has not answered, or not in time.
     pub failed: IntCounter,
-    /// The body was too large, or too many copies were on their way.
+    /// The body was too large, or the request ended before it; too many copies were on their way; or no endpoint could get one.
     pub dropped: IntCounter,
 }
 

@@ -166,10 +166,8 @@ impl ClientCertificate {
         for byte in thumbprint {
             let _ = write!(fingerprint, "{byte:02x}");
         }
-        let alternatives = match read.subject_alternative_name().ok()? {
-            Some(names) => Some(alternatives(&names.value.general_names)),
-            None => None,
-        };
+        let alternatives = read.subject_alternative_name().ok()?;
+        let alternatives = alternatives.map(|names| alternatives_of(&names.value.general_names));
         let not_after = u64::try_from(read.validity().not_after.timestamp()).ok()?;
         Some(Self {
             thumbprint,
@@ -270,7 +268,7 @@ fn escape(value: &str, text: &mut String) {
 
 /// Alternative names as `DNS:`, `URI:`, `email:` and `IP:`, separated by commas. Characters that could imitate a second name
 /// are percent-encoded.
-fn alternatives(names: &[GeneralName<'_>]) -> String {
+fn alternatives_of(names: &[GeneralName<'_>]) -> String {
     let mut text = String::new();
     for name in names {
         let (kind, value) = match name {
@@ -337,6 +335,6 @@ mod tests {
             GeneralName::IPAddress(&[1, 2, 3]),
         ];
         let expected = "DNS:a.test,URI:spiffe://acme/x%2CDNS:root,email:%C3%A9@a.test,IP:10.0.0.1";
-        assert_eq!(alternatives(&names), expected);
+        assert_eq!(alternatives_of(&names), expected);
     }
 }

@@ -141,6 +141,22 @@ impl Upstream {
                 .is_some_and(|endpoint| turn.addresses < endpoint.addresses())
     }
 
+    /// Chooses an endpoint at `now` for a copy of a request. A copy goes to an endpoint only whose breaker is closed: whether
+    /// an endpoint works again is for a request to try. Its end must be told as [`AttemptEnd::Abandoned`], for copies say
+    /// nothing about the endpoints of requests.
+    ///
+    /// # Errors
+    /// When there is no such endpoint.
+    pub fn pick_for_copy(&self, now: Instant) -> Result<Picked, Unusable> {
+        let turn = Turn { attempts: 1, ..Turn::default() };
+        let chosen = self.best(&turn, now, |_, fitness| fitness == Fitness::Works);
+        let picked = chosen.and_then(|at| {
+            let peer = self.peer(at, self.members[at].endpoint.turn())?;
+            Some(self.begin(at, Pass::Freely, peer))
+        });
+        picked.ok_or(Unusable::BreakerOpen(Duration::ZERO))
+    }
+
     /// Chooses an endpoint at `now` for the next attempt of a request, which has made the attempts `before`. A retry
     /// goes to an endpoint that was not tried yet, where one may get requests, and otherwise to another address.
     ///

@@ -158,8 +158,8 @@ auth:
     keys: [ {{ algorithm: HS256, secret: "{SECRET}" }} ]
     jwks: {{ url: "https://a.example/" }}
 plans: {{ {SOME_NAME}: {{ limits: [ {{ rate: 5/minute }} ] }} }}
-upstreams: {{ {SOME_NAME}: {{ endpoints: [ {{ url: "http://a" }} ], health: {{ path: /h }} }} }}
-routes: [ {{ prefix: /, upstream: {SOME_NAME}, mirror: {{ upstream: {SOME_NAME} }}, cors: {{ origins: [ "https://a.example" ] }} }} ]
+upstreams: {{ {SOME_NAME}: {{ endpoints: [ {{ url: "http://a" }} ], health: {{ path: /h }} }}, requests: {{ endpoints: [ "http://b" ] }} }}
+routes: [ {{ prefix: /, upstream: requests, mirror: {{ upstream: {SOME_NAME} }}, cors: {{ origins: [ "https://a.example" ] }} }} ]
 "#
     ))
     .unwrap();

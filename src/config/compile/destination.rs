@@ -6,9 +6,10 @@ use super::super::fault::Report;
 use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::scalar::{Identifier, Scalar as _};
-use super::{deadline, each, need, unknown};
+use super::{deadline, methods_of, need, unknown};
 use crate::route::mirror::Mirror;
 use crate::route::split::Split;
+use crate::route::table::serves;
 use crate::upstream::rules::UpstreamRules;
 
 /// Upstreams in the order of their names; an upstream with a fault has no value.
@@ -43,24 +44,37 @@ pub(super) fn upstreams(
 /// The methods of requests that are copied where none are written: those that change nothing (RFC 9110 section 9.2.1).
 const SAFE: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
 
-/// The copies of a route's requests, as they are written at `at`.
+/// The copies of the requests that have the methods `served` and go to `of`, as they are written at `at`.
 pub(super) fn mirror(
     written: file::Mirror,
     known: &Named,
+    of: Option<&Split<Arc<UpstreamRules>>>,
+    served: &[String],
     at: &KeyPath,
     report: &mut Report,
 ) -> Option<Mirror<Arc<UpstreamRules>>> {
     let at_upstream = at.key("upstream");
     let upstream = need(written.upstream, &at_upstream, report)
         .and_then(|name| named(&name.0, known, &at_upstream, report));
-    let methods = each(written.methods, &at.key("methods"), report);
+    let is_own = |rules: &Arc<UpstreamRules>| {
+        of.is_some_and(|of| of.iter().any(|(own, _)| own.name == rules.name))
+    };
+    if upstream.as_ref().is_some_and(is_own) {
+        report.fault(&at_upstream, "gets the requests themselves; write another upstream");
+    }
+    let at_methods = at.key("methods");
+    if written.methods.is_none()
+        && !SAFE.iter().any(|method| serves(served, method))
+        && !report.has_fault_within(&at_methods)
+    {
+        let fault = format!("is missing, and the route serves none of {}", SAFE.join(", "));
+        report.fault(&at_methods, format!("{fault}; write methods to copy"));
+    }
+    let methods = methods_of(written.methods, served, &at_methods, report);
     Some(Mirror {
         upstream: upstream?,
         percent: written.percent.map_or(100, |percent| percent.0.0),
-        methods: match methods.is_empty() {
-            true => SAFE.map(str::to_owned).into(),
-            false => methods.into_iter().map(|method| method.0).collect(),
-        },
+        methods: methods.unwrap_or_else(|| SAFE.map(str::to_owned).into()),
         max_in_flight: written
             .max_in_flight
             .map_or(256, |most| isize::try_from(most.0.0).unwrap_or(isize::MAX)),

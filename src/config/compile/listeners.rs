@@ -153,8 +153,11 @@ fn certificate(
 ) -> Option<Certificate> {
     let certificate = need(written.certificate, &at.key("certificate"), report);
     let private_key = need(written.private_key, &at.key("private_key"), report);
-    let files =
-        CertificateFiles { certificate: certificate?.0, private_key: private_key?.0, ocsp: None };
+    let files = CertificateFiles {
+        certificate: certificate?.0,
+        private_key: private_key?.0,
+        ocsp: written.ocsp.map(|path| path.0.0),
+    };
     let file = files.certificate.display().to_string();
     let loaded = Certificate::load(files, SystemClock::default().now());
     match loaded {

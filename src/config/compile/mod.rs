@@ -20,8 +20,10 @@ use std::time::Duration;
 use super::fault::Report;
 use super::file::{self, File, List, Map, Maybe};
 use super::key_path::KeyPath;
+use super::matching::Method;
 use super::scalar::{Identifier, Leaf, Scalar};
 use super::{ClientTimeouts, Config, Listener, LiveConfig, Redis, Server, StartupConfig};
+use crate::route::table::serves;
 use crate::telemetry::log_output::{LogColor, LogFormat};
 
 /// The valid configuration, unless something was reported on the way.
@@ -153,6 +155,32 @@ fn named<W, T>(
 fn each<T: Scalar>(written: List<Leaf<T>>, at: &KeyPath, report: &mut Report) -> Vec<T> {
     let written = written.unwrap_or_default().into_iter().enumerate();
     written.filter_map(|(i, leaf)| need(leaf, &at.index(i), report)).collect()
+}
+
+/// The methods of a route that are written in a section at `at`, and of which the route, whose own methods are `served`,
+/// must serve at least one. `None` where none are written.
+fn methods_of(
+    written: List<Leaf<Method>>,
+    served: &[String],
+    at: &KeyPath,
+    report: &mut Report,
+) -> Option<Vec<String>> {
+    let written = written?;
+    if written.is_empty() && !report.has_fault_within(at) {
+        report.fault(at, "has no method; write at least one, or leave it out");
+    }
+    let methods = each(Some(written), at, report);
+    let methods: Vec<String> = methods.into_iter().map(|method| method.0).collect();
+    if !methods.is_empty()
+        && !methods.iter().any(|method| serves(served, method))
+        && !served.iter().any(|method| serves(&methods, method))
+    {
+        report.fault(
+            at,
+            format!("has none of the route's methods; write some of {}", served.join(", ")),
+        );
+    }
+    Some(methods)
 }
 
 /// A value that must be written.

@@ -9,7 +9,7 @@ use super::super::file;
 use super::super::key_path::KeyPath;
 use super::super::scalar::Leaf;
 use super::super::words::RouteAuth;
-use super::fields::{self, Towards};
+use super::fields::{self, Elsewhere, Towards};
 use super::{cors, destination, each, limits, need, notices, or};
 use crate::base::net::NetworkRules;
 use crate::quota::Algorithm;
@@ -77,9 +77,12 @@ fn route(
     let prefix = need(written.prefix, &at.key("prefix"), report);
     let destination =
         destination::upstreams(written.upstream, written.split, upstreams, at, report);
-    let mirror = written
-        .mirror
-        .and_then(|mirror| destination::mirror(mirror, upstreams, &at.key("mirror"), report));
+    let methods = each(written.methods, &at.key("methods"), report);
+    let methods: Vec<String> = methods.into_iter().map(|method| method.0).collect();
+    let mirror = written.mirror.and_then(|mirror| {
+        let (of, at) = (destination.as_ref(), at.key("mirror"));
+        destination::mirror(mirror, upstreams, of, &methods, &at, report)
+    });
     let auth_required = or(written.auth, RouteAuth::Required) == RouteAuth::Required;
     let keys = KeyPath::top("auth").key("jwt").key("keys");
     if auth_required && !has_credentials && !report.has_fault_within(&keys) {
@@ -96,9 +99,11 @@ fn route(
             "count by token or organization, and this route needs no token; write by: ip or by: route",
         );
     }
+    let elsewhere =
+        Elsewhere { cors: written.cors.is_some(), deprecated: written.deprecated.is_some() };
     let [request_headers, response_headers] = written
         .headers
-        .map(|headers| header_rules(headers, &at.key("headers"), report))
+        .map(|headers| header_rules(headers, elsewhere, &at.key("headers"), report))
         .unwrap_or_default();
     let strip_prefix = or(written.strip_prefix, false);
     let (replacement, rewrite_answers) = match written.rewrite {
@@ -116,13 +121,9 @@ fn route(
     let deprecated = written
         .deprecated
         .and_then(|written| notices::deprecated(written, &at.key("deprecated"), report));
-    let cors = written.cors.and_then(|written| cors::compile(written, &at.key("cors"), report));
-    let methods = each(written.methods, &at.key("methods"), report);
-    let matcher = Matcher {
-        prefix: prefix?.0,
-        host: written.host.map(|host| host.0),
-        methods: methods.into_iter().map(|method| method.0).collect(),
-    };
+    let cors =
+        written.cors.and_then(|written| cors::compile(written, &methods, &at.key("cors"), report));
+    let matcher = Matcher { prefix: prefix?.0, host: written.host.map(|host| host.0), methods };
     let timeouts = written.timeouts.unwrap_or_default();
     let route = destination.map(|upstreams| Route {
         matcher: matcher.clone(),
@@ -152,6 +153,7 @@ fn route(
 /// The rules for the fields of requests, and for those of answers.
 fn header_rules(
     written: file::RouteHeaders,
+    elsewhere: Elsewhere,
     at: &KeyPath,
     report: &mut Report,
 ) -> [HeaderRules; 2] {
@@ -160,7 +162,7 @@ fn header_rules(
         (written.response, Towards::Client, "response"),
     ];
     sections.map(|(rules, towards, key)| {
-        fields::rules(rules.unwrap_or_default(), towards, &at.key(key), report)
+        fields::rules(rules.unwrap_or_default(), towards, elsewhere, &at.key(key), report)
     })
 }
 
@@ -174,6 +176,9 @@ fn replacement(
     if strip_prefix && written.prefix.is_some() {
         let fault = "stands beside strip_prefix: true; write one of the two";
         report.fault(&at.key("prefix"), fault);
+    }
+    if written.prefix.is_none() && written.answers.is_none() && !report.has_fault_within(at) {
+        report.fault(at, "changes nothing; write prefix or answers, or leave it out");
     }
     let replacement = written.prefix.map(|prefix| prefix.0.0);
     let replacement = replacement.or_else(|| strip_prefix.then(String::new));
@@ -192,6 +197,9 @@ fn networks(written: file::Networks, at: &KeyPath, report: &mut Report) -> Netwo
     let at_allow = at.key("allow");
     if written.allow.as_ref().is_some_and(Vec::is_empty) && !report.has_fault_within(&at_allow) {
         report.fault(&at_allow, "lets no client in; write at least one network, or leave it out");
+    }
+    if written.allow.is_none() && written.deny.is_none() && !report.has_fault_within(at) {
+        report.fault(at, "names no network; write allow or deny, or leave it out");
     }
     NetworkRules {
         allow: each(written.allow, &at_allow, report),

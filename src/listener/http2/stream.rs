@@ -303,7 +303,8 @@ impl StreamState {
 
     /// Sends the trailers, which end the answer.
     pub fn send_trailers(&mut self, trailers: HeaderMap) -> Result<(), SendError> {
-        self.writer()?.send_trailers(trailers)?;
+        // These may tell why the answer was cut.
+        self.body.as_mut().ok_or(SendError::NoHeader)?.send_trailers(trailers)?;
         self.has_ended = true;
         Ok(())
     }

@@ -13,8 +13,10 @@ const GZIP_LEVEL: u32 = 5;
 const BROTLI_LEVEL: u32 = 4;
 const ZSTD_LEVEL: i32 = 3;
 
-/// How far back a coding looks, as a power of 2: 256 KiB, which bounds the memory of each answer.
-const WINDOW: u32 = 18;
+/// How far back the codings look, as powers of 2: 64 KiB and 256 KiB. The memory of an encoder grows with it, and that of
+/// Brotli most.
+const BROTLI_WINDOW: u32 = 16;
+const ZSTD_WINDOW: u32 = 18;
 
 /// Bytes that Brotli gathers before it writes.
 const BROTLI_BUFFER: usize = 4_096;
@@ -30,6 +32,14 @@ pub enum Encoder {
 }
 
 impl Encoder {
+    /// The memory of an encoder for a long body, in bytes: measured, and rounded up.
+    pub fn memory(coding: Coding) -> usize {
+        match coding {
+            Coding::Gzip => 320 << 10,
+            Coding::Brotli | Coding::Zstd => 2 << 20,
+        }
+    }
+
     /// An encoder at the beginning of a body.
     ///
     /// # Errors
@@ -43,11 +53,11 @@ impl Encoder {
                 Vec::new(),
                 BROTLI_BUFFER,
                 BROTLI_LEVEL,
-                WINDOW,
+                BROTLI_WINDOW,
             )))),
             Coding::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
-                encoder.window_log(WINDOW)?;
+                encoder.window_log(ZSTD_WINDOW)?;
                 Self::Zstd(Mutex::new(encoder))
             }
         })

@@ -3,6 +3,8 @@
 //! Only text is compressed that a client asked for, that is not compressed yet, and that nobody sealed. A body without a
 //! length may be a stream, so each part of it leaves at once. This file must not know how bytes are coded.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result};
@@ -12,10 +14,14 @@ use super::headers::seen::content_length;
 use crate::route::coding::{Coding, preferred};
 use crate::route::cors::vary;
 use crate::route::fields::list_names;
+use crate::telemetry::metrics::METRICS;
 
 mod encoder;
+mod memory;
 
 use encoder::Encoder;
+pub use memory::EncoderMemory;
+use memory::Room;
 
 /// A smaller body gains nothing, in bytes.
 const SMALLEST: u64 = 1_024;
@@ -34,10 +40,13 @@ pub struct Compression {
     /// The bytes of the body that are still to come, where the upstream said how many.
     left: Option<u64>,
     ended: bool,
+    _room: Room,
 }
 
 impl Compression {
-    /// Prepares the answer of a route that offers `codings`: changes its fields, if its body is to be compressed.
+    /// Prepares the answer of a route that offers `codings`: changes its fields, if its body is to be compressed and an encoder
+    /// finds room in `memory`. An answer to HEAD, and one that says that nothing has changed, gets the fields of the answer
+    /// that it stands for (RFC 9110 sections 9.3.2 and 15.4.5).
     ///
     /// # Errors
     /// When a coding cannot begin, or a field cannot be set, which no value used here causes.
@@ -45,6 +54,7 @@ impl Compression {
         codings: &[Coding],
         request: &RequestHeader,
         response: &mut ResponseHeader,
+        memory: &Arc<EncoderMemory>,
     ) -> Result<Option<Box<Self>>> {
         if !is_suitable(response) {
             return Ok(None);
@@ -53,19 +63,32 @@ impl Compression {
         let reason = response.get_reason_phrase().map(str::to_owned);
         let mut parts = take_parts(response);
         vary(&mut parts.headers, "Accept-Encoding");
-        let may = request.method != Method::HEAD
-            && request.version != Version::HTTP_10
-            && !forbids_transformation(&request.headers);
+        let may = request.version != Version::HTTP_10 && !forbids_transformation(&request.headers);
         let coding = preferred(codings, &request.headers).filter(|_| may);
         let left = content_length(&parts.headers);
-        if let Some(coding) = coding {
-            set_fields(&mut parts.headers, coding, request.version);
+        let is_head = request.method == Method::HEAD;
+        let mut begun = None;
+        match coding {
+            None => {}
+            Some(_) if parts.status == StatusCode::NOT_MODIFIED => weaken_tag(&mut parts.headers),
+            Some(coding) if is_head => set_fields(&mut parts.headers, coding),
+            Some(coding) => match memory.take(Encoder::memory(coding)) {
+                None => METRICS.compression_skipped.inc(),
+                Some(room) => {
+                    set_fields(&mut parts.headers, coding);
+                    if request.version == Version::HTTP_11 {
+                        let chunked = HeaderValue::from_static("chunked");
+                        parts.headers.insert(header::TRANSFER_ENCODING, chunked);
+                    }
+                    begun = Some((coding, room));
+                }
+            },
         }
         *response = parts.into();
         response.set_reason_phrase(reason.as_deref())?;
-        let Some(coding) = coding else { return Ok(None) };
+        let Some((coding, _room)) = begun else { return Ok(None) };
         let encoder = Encoder::new(coding).or_err(ErrorType::InternalError, "a coding")?;
-        Ok(Some(Box::new(Self { encoder, left, ended: false })))
+        Ok(Some(Box::new(Self { encoder, left, ended: false, _room })))
     }
 
     /// Compresses the next part of the body, which may be the last one.
@@ -110,21 +133,19 @@ impl Compression {
 fn is_suitable(response: &ResponseHeader) -> bool {
     let headers = &response.headers;
     let status = response.status;
-    let bodiless = [
-        StatusCode::NO_CONTENT,
-        StatusCode::RESET_CONTENT,
-        StatusCode::PARTIAL_CONTENT,
-        StatusCode::NOT_MODIFIED,
-    ];
-    let is_text = || {
-        let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        kind.is_some_and(is_text)
+    let bodiless = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::PARTIAL_CONTENT];
+    let is_text = || match headers.get(header::CONTENT_TYPE) {
+        Some(kind) => is_text(kind.as_bytes()),
+        // It need not repeat the type.
+        None => status == StatusCode::NOT_MODIFIED,
     };
+    let codings = || headers.get_all(header::CONTENT_ENCODING).iter();
     !status.is_informational()
         && !bodiless.contains(&status)
         && is_text()
         && content_length(headers).is_none_or(|length| length >= SMALLEST)
-        && ![header::CONTENT_ENCODING, header::CONTENT_RANGE, header::TRAILER]
+        && codings().all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        && ![header::CONTENT_RANGE, header::TRAILER]
             .iter()
             .chain(&SEALS)
             .any(|name| headers.contains_key(name))
@@ -160,15 +181,16 @@ fn take_parts(response: &mut ResponseHeader) -> http::response::Parts {
     std::mem::replace(response, nothing).into()
 }
 
-fn set_fields(headers: &mut HeaderMap, coding: Coding, version: Version) {
+fn set_fields(headers: &mut HeaderMap, coding: Coding) {
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
     headers.remove(header::CONTENT_LENGTH);
     // Ranges of the upstream's bytes are none of the bytes that are sent.
     headers.remove(header::ACCEPT_RANGES);
-    if version == Version::HTTP_11 {
-        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    // The bytes are no longer those that a strong tag stands for (RFC 9110 section 8.8.1).
+    weaken_tag(headers);
+}
+
+/// The bytes are no longer those that a strong tag stands for (RFC 9110 section 8.8.1).
+fn weaken_tag(headers: &mut HeaderMap) {
     if let Some(tag) = headers.get(header::ETAG).map(HeaderValue::as_bytes)
         && !tag.starts_with(b"W/")
         && let Ok(weak) = HeaderValue::from_bytes(&[b"W/", tag].concat())

@@ -118,7 +118,7 @@ pub struct Own<'a> {
     pub subprotocol: Option<&'a str>,
 }
 
-/// Sets the fields that every answer carries, then applies the route's rules.
+/// Sets the fields that every answer carries, applies the route's rules, and sets the fields of the route.
 ///
 /// # Errors
 /// When a field cannot be set, which no value used here causes.
@@ -159,7 +159,6 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
     {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value(subprotocol)?);
     }
-    set_route_fields(headers, route, request);
     let values = Values {
         client: *client_ip,
         request_id: *request_id,
@@ -168,6 +167,8 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
         route: &route.label,
     };
     apply(rules, headers, &values);
+    // After the rules, which may not undo what the route says about other origins and about its end.
+    set_route_fields(headers, route, request);
     *response = parts.into();
     if reason.is_some() {
         response.set_reason_phrase(reason.as_deref())?;

@@ -11,22 +11,23 @@ use crate::route::fields;
 
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static(fields::FORWARDED_FOR);
 
-/// The client's address: the peer, or what trusted proxies say, read from the right.
-pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+/// The client's address: the peer, or what trusted proxies say, read from the right. `false` when a trusted proxy names a hop
+/// that cannot be read: the address is then that of the proxy, and the client is somebody else.
+pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> (Option<IpAddr>, bool) {
     let mut client = peer;
     for value in headers.get_all(&X_FORWARDED_FOR).iter().rev() {
         for hop in value.as_bytes().rsplit(|&byte| byte == b',') {
             if !net::contain(trusted, client) {
-                return client;
+                return (Some(client), true);
             }
             // Each hop is judged by its own bytes: the hops to the left may come from the client.
             match std::str::from_utf8(hop).ok().and_then(|hop| parse_hop(hop.trim())) {
                 Some(address) => client = address,
-                None => return client,
+                None => return (Some(client), false),
             }
         }
     }
-    client
+    (Some(client), true)
 }
 
 fn parse_hop(hop: &str) -> Option<IpAddr> {
@@ -75,23 +76,28 @@ mod tests {
     #[test]
     fn the_client_is_the_first_hop_that_is_not_trusted() {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        for (peer, fields, client) in [
-            ("203.0.113.9", &[("x-forwarded-for", "1.1.1.1")][..], "203.0.113.9"),
-            ("10.0.0.1", &[], "10.0.0.1"),
-            ("10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], "1.1.1.1"),
-            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 1.1.1.1, 10.0.0.2")], "1.1.1.1"),
+        for (peer, fields, client, certain) in [
+            ("203.0.113.9", &[("x-forwarded-for", "1.1.1.1")][..], "203.0.113.9", true),
+            ("10.0.0.1", &[], "10.0.0.1", true),
+            ("10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], "1.1.1.1", true),
+            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 1.1.1.1, 10.0.0.2")], "1.1.1.1", true),
             (
                 "10.0.0.1",
                 &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "1.1.1.1")],
                 "1.1.1.1",
+                true,
             ),
-            ("10.0.0.1", &[("x-forwarded-for", "1.1.1.1, rubbish")], "10.0.0.1"),
-            ("fd00::1", &[("x-forwarded-for", "[2001:db8::1]:44")], "2001:db8::1"),
-            ("10.0.0.1", &[("x-forwarded-for", "10.0.0.3, 10.0.0.2")], "10.0.0.3"),
-            ("::ffff:10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], "1.1.1.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "1.1.1.1, rubbish")], "10.0.0.1", false),
+            ("10.0.0.1", &[("x-forwarded-for", "unknown")], "10.0.0.1", false),
+            ("10.0.0.1", &[("x-forwarded-for", "unknown, 10.0.0.2")], "10.0.0.2", false),
+            ("10.0.0.1", &[("x-forwarded-for", "")], "10.0.0.1", false),
+            ("10.0.0.1", &[("x-forwarded-for", "unknown, 1.1.1.1")], "1.1.1.1", true),
+            ("fd00::1", &[("x-forwarded-for", "[2001:db8::1]:44")], "2001:db8::1", true),
+            ("10.0.0.1", &[("x-forwarded-for", "10.0.0.3, 10.0.0.2")], "10.0.0.3", true),
+            ("::ffff:10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], "1.1.1.1", true),
         ] {
             let found = client_ip(peer.parse().unwrap(), &headers(fields), &trusted);
-            assert_eq!(found.to_string(), client, "{peer} {fields:?}");
+            assert_eq!(found, (client.parse().ok(), certain), "{peer} {fields:?}");
         }
     }
 
@@ -109,7 +115,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.append(&X_FORWARDED_FOR, HeaderValue::from_bytes(list).unwrap());
-            assert_eq!(client_ip(peer, &headers, &trusted).to_string(), client, "{list:?}");
+            assert_eq!(client_ip(peer, &headers, &trusted).0, client.parse().ok(), "{list:?}");
             assert_eq!(forwarded_for(headers.values(), peer), forwarded, "{list:?}");
         }
     }

@@ -6,6 +6,7 @@ use pingora_core::{ErrorType, OrErr, Result};
 
 use crate::route::fields;
 use crate::route::headers::HeaderRules;
+use crate::route::host::Authority;
 
 pub mod answer;
 pub mod client;
@@ -35,16 +36,21 @@ fn apply(rules: &HeaderRules, headers: &mut HeaderMap, values: &Values<'_>) {
     }
     for (name, template) in &rules.made {
         match template.make(|variable| values.of(variable)) {
+            // A request needs its host, and values of a token need not make one.
+            value if name == header::HOST => {
+                let is_host = |value: &HeaderValue| Authority::parse(value.as_bytes()).is_some();
+                if let Some(value) = value.filter(is_host) {
+                    headers.insert(name, value);
+                }
+            }
             Some(value) => drop(headers.insert(name, value)),
-            // A request needs its host.
-            None if name == header::HOST => {}
             None => drop(headers.remove(name)),
         }
     }
 }
 
 /// `text`, which the gateway made, as the value of a field.
-fn value(text: &str) -> Result<HeaderValue> {
+pub(super) fn value(text: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(text)
         .or_err(ErrorType::InvalidHTTPHeader, "a value that the gateway made")
 }

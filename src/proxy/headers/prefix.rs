@@ -40,7 +40,7 @@ impl Prefix<'_> {
     fn url(&self, url: &[u8]) -> Option<Vec<u8>> {
         let scheme = match url {
             [b'/', b'/', ..] => 0,
-            [b'/', ..] => return Some(self.outside(url).concat()),
+            [b'/', ..] => return Some(self.path(url)),
             _ if starts_with(url, b"http://") => 5,
             _ if starts_with(url, b"https://") => 6,
             _ => return None,
@@ -54,7 +54,15 @@ impl Prefix<'_> {
             return Some([&url[..scheme + 2], authority, prefix, path].concat());
         }
         // A client cannot be expected to reach the endpoint, so the URL becomes a path of this gateway.
-        is(self.endpoint).then(|| self.outside(path).concat())
+        is(self.endpoint).then(|| self.path(path))
+    }
+
+    /// `path` as the client knows it, which stays a path of this gateway: browsers read `//` and `/\` as the beginning of
+    /// another server's URL, tabs between the two left out, and nothing as the page that they are on.
+    fn path(&self, path: &[u8]) -> Vec<u8> {
+        let path = self.outside(path).concat();
+        let rest = path.iter().position(|byte| !b"/\\\t".contains(byte)).unwrap_or(path.len());
+        [b"/", &path[rest..]].concat()
     }
 
     /// `path` as the client knows it, in two parts.
@@ -158,6 +166,34 @@ mod tests {
             assert_eq!(root.url(url.as_bytes()).unwrap(), expected.as_bytes(), "{url}");
         }
         assert_eq!(root.cookie(b"a=b; Path=/v2/").unwrap(), b"a=b; Path=/");
+    }
+
+    #[test]
+    fn a_path_never_becomes_the_url_of_another_server() {
+        let root = Prefix { prefix: "", replacement: "/v2", ..PREFIX };
+        let cut = Prefix { prefix: "/api", replacement: "", ..PREFIX };
+        for (prefix, url, expected) in [
+            (&root, "/v2//evil.test/x", "/evil.test/x"),
+            (&root, "/v2/\\evil.test", "/evil.test"),
+            (&root, "/v2\\evil.test", "/v2\\evil.test"),
+            (&root, "/v2/\t/evil.test", "/evil.test"),
+            (&root, "/v2///", "/"),
+            (&root, "http://users//evil.test", "/evil.test"),
+            (&root, "http://users/\\/evil.test", "/evil.test"),
+            (&root, "http://users/v2//evil.test", "/evil.test"),
+            (&root, "http://users", "/"),
+            (&root, "http://users?x", "/?x"),
+            (&root, "//users//evil.test", "/evil.test"),
+            (&cut, "http://users//evil.test", "/api//evil.test"),
+            (&cut, "http://users", "/api"),
+            (&root, "//shop.test:8080/v2//evil.test", "//shop.test:8080//evil.test"),
+        ] {
+            let found = String::from_utf8(prefix.url(url.as_bytes()).unwrap()).unwrap();
+            assert_eq!(found, expected, "{url}");
+        }
+        for other in ["//evil.test", "http://evil.test//users"] {
+            assert_eq!(root.url(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

@@ -163,6 +163,8 @@ fn set_request_fields(
     {
         headers.insert(&X_FORWARDED_HOST, host);
     }
+    // The host that the client asked for, and not the endpoint's.
+    let host = if rules.made.is_empty() { None } else { headers.get(header::HOST).cloned() };
     if !headers.contains_key(header::HOST)
         && let Some(endpoint) = origin.endpoint
     {
@@ -189,7 +191,10 @@ fn set_request_fields(
         headers.insert(&X_FORWARDED_PREFIX, value(prefix)?);
     }
     set_traceparent(headers, origin.seen)?;
-    let host = if rules.made.is_empty() { None } else { headers.get(header::HOST).cloned() };
+    if rules.is_empty() {
+        return Ok(());
+    }
+    remove_imitations(headers, rules);
     let values = Values {
         client: origin.client,
         request_id: Some(origin.request_id),
@@ -210,9 +215,20 @@ fn remove_claims(headers: &mut HeaderMap, trusted: bool, pass: &[HeaderName]) {
     }
 }
 
+/// Removes the client's other spellings of the fields that `rules` set or remove: an upstream may read `X_Tenant` as
+/// `X-Tenant`.
+fn remove_imitations(headers: &mut HeaderMap, rules: &HeaderRules) {
+    let imitates =
+        |name: &&HeaderName| rules.names().any(|own| fields::imitates(name.as_str(), own.as_str()));
+    let names: Vec<HeaderName> = headers.keys().filter(imitates).cloned().collect();
+    for name in &names {
+        headers.remove(name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::tests::rewritten;
+    use super::super::tests::{headers, rewritten};
     use super::*;
 
     #[test]
@@ -262,6 +278,31 @@ mod tests {
         );
         assert_eq!(request.headers["x-forwarded-for"], "10.0.0.1");
         assert_eq!(request.headers["x-request-id"], "id");
+    }
+
+    #[test]
+    fn no_other_spelling_of_a_rules_field_passes() {
+        let name = HeaderName::from_static;
+        let rules = HeaderRules {
+            set: vec![(name("x-tenant"), HeaderValue::from_static("acme"))],
+            made: Vec::new(),
+            remove: vec![name("x-internal"), name("x_cgi_flag")],
+        };
+        let mut headers = headers(&[
+            ("X-Tenant", "1"),
+            ("X_Tenant", "2"),
+            ("x.tenant", "3"),
+            ("X~Internal", "4"),
+            ("X-CGI-Flag", "5"),
+            ("X_CGI-Flag", "6"),
+            ("X-Tenants", "stays"),
+            ("XxTenant", "stays"),
+            ("X-Internal", "a rule removes it"),
+        ]);
+        remove_imitations(&mut headers, &rules);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["x-internal", "x-tenant", "x-tenants", "xxtenant"]);
     }
 
     #[test]

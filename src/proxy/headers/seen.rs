@@ -1,8 +1,12 @@
 //! The fields that a request has. All names are looked at once; the hooks ask this value afterwards.
 
 use http::{HeaderMap, header};
+use memchr::memmem;
 
 use crate::route::fields;
+
+/// The media type of a stream of events.
+const EVENTS: &[u8] = b"text/event-stream";
 
 /// The fields of a request that the hooks ask for. A walk over all names costs less than one look-up in the map,
 /// and most requests have none of these fields.
@@ -10,6 +14,8 @@ use crate::route::fields;
 pub struct Seen {
     /// `Content-Length`.
     pub content_length: bool,
+    /// `Accept`.
+    pub accept: bool,
     /// `Expect`.
     pub expect: bool,
     /// `Upgrade`.
@@ -29,6 +35,7 @@ impl Seen {
     const fn all(seen: bool) -> Self {
         Self {
             content_length: seen,
+            accept: seen,
             expect: seen,
             upgrade: seen,
             hop_by_hop: seen,
@@ -44,6 +51,7 @@ impl Seen {
         for name in headers.keys() {
             match name.as_str() {
                 "content-length" => seen.content_length = true,
+                "accept" => seen.accept = true,
                 "expect" => seen.expect = true,
                 // Credentials are looked at anyway.
                 fields::API_KEY => {}
@@ -61,6 +69,19 @@ impl Seen {
 /// The announced length of a body, in bytes.
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether the client asks for a stream of events, as each browser's `EventSource` does.
+pub fn accepts_events(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .any(|value| memmem::find(value.as_bytes(), EVENTS).is_some())
+}
+
+/// Whether an answer is a stream of events.
+pub fn is_events(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(EVENTS))
 }
 
 /// Whether `Connection` names `Upgrade`.
