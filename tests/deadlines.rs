@@ -146,8 +146,16 @@ fn a_slow_upload_is_not_the_fault_of_the_endpoint() {
     assert_eq!(gateway.get("/").status(), 200);
     // An endpoint that has the request and does not answer is at fault.
     let _never = origin.hold("/silent");
+    let is_open = || {
+        let state = format!(
+            "tollgate_upstream_breaker_open{{endpoint=\"{}\",upstream=\"up\"}}",
+            origin.url()
+        );
+        gateway.metric(&state)
+    };
+    assert_eq!(is_open(), Some(0.0));
     assert_eq!(gateway.get("/silent").status(), 504);
-    assert_eq!(gateway.get("/").status(), 503);
+    assert_eq!(is_open(), Some(1.0));
 }
 
 #[test]
@@ -232,4 +240,35 @@ fn deadlines_hold_for_clients_of_http2_too() {
     assert!((millis(400)..millis(450)).contains(&promptest), "{promptest:?}");
     assert!(client.call("GET", "/drips", &[], b"").is_err(), "the answer is cut");
     assert_eq!(client.call("PUT", "/other", &[], b"on").unwrap().text(), "on");
+}
+
+#[test]
+fn an_informational_answer_is_no_answer() {
+    let origin = Origin::start();
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = parking_lot::Mutex::new(gate);
+    origin.on("/silent", move |_, stream| {
+        stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")?;
+        let _ = gate.lock().recv();
+        Ok(false)
+    });
+    let gateway = Gateway::start(&config(&[&origin.url()], "total: 300ms", ""));
+    let mut client = gateway.connect();
+    client.send(request("GET", "/silent", &[], b""));
+    assert_eq!(client.head().unwrap().unwrap().status(), 103);
+    let answer = client.read();
+    assert_eq!((answer.status(), answer.code().as_str()), (504, "upstream_timeout"));
+    // The gateway's own 100 is none either.
+    let mut client = gateway.connect();
+    client.send(
+        "POST /silent HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n",
+    );
+    assert_eq!(client.head().unwrap().unwrap().status(), 100);
+    client.send("x");
+    let mut answer = client.read();
+    if answer.status() == 103 {
+        answer = client.read();
+    }
+    assert_eq!(answer.status(), 504);
+    drop(open);
 }

@@ -183,3 +183,59 @@ fn a_request_whose_time_runs_out_leaves_the_connection_to_others() {
     }
     assert_eq!(origin.connections(), 1);
 }
+
+#[test]
+fn an_upgrade_leaves_other_requests_to_http2() {
+    let authority = Authority::new();
+    let origin = H2Origin::start_tls(&authority, "127.0.0.1", &["h2", "http/1.1"], None);
+    let gateway = Gateway::start_with_one_thread(&config(&[(
+        "up",
+        &origin.url("https"),
+        tls(&authority, ""),
+    )]));
+    for _ in 0..2 {
+        let upgrade = [("Connection", "upgrade"), ("Upgrade", "websocket")];
+        let answer = gateway.call("GET", "/up", &upgrade, b"");
+        assert!(answer.text().starts_with("GET /up"), "{answer:?}");
+        let answer = gateway.get("/up");
+        assert!(answer.text().starts_with("HTTP/2 GET"), "{answer:?}");
+    }
+}
+
+#[test]
+fn clients_that_do_not_read_leave_the_connection_to_others() {
+    let origin = H2Origin::start();
+    let gateway = Gateway::start_with_one_thread(&config(&[(
+        "up",
+        &origin.url("h2c"),
+        "timeouts: { read: 20s }".into(),
+    )]));
+    assert_eq!(gateway.get("/up/first").status(), 200);
+    let stalled: Vec<_> = (0..24)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send(request("GET", "/up/large", &[], b""));
+            client
+        })
+        .collect();
+    wait_for("the requests", || (origin.requests().len() == stalled.len() + 1).then_some(()));
+    thread::sleep(Duration::from_secs(3));
+    let began = Instant::now();
+    assert_eq!(gateway.get("/up/x").status(), 200);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(origin.connections(), 1);
+}
+
+#[test]
+fn an_endpoint_that_resets_streams_costs_no_client_its_answer() {
+    let (resets, works) = (H2Origin::start(), Origin::start());
+    let (url, other) = (resets.url("h2c"), works.url());
+    let gateway = Gateway::start(&format!(
+        "upstreams: {{ up: {{ endpoints: [ \"{url}\", \"{other}\" ], breaker: {{ failures: 3 }} }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none }} ]"
+    ));
+    for _ in 0..12 {
+        assert_eq!(gateway.get("/resets").status(), 200);
+    }
+    assert_eq!(resets.requests().len(), 3, "its breaker has opened");
+}

@@ -150,7 +150,8 @@ fn statuses_are_failures_only_where_the_rules_say_so() {
             assert_eq!(gateway.get("/broken").text(), "busy");
         }
         wait_for(statuses, || (is_open(&gateway, &url) == Some(f64::from(opens))).then_some(()));
-        assert_eq!(gateway.get("/").status(), if opens { 503 } else { 200 }, "{statuses}");
+        assert_eq!(gateway.get("/").status(), 200, "{statuses}: no other endpoint is left");
+        wait_for(statuses, || (is_open(&gateway, &url) == Some(0.0)).then_some(()));
     }
 }
 
@@ -275,4 +276,123 @@ fn no_client_sees_that_an_endpoint_dies_stands_still_or_is_replaced() {
     });
     assert!(requests > 100, "{requests}");
     assert!(wrong.is_empty(), "{} of {requests}: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+}
+
+#[test]
+fn no_client_sees_that_all_endpoints_are_replaced_one_after_the_other() {
+    let mut servers: Vec<_> = (0..4).map(|_| ServerProcess::start()).collect();
+    let urls: Vec<_> = servers.iter().map(ServerProcess::url).collect();
+    let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+    // All rules are the defaults: a breaker is open for 10 seconds.
+    let gateway = Gateway::start(&config(&urls, ""));
+    let (wrong, requests) = under_load(&gateway, || {
+        for server in &mut servers {
+            server.kill();
+            thread::sleep(Duration::from_secs(1));
+            server.start_again();
+            thread::sleep(Duration::from_secs(1));
+        }
+    });
+    assert!(requests > 100, "{requests}");
+    assert!(wrong.is_empty(), "{} of {requests}: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(lines(&gateway, OPENED) >= 4, "their breakers were open");
+    for url in urls {
+        wait_for("its trial", || {
+            gateway.get("/");
+            (is_open(&gateway, url) == Some(0.0)).then_some(())
+        });
+    }
+}
+
+#[test]
+fn one_request_opens_no_breakers() {
+    let origins = [Origin::start(), Origin::start(), Origin::start()];
+    for origin in &origins {
+        origin.on("/poison", |_, _| Ok(false));
+        origin.reply("/garbage", "no HTTP at all\r\n\r\n");
+    }
+    let urls = origins.each_ref().map(Origin::url);
+    let urls = urls.each_ref().map(String::as_str);
+    let gateway = Gateway::start(&config(&urls, "breaker: { failures: 2, open_for: 1h }"));
+    for path in ["/poison", "/garbage"] {
+        for _ in 0..10 {
+            assert_eq!(gateway.get(path).status(), 502);
+        }
+    }
+    for url in urls {
+        assert_eq!(is_open(&gateway, url), Some(0.0), "{url}");
+    }
+    // A request that may not be repeated counts, but closes no way to an endpoint that works.
+    for _ in 0..10 {
+        assert_eq!(gateway.call("POST", "/poison", &[], b"x").status(), 502);
+    }
+    assert_eq!(gateway.get("/").status(), 200);
+}
+
+#[test]
+fn an_endpoint_that_answers_garbage_costs_no_client_its_answer() {
+    let (broken, works) = (Origin::start(), Origin::start());
+    broken.reply("/", "no HTTP at all\r\n\r\n");
+    let url = broken.url();
+    let gateway = Gateway::start(&config(&[&url, &works.url()], "breaker: { failures: 3 }"));
+    for _ in 0..12 {
+        assert_eq!(gateway.get("/").status(), 200);
+    }
+    assert_eq!(is_open(&gateway, &url), Some(1.0));
+    assert_eq!(broken.requests().len(), 3);
+}
+
+#[test]
+fn clients_that_stall_are_not_the_fault_of_an_endpoint() {
+    let origin = Origin::start();
+    // It gives a client up that does not read its answer.
+    origin.on("/large", |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")?;
+        let closing = stream.try_clone()?;
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(2));
+            closing.shutdown(std::net::Shutdown::Both)
+        });
+        let _ = stream.write_all(&vec![b'x'; 100_000_000]);
+        Ok(false)
+    });
+    let url = origin.url();
+    let more = "retries: 0, timeouts: { read: 400ms }, breaker: { failures: 1, open_for: 1h }";
+    let gateway = Gateway::start(&config(&[&url], more));
+    for method in ["POST", "PUT"] {
+        let mut client = gateway.connect();
+        client.send(format!("{method} /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nxx"));
+        assert_eq!(client.read().status(), 408);
+    }
+    assert_eq!(is_open(&gateway, &url), Some(0.0), "the uploads were not its fault");
+    let mut client = gateway.connect();
+    client.send(request("GET", "/large", &[], b""));
+    thread::sleep(Duration::from_secs(4));
+    // The rest of what was sent arrives, and then the end.
+    assert!(client.try_read(false).is_err());
+    wait_for("the end", || gateway.log().iter().any(|line| line["path"] == "/large").then_some(()));
+    assert_eq!(is_open(&gateway, &url), Some(0.0), "the slow reader was not its fault");
+}
+
+#[test]
+fn a_dead_address_of_a_name_opens_no_breaker() {
+    // The name has an IPv6 address on most machines, at which nothing listens.
+    let origin = Origin::start();
+    let url = format!("http://localhost:{}", origin.address.port());
+    let gateway =
+        Gateway::start(&config(&[&url], "retries: 0, breaker: { failures: 1, open_for: 1h }"));
+    for _ in 0..6 {
+        assert_eq!(gateway.get("/").status(), 200);
+    }
+    assert_eq!(is_open(&gateway, &url), Some(0.0));
+}
+
+#[test]
+fn a_reload_to_rules_without_failures_closes_the_breaker() {
+    let dead = format!("http://{NOBODY}");
+    let gateway = Gateway::start(&config(&[&dead], "breaker: { failures: 1, open_for: 1h }"));
+    gateway.get("/");
+    assert_eq!(is_open(&gateway, &dead), Some(1.0));
+    gateway.reload(&config(&[&dead], "breaker: { failures: none }"));
+    wait_for("the reload", || (is_open(&gateway, &dead) == Some(0.0)).then_some(()));
 }

@@ -25,6 +25,7 @@ mod handshake;
 pub mod http1;
 pub mod http2;
 pub mod listening;
+pub mod pace;
 mod proxy_protocol;
 pub mod request;
 pub mod rules;

@@ -7,6 +7,7 @@ use pingora_core::protocols::http::ServerSession;
 
 use super::connection::Entry;
 use super::end::{RequestDeadline, RequestEnd};
+use super::pace::Pace;
 use super::{http1, http2};
 use crate::auth::Principal;
 
@@ -65,6 +66,14 @@ pub fn end_of(session: &ServerSession) -> Option<RequestEnd> {
     match http2::stream_of(session) {
         Some(stream) => stream.lock().end(),
         None => http1::end_of(session),
+    }
+}
+
+/// How the client of `session` keeps up with its request.
+pub fn pace_of(session: &ServerSession) -> Pace {
+    match http2::stream_of(session) {
+        Some(stream) => *stream.lock().pace(),
+        None => http1::pace_of(session),
     }
 }
 

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::admission::Permit;
 use crate::auth::Principal;
-use crate::upstream::attempt::{Attempt, AttemptEnd};
+use crate::upstream::attempt::{Attempt, AttemptEnd, Failure};
 use crate::upstream::balance::key;
 use crate::upstream::breaker::Pass;
 use crate::upstream::endpoint::{Endpoint, Unusable};
@@ -110,7 +110,8 @@ impl Forwarding {
         }
     }
 
-    /// Starts the next attempt of the request of `client` with these `headers`.
+    /// Starts the next attempt of the request of `client` with these `headers`. `body_follows`: whether a part of its body
+    /// has yet to come.
     ///
     /// # Errors
     /// Why no endpoint can get the request.
@@ -118,12 +119,14 @@ impl Forwarding {
         &mut self,
         client: Option<IpAddr>,
         headers: &HeaderMap,
+        body_follows: bool,
     ) -> std::result::Result<Box<HttpPeer>, Unusable> {
         // Each attempt sends the body from its beginning.
         self.body_seen = 0;
         if self.attempts.is_empty() {
             self.set_key(client, headers);
         }
+        self.turn.set_body_follows(body_follows);
         let started = Instant::now();
         let Self { permit, turn, attempts, .. } = self;
         match permit.upstream().pick(turn, attempts, started) {
@@ -146,6 +149,9 @@ impl Forwarding {
             // A kept connection is there at once, and the clock need not be asked.
             let after = if kept { Duration::ZERO } else { attempt.started.elapsed() };
             attempt.connected = Some(after);
+            if !kept {
+                self.permit.upstream().connected(attempt);
+            }
         }
     }
 
@@ -158,36 +164,62 @@ impl Forwarding {
             if status != StatusCode::SWITCHING_PROTOCOLS {
                 attempt.first_byte = Some(now.saturating_duration_since(attempt.started));
             }
-            permit.upstream().answer_began(attempt, status, now);
+            permit.upstream().answer_began(attempts, status, now);
         }
     }
 
     /// Notes that the present attempt ends at `now`, if it has not ended before, and tells the upstream.
     pub fn end_attempt(&mut self, end: AttemptEnd, now: Instant) {
-        if let Some(attempt) = self.attempts.last_mut()
-            && attempt.end.is_none()
-        {
-            attempt.end = Some((now.saturating_duration_since(attempt.started), end));
-            self.permit.upstream().attempt_ended(attempt, end, now);
+        if self.attempts.last().is_some_and(|attempt| attempt.end.is_none()) {
+            self.permit.upstream().attempt_ended(&mut self.attempts, end, now);
         }
     }
 
-    /// Notes that the present attempt has no connection. Whether another connection is tried: at another address of the
-    /// endpoint, or in another attempt.
-    pub fn connects_elsewhere(&mut self) -> bool {
+    /// Notes that no further attempt follows.
+    pub fn settle(&mut self, now: Instant) {
+        self.permit.upstream().settle(&mut self.attempts, now);
+    }
+
+    /// Notes that the present attempt has no connection, and ended in this way. Whether another connection is tried: at
+    /// another address of the endpoint, or in another attempt.
+    pub fn connects_elsewhere(&mut self, end: AttemptEnd) -> bool {
+        let now = Instant::now();
         self.turn.connection_failed();
-        let has_address = self.upstream().has_another_address(&self.turn) && self.has_time();
-        has_address || self.take_retry()
+        let Self { permit, turn, attempts, .. } = self;
+        let upstream = permit.upstream();
+        if self.due.is_none_or(|due| now < due)
+            && upstream.has_another_address(turn)
+            && let Some(attempt) = attempts.last_mut()
+        {
+            upstream.address_failed(attempt, end, now);
+            return true;
+        }
+        self.end_attempt(end, now);
+        self.take_retry()
     }
 
     /// Whether the request gets another attempt. It is taken from the budget of the upstream.
-    pub fn take_retry(&self) -> bool {
-        self.has_time() && self.upstream().take_retry(&self.turn, Instant::now())
+    pub fn take_retry(&mut self) -> bool {
+        let now = Instant::now();
+        let Self { permit, turn, attempts, .. } = self;
+        let again = self.due.is_none_or(|due| now < due)
+            && permit.upstream().take_retry(turn, attempts, now);
+        if !again {
+            self.settle(now);
+        }
+        again
+    }
+
+    /// Whether the answer to an attempt before the last was malformed.
+    pub fn was_malformed_before(&self) -> bool {
+        let malformed = AttemptEnd::Failed(Failure::MalformedAnswer);
+        let before = self.attempts.iter().rev().skip(1);
+        before.filter_map(|attempt| attempt.end).any(|(_, end)| end == malformed)
     }
 
     /// Whether an endpoint may get the request that has not had it yet.
     pub fn has_another_endpoint(&self) -> bool {
-        self.upstream().has_another(&self.attempts, Instant::now())
+        self.upstream().has_another(&self.turn, &self.attempts, Instant::now())
     }
 }
 
@@ -197,5 +229,9 @@ impl Drop for Forwarding {
         if self.attempts.last().is_some_and(|attempt| attempt.end.is_none()) {
             self.end_attempt(AttemptEnd::Abandoned, Instant::now());
         }
+        if !self.attempts.is_empty() {
+            self.settle(Instant::now());
+        }
+        self.upstream().request_ended(&self.turn);
     }
 }

@@ -5,6 +5,7 @@
 //! request nothing. Copies are bounded in number, size and time, and one that does not fit is dropped. They say nothing about
 //! their endpoints, which may have requests of their own.
 
+use std::slice;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -237,7 +238,8 @@ impl<'u> CopyAttempt<'u> {
 
 impl Drop for CopyAttempt<'_> {
     fn drop(&mut self) {
-        self.upstream.attempt_ended(&self.attempt, AttemptEnd::Abandoned, Instant::now());
+        let attempts = slice::from_mut(&mut self.attempt);
+        self.upstream.attempt_ended(attempts, AttemptEnd::Abandoned, Instant::now());
     }
 }
 

@@ -307,8 +307,10 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Self::CTX,
     ) -> Result<Box<HttpPeer>> {
+        let body_follows = !session.is_body_done();
         let headers = &session.req_header().headers;
-        match Forwarding::of(&mut ctx.forwarding)?.next_peer(ctx.client_ip, headers) {
+        let forwarding = Forwarding::of(&mut ctx.forwarding)?;
+        match forwarding.next_peer(ctx.client_ip, headers, body_follows) {
             Ok(mut peer) => {
                 if !ctx.seen.hop_by_hop {
                     // Pingora would look for each hop-by-hop field, and the request has none.
@@ -320,8 +322,9 @@ impl ProxyHttp for Proxy {
                     && peer.is_tls()
                     && !Forwarding::of(&mut ctx.forwarding)?.needs_http2()
                 {
-                    // Only HTTP/1.1 has upgrades.
+                    // Only HTTP/1.1 has upgrades. Pingora remembers the protocol of a peer, so this is another peer.
                     peer.options.set_http_version(1, 1);
+                    peer.group_key = !peer.group_key;
                 }
                 set_deadline(session, ctx, Step::Sending);
                 if (is_upgrade || ctx.may_stream)
@@ -585,10 +588,9 @@ impl ProxyHttp for Proxy {
             Some(late) => late.end_by_deadline(session.is_body_done()),
             None => AttemptEnd::of(&e),
         };
-        end_attempt(ctx, end);
         // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
         let forwarding = ctx.forwarding.as_mut();
-        e.set_retry(forwarding.is_some_and(Forwarding::connects_elsewhere));
+        e.set_retry(forwarding.is_some_and(|forwarding| forwarding.connects_elsewhere(end)));
         e
     }
 
@@ -616,15 +618,18 @@ impl ProxyHttp for Proxy {
             Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
             Some(RequestEnd::Token(_)) if answer_of(session).is_none() => AttemptEnd::Abandoned,
             _ if broken_off && client_reused => AttemptEnd::Stale,
+            _ if is_of_client(&e, session) => AttemptEnd::Abandoned,
             _ => late_end.unwrap_or_else(|| AttemptEnd::of(&e)),
         };
+        if end == AttemptEnd::Abandoned && *e.etype() == ErrorType::ReadTimedout {
+            ctx.rejection = Some(Rejection::RequestTimeout);
+        }
         end_attempt(ctx, end);
         let mut e = e.more_context(format!("peer: {}", peer._address));
-        let repeatable =
-            !matches!(request_end, Some(RequestEnd::ClientGone | RequestEnd::Token(_)))
-                && answer_of(session).is_none()
-                && !session.retry_buffer_truncated();
-        let forwarding = ctx.forwarding.as_ref().filter(|_| repeatable);
+        let repeatable = end != AttemptEnd::Abandoned
+            && answer_of(session).is_none()
+            && !session.retry_buffer_truncated();
+        let forwarding = ctx.forwarding.as_mut().filter(|_| repeatable);
         // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
         let is_idempotent = session.req_header().method.is_idempotent();
         let repeats = forwarding.is_some_and(|forwarding| {
@@ -639,6 +644,10 @@ impl ProxyHttp for Proxy {
                 {
                     forwarding.has_another_endpoint()
                 }
+                // Another endpoint may answer well. If it does not either, the request is the cause.
+                AttemptEnd::Failed(Failure::MalformedAnswer) => {
+                    forwarding.has_another_endpoint() && !forwarding.was_malformed_before()
+                }
                 _ => {
                     e.retry.decide_reuse(client_reused);
                     e.retry()
@@ -646,6 +655,9 @@ impl ProxyHttp for Proxy {
             };
             is_safe && forwarding.take_retry()
         });
+        if !repeats && let Some(forwarding) = &mut ctx.forwarding {
+            forwarding.settle(Instant::now());
+        }
         if repeats && request_end.is_some() {
             client_request::go_on(&session.downstream_session);
         }
@@ -701,6 +713,7 @@ impl ProxyHttp for Proxy {
         let now = Instant::now();
         if let Some(forwarding) = &mut ctx.forwarding {
             forwarding.end_attempt(e.map_or(AttemptEnd::Answered, AttemptEnd::of), now);
+            forwarding.settle(now);
         }
         let duration = now.saturating_duration_since(ctx.started);
         let outcome = RequestOutcome::new(session, ctx, duration);
@@ -779,6 +792,19 @@ fn forget_upload(session: &Session, ctx: &mut RequestContext) {
 fn end_attempt(ctx: &mut RequestContext, end: AttemptEnd) {
     if let Some(forwarding) = &mut ctx.forwarding {
         forwarding.end_attempt(end, Instant::now());
+    }
+}
+
+/// Whether the client is the reason that an upstream gave a request up: it owes a part of the body, or it has let the
+/// answer wait.
+fn is_of_client(e: &Error, session: &Session) -> bool {
+    if *e.esource() != ErrorSource::Upstream {
+        return false;
+    }
+    let pace = client_request::pace_of(&session.downstream_session);
+    match answer_of(session) {
+        None => pace.owes_body() && *e.etype() == ErrorType::ReadTimedout,
+        Some(_) => pace.is_behind(),
     }
 }
 

@@ -415,8 +415,12 @@ mod tests {
 
     #[test]
     fn a_refusal_by_a_limit_says_which_and_until_when() {
-        let body: Value =
-            serde_json::from_slice(&problem(&limited(), &HeaderValue::from_static("id"), Duration::ZERO)).unwrap();
+        let body: Value = serde_json::from_slice(&problem(
+            &limited(),
+            &HeaderValue::from_static("id"),
+            Duration::ZERO,
+        ))
+        .unwrap();
         assert_eq!(body["status"], 429);
         assert_eq!(body["code"], "rate_limited");
         assert_eq!(body["detail"], "100 requests per minute used up");

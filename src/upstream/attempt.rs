@@ -26,6 +26,8 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// When and how the attempt ended; `None` while it goes on.
     pub end: Option<(Duration, AttemptEnd)>,
+    /// Whether the endpoint's breaker knows about the end.
+    pub(super) is_judged: bool,
 }
 
 /// How an attempt ended.
@@ -75,7 +77,26 @@ pub enum Failure {
 impl Attempt {
     /// An attempt at `endpoint` that has just started.
     pub fn new(endpoint: Option<usize>, pass: Pass, started: Instant) -> Self {
-        Self { endpoint, pass, started, connected: None, first_byte: None, status: None, end: None }
+        Self {
+            endpoint,
+            pass,
+            started,
+            connected: None,
+            first_byte: None,
+            status: None,
+            end: None,
+            is_judged: false,
+        }
+    }
+
+    /// Whether the endpoint had the request, or a part of it, and gave no answer. The request may be the cause.
+    pub(super) fn may_be_of_request(&self) -> bool {
+        match self.end {
+            Some((_, AttemptEnd::Failed(failure))) => {
+                self.status.is_none() && !failure.is_before_request()
+            }
+            _ => false,
+        }
     }
 }
 
@@ -122,6 +143,14 @@ impl Failure {
     /// depend on the request.
     pub fn is_of_connection(self) -> bool {
         !matches!(self, Self::MalformedAnswer | Self::Other)
+    }
+
+    /// Whether no connection was made, so that the endpoint has seen nothing of the request.
+    pub fn is_before_request(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectRefused | Self::ConnectTimeout | Self::ConnectFailed | Self::TlsFailed
+        )
     }
 
     /// Whether a deadline passed.

@@ -14,7 +14,7 @@ use log::{info, warn};
 use parking_lot::Mutex;
 use pingora_core::upstreams::peer::HttpPeer;
 
-use super::breaker::{Breaker, Pass, Transition, Verdict};
+use super::breaker::{Breaker, Pass, Standing, Transition, Verdict};
 use super::health::{Change, Health};
 use super::resolve::Schedule;
 use super::rules::{BreakerRules, ConnectionRules, EndpointUrl, HealthRules, Http2, Scheme};
@@ -22,12 +22,12 @@ use super::rules::{BreakerRules, ConnectionRules, EndpointUrl, HealthRules, Http
 /// Most requests at the same time on one HTTP/2 connection; beyond that there is another connection.
 const STREAMS: usize = 100;
 
-/// How many bytes of an answer an HTTP/2 endpoint may send before the client has read them. An answer that its client does
-/// not read takes no more of the connection's window than this, so that other answers go on.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// How many bytes of an answer an HTTP/2 endpoint may send before the client has read them.
+const STREAM_WINDOW: u32 = 256 * 1024;
 
-/// How many bytes of all answers on an HTTP/2 connection may wait for their clients.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How many bytes of all answers on an HTTP/2 connection may wait for their clients: more than all of its answers can hold.
+/// So an answer goes on even when no client reads any of the others.
+const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW + (1 << 19);
 
 /// One server, with a peer for each address of its host.
 pub struct Endpoint {
@@ -63,6 +63,17 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "upstream {}: endpoint {}", self.upstream, self.url)
     }
+}
+
+/// Whether an endpoint may get a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fitness {
+    /// It works, as far as anybody knows.
+    Works,
+    /// A request may try whether it works again.
+    NeedsTrial,
+    /// It gets requests only when no other endpoint is left: its breaker is open, and it takes connections.
+    LastResort,
 }
 
 /// Why an endpoint gets no request now, and for how long; zero where nobody knows how long.
@@ -201,18 +212,25 @@ impl Endpoint {
         peers.get(turn.checked_rem(peers.len())?).cloned()
     }
 
-    /// Why the endpoint gets no request at `now`; `None` when it may get one. `is_checked`: whether the gateway checks its
-    /// health.
-    pub fn unusable(&self, is_checked: bool, now: Instant) -> Option<Unusable> {
+    /// Whether the endpoint may get a request at `now`. `is_checked`: whether the gateway checks its health.
+    ///
+    /// # Errors
+    /// Why it may get none.
+    pub fn fitness(&self, is_checked: bool, now: Instant) -> Result<Fitness, Unusable> {
         if !self.is_resolved() {
-            return Some(Unusable::NoAddress(Duration::ZERO));
+            return Err(Unusable::NoAddress(Duration::ZERO));
         }
         if is_checked && self.health.is_unhealthy() {
             // Zero is for times that nobody knows.
             let wait = self.health.wait(now).max(Duration::from_millis(1));
-            return Some(Unusable::Unhealthy(wait));
+            return Err(Unusable::Unhealthy(wait));
         }
-        self.breaker.wait(now).map(Unusable::BreakerOpen)
+        match self.breaker.standing(now) {
+            Standing::Closed => Ok(Fitness::Works),
+            Standing::Due => Ok(Fitness::NeedsTrial),
+            Standing::Open(_) => Ok(Fitness::LastResort),
+            Standing::Unreachable(wait) => Err(Unusable::BreakerOpen(wait)),
+        }
     }
 
     /// Counts a request that begins.
@@ -265,6 +283,9 @@ impl Endpoint {
     /// Learns the result of a check, and says so in the log when the endpoint gets no requests any more, or gets them
     /// again.
     pub(super) fn learn_check(&self, result: Result<(), String>, rules: &HealthRules) {
+        if result.is_ok() {
+            self.breaker.try_now(Instant::now());
+        }
         match (self.health.learn(result.is_ok(), rules), result) {
             (None, _) => {}
             (Some(Change::Healthy), _) => {
@@ -283,6 +304,16 @@ impl Endpoint {
         self.breaker.pass(rules, now)
     }
 
+    /// Notes that a request that passed in this way has a new connection.
+    pub(super) fn reached(&self, pass: Pass) {
+        self.breaker.reached(pass);
+    }
+
+    /// Lets the breaker follow rules that have replaced others.
+    pub(super) fn follow(&self, rules: &BreakerRules, now: Instant) {
+        self.breaker.follow(rules, now);
+    }
+
     /// Whether the breaker keeps requests away.
     pub fn is_breaker_open(&self) -> bool {
         !self.breaker.is_closed()
@@ -299,8 +330,7 @@ impl Endpoint {
     ) {
         match self.breaker.learn(pass, verdict, rules, began, now) {
             None => {}
-            Some(Transition::Opened(failures)) => {
-                let pause = rules.open_for;
+            Some(Transition::Opened(failures, pause)) => {
                 warn!(
                     "{self} failed {failures} times in a row, and gets no requests for {pause:?}"
                 );

@@ -7,6 +7,7 @@ pub mod budget;
 pub mod check;
 pub mod endpoint;
 pub mod health;
+pub mod learning;
 pub mod pool;
 pub mod resolve;
 pub mod rules;

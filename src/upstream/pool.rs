@@ -1,7 +1,6 @@
 //! An upstream: its endpoints, and the choice of one for each attempt.
 //!
-//! This file must not know requests. The upstream chooses an endpoint for an attempt, and the proxy tells it
-//! how the attempt ended.
+//! This file must not know requests. What an upstream learns from attempts is in `learning`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,9 +10,9 @@ use pingora_core::upstreams::peer::HttpPeer;
 
 use super::attempt::{Attempt, AttemptEnd};
 use super::balance::{Candidates, Member, Position};
-use super::breaker::{Pass, Verdict};
+use super::breaker::Pass;
 use super::budget::Budget;
-use super::endpoint::{Endpoint, Unusable};
+use super::endpoint::{Endpoint, Fitness, Unusable};
 use super::rules::{Balance, UpstreamRules};
 use crate::telemetry::metrics::UpstreamMetrics;
 
@@ -23,7 +22,7 @@ pub struct Upstream {
     members: Vec<Member>,
     position: Position,
     budget: Arc<Budget>,
-    metrics: UpstreamMetrics,
+    pub(super) metrics: UpstreamMetrics,
 }
 
 impl fmt::Debug for Upstream {
@@ -44,6 +43,12 @@ pub struct Turn {
     addresses: usize,
     /// Whether the last address took no connection.
     has_no_connection: bool,
+    /// Whether a part of the request's body has yet to come from the client.
+    body_follows: bool,
+    /// Whether an attempt was on trial.
+    had_trial: bool,
+    /// Whether a kept connection had ended.
+    had_stale: bool,
     /// What the request has in common with others, where an endpoint is chosen by it.
     key: Option<u32>,
 }
@@ -57,6 +62,11 @@ impl Turn {
     /// Sets what the request has in common with other requests of its endpoint.
     pub fn set_key(&mut self, key: u32) {
         self.key = Some(key);
+    }
+
+    /// Sets whether a part of the request's body has yet to come from the client.
+    pub fn set_body_follows(&mut self, follows: bool) {
+        self.body_follows = follows;
     }
 
     /// Notes that the last peer took no connection: the same attempt goes on at the next address.
@@ -88,8 +98,11 @@ impl Upstream {
                 Some(kept) => Arc::clone(&kept.endpoint),
                 None => Arc::new(Endpoint::new(&rules.name, &endpoint.url, connections)),
             };
-            if kept.is_none() && previous.is_some() {
-                shared.begins_slowly(Instant::now());
+            let now = Instant::now();
+            match (kept, previous) {
+                (Some(_), _) => shared.follow(&rules.breaker, now),
+                (None, Some(_)) => shared.begins_slowly(now),
+                (None, None) => {}
             }
             Member::new(shared, endpoint.weight)
         });
@@ -123,10 +136,9 @@ impl Upstream {
     /// Whether the attempt whose last peer took no connection has another address to try.
     pub fn has_another_address(&self, turn: &Turn) -> bool {
         turn.has_no_connection
-            && self.endpoint(turn.endpoint).is_some_and(|endpoint| {
-                turn.addresses < endpoint.addresses()
-                    && self.unusable(endpoint, Instant::now()).is_none()
-            })
+            && self
+                .endpoint(turn.endpoint)
+                .is_some_and(|endpoint| turn.addresses < endpoint.addresses())
     }
 
     /// Chooses an endpoint at `now` for a copy of a request. A copy goes to an endpoint only whose breaker is closed: whether
@@ -136,9 +148,12 @@ impl Upstream {
     /// # Errors
     /// When there is no such endpoint.
     pub fn pick_for_copy(&self, now: Instant) -> Result<Picked, Unusable> {
-        let mut turn = Turn { attempts: 1, ..Turn::default() };
-        let is_closed = |at: usize| !self.members[at].endpoint.is_breaker_open();
-        let picked = self.choose(&mut turn, now, is_closed);
+        let turn = Turn { attempts: 1, ..Turn::default() };
+        let chosen = self.best(&turn, now, |_, fitness| fitness == Fitness::Works);
+        let picked = chosen.and_then(|at| {
+            let peer = self.peer(at, self.members[at].endpoint.turn())?;
+            Some(self.begin(at, Pass::Freely, peer))
+        });
         picked.ok_or(Unusable::BreakerOpen(Duration::ZERO))
     }
 
@@ -158,76 +173,133 @@ impl Upstream {
     ) -> Result<Picked, Unusable> {
         let goes_on = self.has_another_address(turn);
         turn.has_no_connection = false;
-        if goes_on {
+        if goes_on && let Some(last) = before.last() {
             turn.addresses += 1;
-            if let Some(picked) = self.enter(turn.endpoint, turn.address + turn.addresses - 1, now)
-            {
-                return Ok(picked);
+            let address = turn.address + turn.addresses - 1;
+            if let Some(peer) = self.peer(turn.endpoint, address) {
+                return Ok(self.begin(turn.endpoint, last.pass, peer));
             }
         }
         if turn.attempts == 0 {
-            self.budget.count_request(now);
+            self.budget.request_begins(now);
         }
         turn.attempts += 1;
-        let is_new = |at: usize| before.iter().all(|attempt| attempt.endpoint != Some(at));
-        let chosen = self.choose(turn, now, is_new);
-        let chosen = match chosen {
-            None if !before.is_empty() => self.choose(turn, now, |_| true),
-            chosen => chosen,
-        };
-        chosen.ok_or_else(|| self.all_unusable(now))
+        self.choose(turn, before, now).ok_or_else(|| self.all_unusable(now))
     }
 
-    /// Whether the request of `turn` gets another attempt at `now`: it has one left, an endpoint may get requests, and the
-    /// budget allows it.
-    pub fn take_retry(&self, turn: &Turn, now: Instant) -> bool {
-        if turn.attempts > self.rules.retries || !self.has_usable(now) {
+    /// The request of `turn` has ended.
+    pub fn request_ended(&self, turn: &Turn) {
+        if turn.attempts > 0 {
+            self.budget.request_ends();
+        }
+    }
+
+    /// Whether the request of `turn`, which has made the attempts `before`, gets another one at `now`: it has one left, an
+    /// endpoint may get it, and the budget allows it.
+    ///
+    /// An attempt that did not reach a server costs nothing of the budget, because no server has worked for it. A kept
+    /// connection that had ended is not even an attempt, once in a request.
+    pub fn take_retry(&self, turn: &mut Turn, before: &[Attempt], now: Instant) -> bool {
+        let end = before.last().and_then(|attempt| attempt.end).map(|(_, end)| end);
+        turn.had_stale |= end == Some(AttemptEnd::Stale);
+        let left = self.rules.retries + usize::from(turn.had_stale);
+        if turn.attempts > left || !self.has_next(turn, before, now) {
             return false;
         }
-        let allowed = self.budget.take_retry(self.rules.retry_budget, now);
+        let is_free = match end {
+            Some(AttemptEnd::Failed(failure)) => failure.is_before_request(),
+            end => end == Some(AttemptEnd::Stale),
+        };
+        let allowed = is_free || self.budget.take_retry(self.rules.retry_budget, now);
         let counter = if allowed { &self.metrics.retries } else { &self.metrics.retries_refused };
         counter.inc();
         allowed
     }
 
-    fn has_usable(&self, now: Instant) -> bool {
-        self.endpoints().any(|endpoint| self.unusable(endpoint, now).is_none())
-    }
-
-    /// Whether an endpoint may get requests at `now` to which none of the attempts `before` went.
-    pub fn has_another(&self, before: &[Attempt], now: Instant) -> bool {
-        let is_new = |at: usize| before.iter().all(|attempt| attempt.endpoint != Some(at));
+    /// Whether an endpoint may get the next attempt. The last resort is tried once.
+    fn has_next(&self, turn: &Turn, before: &[Attempt], now: Instant) -> bool {
         let mut endpoints = self.endpoints().enumerate();
-        endpoints.any(|(at, endpoint)| is_new(at) && self.unusable(endpoint, now).is_none())
+        endpoints.any(|(at, endpoint)| match self.fitness(endpoint, now) {
+            Ok(Fitness::Works) => true,
+            Ok(Fitness::NeedsTrial) => !turn.had_trial,
+            Ok(Fitness::LastResort) => has_not_had(before, at),
+            Err(_) => false,
+        })
     }
 
-    /// Chooses among the endpoints that `admits`.
-    fn choose(
-        &self,
-        turn: &mut Turn,
-        now: Instant,
-        admits: impl Fn(usize) -> bool,
-    ) -> Option<Picked> {
+    /// Whether an endpoint may get the request of `turn` at `now` to which none of the attempts `before` went.
+    pub fn has_another(&self, turn: &Turn, before: &[Attempt], now: Instant) -> bool {
+        let mut endpoints = self.endpoints().enumerate();
+        endpoints.any(|(at, endpoint)| {
+            is_new(before, at)
+                && match self.fitness(endpoint, now) {
+                    Ok(Fitness::Works) => true,
+                    Ok(Fitness::NeedsTrial) => !turn.had_trial,
+                    Ok(Fitness::LastResort) | Err(_) => false,
+                }
+        })
+    }
+
+    /// Chooses an endpoint, and lets the next attempt pass to it.
+    fn choose(&self, turn: &mut Turn, before: &[Attempt], now: Instant) -> Option<Picked> {
         // Another request may be on trial meanwhile, or a look-up may find no address: then the next is chosen.
         for _ in 0..=self.members.len() {
-            let at = self.next(turn, now, &admits)?;
+            let (at, anyway) = self.next(turn, before, now)?;
             let endpoint = &self.members[at].endpoint;
             let address = match at == turn.endpoint && turn.attempts > 1 {
                 true => turn.address + turn.addresses,
                 false => endpoint.turn(),
             };
-            if let Some(picked) = self.enter(at, address, now) {
+            let Some(peer) = self.peer(at, address) else { continue };
+            let pass = match anyway {
+                true => Some(Pass::Anyway),
+                false => endpoint.pass(&self.rules.breaker, now),
+            };
+            if let Some(pass) = pass {
                 (turn.endpoint, turn.address, turn.addresses) = (at, address, 1);
-                return Some(picked);
+                turn.had_trial |= matches!(pass, Pass::OnTrial(_));
+                return Some(self.begin(at, pass, peer));
             }
         }
         None
     }
 
-    /// The next endpoint of those that `admits` and that may get requests at `now`.
-    fn next(&self, turn: &Turn, now: Instant, admits: impl Fn(usize) -> bool) -> Option<usize> {
-        let fits =
-            |at: usize| admits(at) && self.unusable(&self.members[at].endpoint, now).is_none();
+    /// The endpoint of the next attempt at `now`, and whether it gets the attempt although its breaker is open.
+    ///
+    /// An endpoint that has not had the request is better. A request tries one endpoint at most whose breaker is open, so
+    /// that such endpoints cannot take all of its attempts: its first attempt does, or one for which nothing better is
+    /// left. A request whose body has yet to come tries none if it need not, because its client may stall.
+    fn next(&self, turn: &Turn, before: &[Attempt], now: Instant) -> Option<(usize, bool)> {
+        let tries = !turn.had_trial;
+        let tries_gladly = tries && before.is_empty() && !turn.body_follows;
+        let fits = |fitness, tries| match fitness {
+            Fitness::Works => true,
+            Fitness::NeedsTrial => tries,
+            Fitness::LastResort => false,
+        };
+        let new = |at| is_new(before, at);
+        let usable = self
+            .best(turn, now, |at, fitness| new(at) && fits(fitness, tries_gladly))
+            .or_else(|| self.best(turn, now, |at, fitness| new(at) && fits(fitness, tries)))
+            .or_else(|| self.best(turn, now, |_, fitness| fits(fitness, tries)));
+        if let Some(at) = usable {
+            return Some((at, false));
+        }
+        let last_resort = |at, fitness| fitness == Fitness::LastResort && has_not_had(before, at);
+        self.best(turn, now, last_resort).map(|at| (at, true))
+    }
+
+    /// The endpoint that comes next of those that `admits`.
+    fn best(
+        &self,
+        turn: &Turn,
+        now: Instant,
+        admits: impl Fn(usize, Fitness) -> bool,
+    ) -> Option<usize> {
+        let fits = |at: usize| {
+            let fitness = self.fitness(&self.members[at].endpoint, now);
+            fitness.is_ok_and(|fitness| admits(at, fitness))
+        };
         if self.members.len() == 1 {
             return fits(0).then_some(0);
         }
@@ -241,77 +313,52 @@ impl Upstream {
         }
     }
 
-    /// Lets an attempt pass to the endpoint `at`.
-    fn enter(&self, at: usize, address: usize, now: Instant) -> Option<Picked> {
-        let endpoint = &self.members[at].endpoint;
-        let mut peer = Box::new(endpoint.peer(address)?);
+    /// The peer at an address of the endpoint `at`.
+    fn peer(&self, at: usize, address: usize) -> Option<Box<HttpPeer>> {
+        let mut peer = Box::new(self.endpoint(at)?.peer(address)?);
         let timeouts = &self.rules.timeouts;
         peer.options.connection_timeout = Some(timeouts.connect);
         peer.options.total_connection_timeout = Some(timeouts.connect * 2);
         peer.options.read_timeout = Some(timeouts.read);
         peer.options.write_timeout = Some(timeouts.write);
         peer.options.idle_timeout = Some(timeouts.idle);
-        let pass = endpoint.pass(&self.rules.breaker, now)?;
-        if self.counts_requests() {
-            endpoint.request_begins();
-        }
-        Some(Picked { endpoint: at, pass, peer })
+        Some(peer)
     }
 
-    /// Why this endpoint may get no request at `now`.
-    fn unusable(&self, endpoint: &Endpoint, now: Instant) -> Option<Unusable> {
-        endpoint.unusable(self.rules.health.is_some(), now)
+    /// Begins an attempt at the endpoint `at`.
+    fn begin(&self, at: usize, pass: Pass, peer: Box<HttpPeer>) -> Picked {
+        if self.counts_requests() {
+            self.members[at].endpoint.request_begins();
+        }
+        Picked { endpoint: at, pass, peer }
+    }
+
+    /// Whether this endpoint may get a request at `now`.
+    fn fitness(&self, endpoint: &Endpoint, now: Instant) -> Result<Fitness, Unusable> {
+        endpoint.fitness(self.rules.health.is_some(), now)
     }
 
     /// Why no endpoint may get a request at `now`.
     fn all_unusable(&self, now: Instant) -> Unusable {
-        let reasons = self.endpoints().filter_map(|endpoint| self.unusable(endpoint, now));
+        let reasons = self.endpoints().filter_map(|endpoint| self.fitness(endpoint, now).err());
         reasons.min_by_key(|reason| reason.wait()).unwrap_or(Unusable::BreakerOpen(Duration::ZERO))
     }
 
-    /// Records that the header of an answer with this `status` has arrived. It decides about an attempt on trial, which
-    /// would otherwise keep other requests away for as long as its answer takes.
-    pub fn answer_began(&self, attempt: &mut Attempt, status: u16, now: Instant) {
-        attempt.status = Some(status);
-        if attempt.pass == Pass::OnTrial {
-            self.learn(attempt, self.verdict(attempt, AttemptEnd::Answered), now);
-            attempt.pass = Pass::Freely;
-        }
-    }
-
-    fn counts_requests(&self) -> bool {
+    pub(super) fn counts_requests(&self) -> bool {
         self.rules.balance == Balance::LeastConnections
     }
+}
 
-    /// Records an attempt that has ended in this way, at `now`.
-    pub fn attempt_ended(&self, attempt: &Attempt, end: AttemptEnd, now: Instant) {
-        if self.counts_requests()
-            && let Some(endpoint) = attempt.endpoint.and_then(|at| self.endpoint(at))
-        {
-            endpoint.request_ends();
-        }
-        if let Some(first_byte) = attempt.first_byte {
-            self.metrics.seconds.observe(first_byte.as_secs_f64());
-        }
-        self.learn(attempt, self.verdict(attempt, end), now);
-    }
+/// Whether none of the attempts `before` went to the endpoint `at`.
+fn is_new(before: &[Attempt], at: usize) -> bool {
+    before.iter().all(|attempt| attempt.endpoint != Some(at))
+}
 
-    fn learn(&self, attempt: &Attempt, verdict: Verdict, now: Instant) {
-        if let Some(endpoint) = attempt.endpoint.and_then(|at| self.endpoint(at)) {
-            endpoint.learn(attempt.pass, verdict, &self.rules.breaker, attempt.started, now);
-        }
-    }
-
-    /// What an attempt that ends in this way says about its endpoint.
-    fn verdict(&self, attempt: &Attempt, end: AttemptEnd) -> Verdict {
-        let is_failure = |status| self.rules.breaker.statuses.contain(status);
-        match end {
-            AttemptEnd::Answered if attempt.status.is_some_and(is_failure) => Verdict::Bad,
-            AttemptEnd::Answered => Verdict::Good,
-            AttemptEnd::Failed(failure) if failure.is_of_connection() => Verdict::Bad,
-            AttemptEnd::Failed(_) | AttemptEnd::Stale | AttemptEnd::Abandoned => Verdict::Nothing,
-        }
-    }
+/// Whether the endpoint `at` has not had the request: the attempts `before` met at most a kept connection of it that had
+/// ended.
+fn has_not_had(before: &[Attempt], at: usize) -> bool {
+    let is_stale = |attempt: &Attempt| attempt.end.is_some_and(|(_, end)| end == AttemptEnd::Stale);
+    before.iter().all(|attempt| attempt.endpoint != Some(at) || is_stale(attempt))
 }
 
 #[cfg(test)]
@@ -377,7 +424,7 @@ mod tests {
         }
 
         fn end(&mut self, upstream: &Upstream, end: AttemptEnd, now: Instant) {
-            upstream.attempt_ended(self.attempts.last().unwrap(), end, now);
+            upstream.attempt_ended(&mut self.attempts, end, now);
         }
     }
 
@@ -415,7 +462,7 @@ mod tests {
                 (0..3).map(|_| request.pick(&upstream, now).unwrap().endpoint).collect();
             tried.sort_unstable();
             assert_eq!(tried, [0, 1, 2]);
-            assert!(!upstream.has_another(&request.attempts, now));
+            assert!(!upstream.has_another(&request.turn, &request.attempts, now));
             request.pick(&upstream, now).unwrap();
             assert_eq!(request.turn.attempts(), 4);
         }
@@ -438,14 +485,15 @@ mod tests {
         let later = start + SECOND * 2;
         let mut trial = Request::new();
         let picked = trial.pick(&upstream, later).unwrap();
-        assert_eq!((picked.endpoint, picked.pass), (0, Pass::OnTrial));
+        assert_eq!(picked.endpoint, 0);
+        assert!(is_trial(picked.pass));
         assert!((0..10).all(|_| at(&upstream, later) == Ok(1)));
         // A client that leaves says nothing, and the next request is on trial.
         trial.end(&upstream, AttemptEnd::Abandoned, later);
         let mut trial = Request::new();
-        assert_eq!(trial.pick(&upstream, later).unwrap().pass, Pass::OnTrial);
+        assert!(is_trial(trial.pick(&upstream, later).unwrap().pass));
         // The header of the answer decides, before the answer ends.
-        upstream.answer_began(&mut trial.attempts[0], 200, later);
+        upstream.answer_began(&mut trial.attempts, 200, later);
         let mut zeros = sequence(&upstream, 10);
         zeros.retain(|at| *at == 0);
         assert!((4..=6).contains(&zeros.len()), "no more than its share: {zeros:?}");
@@ -473,13 +521,143 @@ mod tests {
                 let mut request = Request::new();
                 request.pick(&upstream, now).unwrap();
                 if let Some(status) = status {
-                    upstream.answer_began(&mut request.attempts[0], status, now);
+                    upstream.answer_began(&mut request.attempts, status, now);
                 }
                 request.end(&upstream, end, now);
+                upstream.settle(&mut request.attempts, now);
             }
-            let expected = if opens { Err(Unusable::BreakerOpen(SECOND)) } else { Ok(0) };
-            assert_eq!(at(&upstream, now), expected, "{status:?} {end:?}");
-            assert_eq!(upstream.has_usable(now), !opens);
+            let is_open = upstream.endpoint(0).unwrap().is_breaker_open();
+            assert_eq!(is_open, opens, "{status:?} {end:?}");
+        }
+    }
+
+    fn is_trial(pass: Pass) -> bool {
+        matches!(pass, Pass::OnTrial(_))
+    }
+
+    /// Lets requests fail in this way, alone, until the breakers of these endpoints are open.
+    fn open(upstream: &Upstream, endpoints: &[usize], failure: Failure, now: Instant) {
+        while endpoints.iter().any(|at| !upstream.endpoint(*at).unwrap().is_breaker_open()) {
+            let mut request = Request::new();
+            if endpoints.contains(&request.pick(upstream, now).unwrap().endpoint) {
+                request.end(upstream, AttemptEnd::Failed(failure), now);
+                upstream.settle(&mut request.attempts, now);
+            }
+        }
+    }
+
+    #[test]
+    fn breakers_alone_leave_no_request_without_an_endpoint_that_takes_connections() {
+        let (upstream, now) = (upstream(&[(HERE, 1), (HERE, 1)]), Instant::now());
+        open(&upstream, &[0], Failure::ReadTimeout, now);
+        assert!((0..4).all(|_| at(&upstream, now) == Ok(1)));
+        open(&upstream, &[1], Failure::ReadTimeout, now);
+        let first = sequence(&upstream, 8).into_iter().filter(|at| *at == 0).count();
+        assert!((3..=5).contains(&first), "they take turns: {first}");
+        // An answer closes the breaker.
+        let mut request = Request::new();
+        let chosen = request.pick(&upstream, now).unwrap();
+        assert_eq!(chosen.pass, Pass::Anyway);
+        upstream.answer_began(&mut request.attempts, 200, now);
+        assert!((0..4).all(|_| at(&upstream, now) == Ok(chosen.endpoint)));
+    }
+
+    #[test]
+    fn endpoints_that_refuse_connections_get_only_trials() {
+        let (upstream, now) = (upstream(&[(HERE, 1), (HERE, 1)]), Instant::now());
+        open(&upstream, &[0, 1], Failure::ConnectRefused, now);
+        let soon = Duration::from_millis(250);
+        assert_eq!(at(&upstream, now), Err(Unusable::BreakerOpen(soon)));
+        let later = now + soon;
+        let mut trial = Request::new();
+        assert!(is_trial(trial.pick(&upstream, later).unwrap().pass));
+        trial.end(&upstream, AttemptEnd::Failed(Failure::ConnectRefused), later);
+        // A trial is one to a request, or the trials of many endpoints would take all of its attempts.
+        assert!(!upstream.take_retry(&mut trial.turn, &trial.attempts, later));
+    }
+
+    #[test]
+    fn retries_and_requests_with_a_body_leave_trials_to_others() {
+        let (upstream, now) = (upstream(&[(HERE, 1), (HERE, 1), (HERE, 1)]), Instant::now());
+        open(&upstream, &[0, 1], Failure::ConnectRefused, now);
+        let later = now + SECOND;
+        let mut upload = Request::new();
+        upload.turn.set_body_follows(true);
+        assert_eq!(upload.pick(&upstream, later).unwrap().pass, Pass::Freely);
+        let mut request = Request::new();
+        let first = request.pick(&upstream, later).unwrap();
+        assert!(is_trial(first.pass));
+        request.end(&upstream, AttemptEnd::Failed(Failure::ConnectRefused), later);
+        assert!(upstream.take_retry(&mut request.turn, &request.attempts, later));
+        let second = request.pick(&upstream, later).unwrap();
+        assert_eq!((second.endpoint, second.pass), (2, Pass::Freely));
+    }
+
+    #[test]
+    fn a_request_that_fails_at_two_endpoints_is_itself_the_cause() {
+        let now = Instant::now();
+        let failed = |failure| AttemptEnd::Failed(failure);
+        // (how the first endpoint fails, how the request ends at the second, which breakers open)
+        for (first, second, opens) in [
+            (Failure::Closed, Some(failed(Failure::Closed)), [false, false]),
+            (Failure::ReadTimeout, Some(failed(Failure::ReadTimeout)), [false, false]),
+            (Failure::MalformedAnswer, Some(failed(Failure::MalformedAnswer)), [false, false]),
+            (Failure::Closed, Some(AttemptEnd::Answered), [true, false]),
+            (Failure::MalformedAnswer, Some(AttemptEnd::Answered), [true, false]),
+            (Failure::Closed, Some(AttemptEnd::Abandoned), [true, false]),
+            (Failure::Closed, None, [true, false]),
+            (Failure::MalformedAnswer, None, [false, false]),
+            (Failure::ConnectTimeout, Some(failed(Failure::ConnectTimeout)), [true, true]),
+        ] {
+            let mut rules = rules(&[(HERE, 1), (HERE, 1)]);
+            rules.breaker.failures = Some(1);
+            let upstream = Upstream::new(Arc::new(rules), None);
+            let mut request = Request::new();
+            request.pick(&upstream, now).unwrap();
+            request.end(&upstream, failed(first), now);
+            if let Some(second) = second {
+                request.pick(&upstream, now).unwrap();
+                if second == AttemptEnd::Answered {
+                    upstream.answer_began(&mut request.attempts, 200, now);
+                }
+                request.end(&upstream, second, now);
+            }
+            upstream.settle(&mut request.attempts, now);
+            let open = [0, 1].map(|at| upstream.endpoint(at).unwrap().is_breaker_open());
+            assert_eq!(open, opens, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_without_a_server_costs_nothing_of_the_budget() {
+        let mut rules = rules(&[(HERE, 1), (HERE, 1)]);
+        (rules.retry_budget, rules.breaker.failures) = (0, None);
+        let (upstream, now) = (Upstream::new(Arc::new(rules), None), Instant::now());
+        for (end, granted) in [
+            (AttemptEnd::Failed(Failure::ConnectRefused), 100),
+            (AttemptEnd::Stale, 100),
+            (AttemptEnd::Failed(Failure::ReadTimeout), 30),
+        ] {
+            let retries = (0..100).filter(|_| {
+                let mut request = Request::new();
+                request.pick(&upstream, now).unwrap();
+                request.end(&upstream, end, now);
+                upstream.take_retry(&mut request.turn, &request.attempts, now)
+            });
+            assert_eq!(retries.count(), granted, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn one_kept_connection_that_had_ended_is_no_attempt() {
+        let mut rules = rules(&[(HERE, 1)]);
+        rules.retries = 0;
+        let (upstream, now) = (Upstream::new(Arc::new(rules), None), Instant::now());
+        let mut request = Request::new();
+        for again in [true, false] {
+            request.pick(&upstream, now).unwrap();
+            request.end(&upstream, AttemptEnd::Stale, now);
+            assert_eq!(upstream.take_retry(&mut request.turn, &request.attempts, now), again);
         }
     }
 

@@ -5,8 +5,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
+
+/// More than the kernel holds for a client that does not read.
+static LARGE: LazyLock<Bytes> = LazyLock::new(|| vec![b'x'; 24 << 20].into());
 
 /// An authority, and files of certificates that it signed.
 pub struct Authority {
@@ -213,6 +216,16 @@ impl State {
             let _ = stream.send_data(Bytes::copy_from_slice(&serving), false);
             let status = ("grpc-status".parse().unwrap(), "0".parse().unwrap());
             let _ = stream.send_trailers([status].into_iter().collect());
+            return;
+        }
+        if head.uri.path().contains("/resets") {
+            answer.send_reset(Reason::INTERNAL_ERROR);
+            return;
+        }
+        if head.uri.path().contains("/large") {
+            if let Ok(mut stream) = answer.send_response(Response::new(()), false) {
+                let _ = stream.send_data(LARGE.clone(), true);
+            }
             return;
         }
         if head.uri.path().contains("/slow") {

@@ -19,6 +19,7 @@ use super::head::{Head, HeadReader};
 use super::stalled::Closed;
 use crate::auth::Principal;
 use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TunnelDeadline};
+use crate::listener::pace::Pace;
 use crate::listener::rules::HeadError;
 
 /// How many bytes of later requests are buffered; more bytes stay in the kernel.
@@ -61,7 +62,7 @@ pub struct ClientStream {
     unsent: bool,
     /// Whether the present request has failed and its answer was written whole.
     answered_whole: bool,
-    /// Whether bytes of an answer to the present request were written.
+    /// Whether bytes of an answer to the present request were written. Informational answers only come before it.
     has_answer: bool,
     /// Set when the client has closed its side after a complete request: the time left for the answer.
     half_closed: Option<Pin<Box<Sleep>>>,
@@ -75,10 +76,19 @@ pub struct ClientStream {
     upload: Option<RawFd>,
     /// How many uploads there were.
     uploads: u64,
+    /// How the client keeps up with the present request.
+    pace: Pace,
     /// Why the present request must end.
     end: Option<RequestEnd>,
     /// Whether its answer must end, too.
     is_cut: bool,
+}
+
+/// Whether these bytes begin a header that only precedes an answer (RFC 9110 section 15.2). Pingora writes a header at
+/// once.
+fn is_informational(bytes: &[u8]) -> bool {
+    let status = bytes.strip_prefix(b"HTTP/1.").and_then(|bytes| bytes.get(2..5));
+    status.is_some_and(|status| status[0] == b'1' && status != b"101")
 }
 
 /// Between requests.
@@ -98,6 +108,7 @@ impl ClientStream {
             deadline: RequestTimer::default(),
             upload: None,
             uploads: 0,
+            pace: Pace::default(),
             end: None,
             is_cut: false,
         }
@@ -162,6 +173,7 @@ impl ClientStream {
         self.tunnel = None;
         self.deadline.set(None);
         self.upload = None;
+        self.pace = Pace::default();
         if self.ahead.len() == head.length {
             return mem::take(&mut self.ahead);
         }
@@ -278,6 +290,11 @@ impl ClientStream {
         self.deadline.set(deadline);
     }
 
+    /// How the client keeps up with the present request.
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
     /// Lets the present request go on that had to end, because another attempt follows.
     pub fn go_on(&mut self) {
         self.end = None;
@@ -337,14 +354,14 @@ impl ClientStream {
         self.end
     }
 
-    fn check_write(&mut self) -> io::Result<()> {
+    fn check_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.is_cut
             && let Some(end) = self.end
         {
             return Err(io::Error::other(end));
         }
         self.unsent = true;
-        self.has_answer = true;
+        self.has_answer |= !is_informational(bytes);
         self.byte_passes();
         Ok(())
     }
@@ -395,7 +412,9 @@ impl ClientStream {
                 self.byte_passes();
                 return Poll::Ready(Ok(()));
             }
-            if ready!(self.poll_read_more(cx))? == 0 {
+            let read = self.poll_read_more(cx);
+            self.pace.reads(read.is_ready());
+            if ready!(read)? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -412,8 +431,10 @@ impl ClientStream {
     /// Writes bytes of the answer.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check_deadline(cx);
-        self.check_write()?;
-        Pin::new(&mut self.bytes).poll_write(cx, buf)
+        self.check_write(buf)?;
+        let written = Pin::new(&mut self.bytes).poll_write(cx, buf);
+        self.pace.writes(written.is_ready());
+        written
     }
 
     /// Writes bytes of the answer from several buffers.
@@ -423,8 +444,10 @@ impl ClientStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check_deadline(cx);
-        self.check_write()?;
-        Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs)
+        self.check_write(bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| &buf[..]))?;
+        let written = Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs);
+        self.pace.writes(written.is_ready());
+        written
     }
 
     /// Whether writing from several buffers at once is faster.
@@ -441,7 +464,9 @@ impl ClientStream {
             return Poll::Ready(Err(io::Error::other(end)));
         }
         self.unsent = false;
-        Pin::new(&mut self.bytes).poll_flush(cx)
+        let flushed = Pin::new(&mut self.bytes).poll_flush(cx);
+        self.pace.writes(flushed.is_ready());
+        flushed
     }
 
     /// Closes the connection for writing.

@@ -30,6 +30,7 @@ use super::stalled::StalledUpload;
 use crate::auth::Principal;
 use crate::listener::connection::{Connection, Entry, Facts};
 use crate::listener::end::{RequestDeadline, RequestEnd, TokenEnds, TunnelDeadline};
+use crate::listener::pace::Pace;
 use crate::listener::timer::poll_deadline;
 
 /// A client's stream, as the connection's task holds it.
@@ -176,6 +177,11 @@ pub fn set_upload(session: &ServerSession, upstream: Option<RawFd>) {
 /// Why the connection's task has ended the request of `session`.
 pub fn end_of(session: &ServerSession) -> Option<RequestEnd> {
     with_client(session, |client| client.end()).flatten()
+}
+
+/// How the client of `session` keeps up with its request.
+pub fn pace_of(session: &ServerSession) -> Pace {
+    with_client(session, |client| client.pace()).unwrap_or_default()
 }
 
 /// Tells the connection of `session` that the request has failed and its answer was written whole, so that

@@ -100,7 +100,9 @@ impl Http2Session {
             return Poll::Ready(Err(ended(end)));
         }
         while !self.is_body_over {
-            match ready!(self.body.poll_data(cx)) {
+            let data = self.body.poll_data(cx);
+            self.stream.lock().pace().reads(data.is_ready());
+            match ready!(data) {
                 None => self.is_body_over = true,
                 // An empty part would end the body for an upstream of HTTP/1. h2 bounds their number.
                 Some(Ok(data)) if data.is_empty() => self.is_body_over = self.body.is_end_stream(),

@@ -24,6 +24,7 @@ use super::part::{Part, Unsent};
 use crate::auth::Principal;
 use crate::listener::connection::Entry;
 use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TokenEnds, TunnelDeadline};
+use crate::listener::pace::Pace;
 use crate::listener::timer::poll_deadline;
 
 /// What the requests of a connection share with the connection's task.
@@ -128,6 +129,7 @@ impl Stream {
             deadline: RequestTimer::default(),
             upload: None,
             uploads: 0,
+            pace: Pace::default(),
             end: None,
             is_cut: false,
         };
@@ -164,6 +166,18 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SendError>> {
         let mut state = self.lock();
+        let sent = self.poll_send_locked(&mut state, data, last, cx);
+        state.pace.writes(sent.is_ready());
+        sent
+    }
+
+    fn poll_send_locked(
+        &self,
+        state: &mut StreamState,
+        data: &mut Bytes,
+        last: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
         state.check_deadline(cx);
         loop {
             let writer = state.writer()?;
@@ -244,6 +258,7 @@ pub struct StreamState {
     deadline: RequestTimer,
     upload: Option<RawFd>,
     uploads: u64,
+    pace: Pace,
     end: Option<RequestEnd>,
     is_cut: bool,
 }
@@ -263,6 +278,11 @@ impl StreamState {
     /// Sets when the request ends at the latest; `None` for no such time.
     pub fn set_deadline(&mut self, deadline: Option<RequestDeadline>) {
         self.deadline.set(deadline);
+    }
+
+    /// How the client keeps up with the request.
+    pub fn pace(&mut self) -> &mut Pace {
+        &mut self.pace
     }
 
     /// Lets the request go on that had to end, because another attempt follows.
