@@ -193,7 +193,11 @@ routes:
     for _ in 0..2 {
         assert_eq!(client.call("GET", "/own/bad", &[], b"").status(), 503);
     }
-    assert_eq!(client.call("GET", "/own", &[], b"").code(), "upstream_unavailable");
+    let open = format!(
+        "tollgate_upstream_breaker_open{{endpoint=\"{}\",upstream=\"shadow\"}}",
+        shared.url()
+    );
+    assert_eq!(gateway.metric(&open), Some(1.0));
     let seen = shared.requests().len();
     assert_eq!(client.call("GET", "/copied/x", &[], b"").status(), 200);
     wait_copies(&gateway, "dropped", 1.0);

@@ -212,7 +212,7 @@ fn haproxy_can_send_both_versions() {
         )
         .unwrap();
         let haproxy = std::process::Command::new("haproxy").arg("-f").arg(&file).spawn();
-        let Ok(mut haproxy) = haproxy else { return };
+        let mut haproxy = haproxy.unwrap();
         let answer = wait_for("an answer through HAProxy", || {
             let mut client = Client::try_connect(port).ok()?;
             client.send(request("GET", "/haproxy", &[("X-Case", version)], b""));

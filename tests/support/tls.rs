@@ -248,7 +248,10 @@ pub fn listeners(gateway: &super::Gateway) -> Vec<SocketAddr> {
     let address = |line: serde_json::Value| {
         line["message"].as_str()?.strip_prefix("listening on ")?.parse().ok()
     };
-    gateway.log().into_iter().filter_map(address).collect()
+    super::wait_for("two listeners", || {
+        let found: Vec<_> = gateway.log().into_iter().filter_map(address).collect();
+        (found.len() >= 2).then_some(found)
+    })
 }
 
 /// The gateway's answer to bytes that are not TLS.
