@@ -197,7 +197,7 @@ routes:
         "tollgate_upstream_breaker_open{{endpoint=\"{}\",upstream=\"shadow\"}}",
         shared.url()
     );
-    assert_eq!(gateway.metric(&open), Some(1.0));
+    wait_for("an open breaker", || (gateway.metric(&open) == Some(1.0)).then_some(()));
     let seen = shared.requests().len();
     assert_eq!(client.call("GET", "/copied/x", &[], b"").status(), 200);
     wait_copies(&gateway, "dropped", 1.0);
