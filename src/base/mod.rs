@@ -1,7 +1,8 @@
-//! Time, secrets, networks, bytes, files, text: tools that every room may use. They know nothing of the product.
+//! Time, secrets, networks, bytes, files, descriptors, text: tools that every room may use. They know nothing of the product.
 
 pub mod class;
 pub mod clock;
+pub mod descriptor;
 pub mod files;
 pub mod hex;
 pub mod net;

@@ -12,6 +12,8 @@
 //!   http2       bytes to requests, many at the same time
 //!     rules       checks of a request's head that hold for every protocol
 //!   request     what the server of a request may tell its connection, whatever the protocol
+//!     control     the state of a request that both know
+//!     watch       ends a request that takes long and must not go on
 //! ```
 //!
 //! A step before the first request (a TLS handshake, the header of a proxy) belongs into [`accept`], and sets
@@ -20,6 +22,7 @@
 pub mod accept;
 pub mod bounds;
 pub mod connection;
+mod control;
 pub mod end;
 mod handshake;
 pub mod http1;
@@ -33,4 +36,5 @@ pub mod server;
 pub mod sockets;
 mod timer;
 mod tls_stream;
+mod watch;
 pub mod worker;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pingora_core::protocols::http::ServerSession;
 
 use super::connection::Entry;
+use super::control::RequestControl;
 use super::end::{RequestDeadline, RequestEnd};
 use super::pace::Pace;
 use super::{http1, http2};
@@ -19,62 +20,49 @@ pub fn entry_of(session: &ServerSession) -> Option<Entry> {
     }
 }
 
+/// Does something with the control of the request of `session`.
+fn with<T>(session: &ServerSession, act: impl FnOnce(&mut RequestControl) -> T) -> Option<T> {
+    match http2::stream_of(session) {
+        Some(stream) => Some(act(&mut stream.lock().control)),
+        None => http1::with_control(session, act),
+    }
+}
+
 /// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
 /// long.
 pub fn ends_with(session: &ServerSession, principal: &Principal) {
-    match http2::stream_of(session) {
-        Some(stream) => stream.lock().ends_with(principal.clone()),
-        None => http1::ends_with(session, principal),
-    }
+    with(session, |control| control.ends_with(principal.clone()));
 }
 
 /// Ends the request of `session` when no byte of it has passed for `limit`.
 pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
-    match http2::stream_of(session) {
-        Some(stream) => stream.lock().set_tunnel(limit, reason),
-        None => http1::set_tunnel(session, limit, reason),
-    }
+    with(session, |control| control.set_tunnel(limit, reason));
 }
 
 /// Sets when the request of `session` ends at the latest; `None` for no such time.
 pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) {
-    match http2::stream_of(session) {
-        Some(stream) => stream.lock().set_deadline(deadline),
-        None => http1::set_deadline(session, deadline),
-    }
+    with(session, |control| control.set_deadline(deadline));
 }
 
 /// Lets the request of `session` go on that had to end, because another attempt follows.
 pub fn go_on(session: &ServerSession) {
-    match http2::stream_of(session) {
-        Some(stream) => stream.lock().go_on(),
-        None => http1::go_on(session),
-    }
+    with(session, RequestControl::go_on);
 }
 
 /// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket
 /// is closed.
 pub fn set_upload(session: &ServerSession, upstream: Option<RawFd>) {
-    match http2::stream_of(session) {
-        Some(stream) => stream.lock().set_upload(upstream),
-        None => http1::set_upload(session, upstream),
-    }
+    with(session, |control| control.set_upload(upstream));
 }
 
 /// Why the connection's task has ended the request of `session`.
 pub fn end_of(session: &ServerSession) -> Option<RequestEnd> {
-    match http2::stream_of(session) {
-        Some(stream) => stream.lock().end(),
-        None => http1::end_of(session),
-    }
+    with(session, |control| control.end()).flatten()
 }
 
 /// How the client of `session` keeps up with its request.
 pub fn pace_of(session: &ServerSession) -> Pace {
-    match http2::stream_of(session) {
-        Some(stream) => *stream.lock().pace(),
-        None => http1::pace_of(session),
-    }
+    with(session, |control| control.pace).unwrap_or_default()
 }
 
 /// Tells the connection of `session` that the request has failed and its answer was written whole, so that

@@ -5,10 +5,11 @@
 //! that no upstream is that fast. This file must not know what a tunnel carries.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 
 use rustix::net::sockopt::set_tcp_cork;
 
+use crate::base::descriptor::duplicate;
 use crate::base::task::detach;
 
 /// The socket of an upstream that sends no more than full packets. The kernel sends what it holds after 200 ms at the
@@ -21,10 +22,8 @@ impl HeldSocket {
     ///
     /// # Errors
     /// The system's, when it has no more descriptors or when the socket is none of TCP.
-    #[expect(unsafe_code, reason = "Pingora gives sockets as numbers")]
     pub fn hold(upstream: RawFd) -> io::Result<Self> {
-        // SAFETY: the caller's connection is open, so that nothing closes `upstream` during this call.
-        let socket = unsafe { BorrowedFd::borrow_raw(upstream) }.try_clone_to_owned()?;
+        let socket = duplicate(upstream)?;
         set_tcp_cork(&socket, true)?;
         Ok(Self(socket))
     }

@@ -4,7 +4,6 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,14 +11,12 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::body::Body;
 use super::head::{Head, HeadReader};
 use super::stalled::Closed;
-use crate::auth::Principal;
-use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TunnelDeadline};
-use crate::listener::pace::Pace;
+use crate::listener::control::RequestControl;
 use crate::listener::rules::HeadError;
 
 /// How many bytes of later requests are buffered; more bytes stay in the kernel.
@@ -62,26 +59,10 @@ pub struct ClientStream {
     unsent: bool,
     /// Whether the present request has failed and its answer was written whole.
     answered_whole: bool,
-    /// Whether bytes of an answer to the present request were written. Informational answers only come before it.
-    has_answer: bool,
     /// Set when the client has closed its side after a complete request: the time left for the answer.
     half_closed: Option<Pin<Box<Sleep>>>,
-    /// The principal of the present request, until the connection's task takes it.
-    principal: Option<Principal>,
-    /// The deadline of a request that asks for a tunnel.
-    tunnel: Option<TunnelDeadline>,
-    /// When the present request ends at the latest, and why.
-    deadline: RequestTimer,
-    /// The socket of the upstream that takes the body of the present request, until its answer begins.
-    upload: Option<RawFd>,
-    /// How many uploads there were.
-    uploads: u64,
-    /// How the client keeps up with the present request.
-    pace: Pace,
-    /// Why the present request must end.
-    end: Option<RequestEnd>,
-    /// Whether its answer must end, too.
-    is_cut: bool,
+    /// What the hooks of the present request and the task of the connection tell each other.
+    control: RequestControl,
 }
 
 /// Whether these bytes begin a header that only precedes an answer (RFC 9110 section 15.2). Pingora writes a header at
@@ -101,16 +82,8 @@ impl ClientStream {
             body: Body::OVER,
             unsent: false,
             answered_whole: false,
-            has_answer: false,
             half_closed: None,
-            principal: None,
-            tunnel: None,
-            deadline: RequestTimer::default(),
-            upload: None,
-            uploads: 0,
-            pace: Pace::default(),
-            end: None,
-            is_cut: false,
+            control: RequestControl::default(),
         }
     }
 
@@ -167,13 +140,8 @@ impl ClientStream {
     pub fn begin_request(&mut self, head: Head) -> BytesMut {
         self.body = head.body;
         self.answered_whole = false;
-        self.has_answer = false;
         self.half_closed = None;
-        self.principal = None;
-        self.tunnel = None;
-        self.deadline.set(None);
-        self.upload = None;
-        self.pace = Pace::default();
+        self.control = RequestControl::default();
         if self.ahead.len() == head.length {
             return mem::take(&mut self.ahead);
         }
@@ -205,7 +173,7 @@ impl ClientStream {
     /// Whether another request may follow. Pingora hands the stream back after a request that succeeded, and
     /// drops it after every request that failed, even when the answer was written whole.
     pub fn may_go_on(&self, handed_back: bool) -> bool {
-        if self.end.is_some() {
+        if self.control.end().is_some() {
             return false;
         }
         match self.body {
@@ -260,64 +228,14 @@ impl ClientStream {
         self.answered_whole = true;
     }
 
-    /// Lets the present request end when the token of `principal` does not hold any more.
-    pub fn ends_with(&mut self, principal: Principal) {
-        self.principal = Some(principal);
+    /// What the hooks of the present request and the task of the connection tell each other.
+    pub fn control(&mut self) -> &mut RequestControl {
+        &mut self.control
     }
 
-    /// Whether [`take_principal`](Self::take_principal) has one to give.
-    pub fn has_principal(&self) -> bool {
-        self.principal.is_some()
-    }
-
-    /// The principal of [`ends_with`](Self::ends_with), once.
-    pub fn take_principal(&mut self) -> Option<Principal> {
-        self.principal.take()
-    }
-
-    /// Sets the deadline of a request that asks for a tunnel.
-    pub fn set_tunnel(&mut self, limit: Duration, reason: RequestEnd) {
-        self.tunnel = Some(TunnelDeadline { last_byte: Instant::now(), limit, reason });
-    }
-
-    /// The deadline of a request that asks for a tunnel.
-    pub fn tunnel(&self) -> Option<TunnelDeadline> {
-        self.tunnel
-    }
-
-    /// Sets when the present request ends at the latest; `None` for no such time.
-    pub fn set_deadline(&mut self, deadline: Option<RequestDeadline>) {
-        self.deadline.set(deadline);
-    }
-
-    /// How the client keeps up with the present request.
-    pub fn pace(&self) -> Pace {
-        self.pace
-    }
-
-    /// Lets the present request go on that had to end, because another attempt follows.
-    pub fn go_on(&mut self) {
-        self.end = None;
-    }
-
-    /// Ends the present request when its time has run out. Pingora reads while it waits for an answer, and writes while the
-    /// answer comes, so that its task is woken.
-    fn check_deadline(&mut self, cx: &mut Context<'_>) {
-        if let Some(reason) = self.deadline.poll(cx) {
-            self.set_end(reason);
-        }
-    }
-
-    /// Sets the socket of the upstream that takes the body of the present request. It must be set to `None` before
-    /// the socket is closed.
-    pub fn set_upload(&mut self, upstream: Option<RawFd>) {
-        self.upload = upstream;
-        self.uploads += u64::from(upstream.is_some());
-    }
-
-    /// The socket of the upstream, while it takes a body that has not arrived whole, and the number of the upload.
-    pub fn upload(&self) -> Option<(u64, RawFd)> {
-        self.upload.filter(|_| !self.body.is_over()).map(|upstream| (self.uploads, upstream))
+    /// Whether a part of the present request's body has not arrived.
+    pub fn body_follows(&self) -> bool {
+        !self.body.is_over()
     }
 
     /// Whether a client that has closed in this way cannot have sent its whole request. The bytes that wait may be
@@ -341,35 +259,18 @@ impl ClientStream {
         }
     }
 
-    /// Ends the present request: Pingora's next read fails, and its next write, too, unless the answer has not
-    /// begun.
-    pub fn set_end(&mut self, end: RequestEnd) {
-        if self.end.is_none() {
-            (self.end, self.is_cut) = (Some(end), self.has_answer);
-        }
-    }
-
-    /// Why the present request must end.
-    pub fn end(&self) -> Option<RequestEnd> {
-        self.end
+    fn check_cut(&self) -> io::Result<()> {
+        self.control.check_cut().map_err(io::Error::other)
     }
 
     fn check_write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.is_cut
-            && let Some(end) = self.end
-        {
-            return Err(io::Error::other(end));
-        }
+        self.check_cut()?;
         self.unsent = true;
-        self.has_answer |= !is_informational(bytes);
-        self.byte_passes();
-        Ok(())
-    }
-
-    fn byte_passes(&mut self) {
-        if let Some(tunnel) = &mut self.tunnel {
-            tunnel.last_byte = Instant::now();
+        if !is_informational(bytes) {
+            self.control.answer_begins();
         }
+        self.control.byte_passes();
+        Ok(())
     }
 
     /// The client has closed its side. It may still wait for the answer to a complete request (RFC 9112 section
@@ -385,8 +286,8 @@ impl ClientStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check_deadline(cx);
-        if let Some(end) = self.end {
+        self.control.check_deadline(cx);
+        if let Some(end) = self.control.end() {
             return Poll::Ready(Err(io::Error::other(end)));
         }
         // Pingora writes the header of an answer, and reads here while it waits for the body. The header must
@@ -409,11 +310,11 @@ impl ClientStream {
         if self.ahead.is_empty() {
             if self.body == Body::Everything {
                 ready!(Pin::new(&mut self.bytes).poll_read(cx, buf))?;
-                self.byte_passes();
+                self.control.byte_passes();
                 return Poll::Ready(Ok(()));
             }
             let read = self.poll_read_more(cx);
-            self.pace.reads(read.is_ready());
+            self.control.pace.reads(read.is_ready());
             if ready!(read)? == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -430,10 +331,10 @@ impl ClientStream {
 
     /// Writes bytes of the answer.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check_deadline(cx);
+        self.control.check_deadline(cx);
         self.check_write(buf)?;
         let written = Pin::new(&mut self.bytes).poll_write(cx, buf);
-        self.pace.writes(written.is_ready());
+        self.control.pace.writes(written.is_ready());
         written
     }
 
@@ -443,10 +344,10 @@ impl ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_deadline(cx);
+        self.control.check_deadline(cx);
         self.check_write(bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| &buf[..]))?;
         let written = Pin::new(&mut self.bytes).poll_write_vectored(cx, bufs);
-        self.pace.writes(written.is_ready());
+        self.control.pace.writes(written.is_ready());
         written
     }
 
@@ -457,15 +358,11 @@ impl ClientStream {
 
     /// Sends what was written.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check_deadline(cx);
-        if self.is_cut
-            && let Some(end) = self.end
-        {
-            return Poll::Ready(Err(io::Error::other(end)));
-        }
+        self.control.check_deadline(cx);
+        self.check_cut()?;
         self.unsent = false;
         let flushed = Pin::new(&mut self.bytes).poll_flush(cx);
-        self.pace.writes(flushed.is_ready());
+        self.control.pace.writes(flushed.is_ready());
         flushed
     }
 

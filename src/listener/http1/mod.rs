@@ -32,10 +32,7 @@ mod stalled;
 
 use client_stream::{ClientStream, ReadHeadError};
 use request_stream::SharedStream;
-pub(super) use request_stream::{
-    answered_whole, end_of, ends_with, entry_of, go_on, pace_of, set_deadline, set_tunnel,
-    set_upload,
-};
+pub(super) use request_stream::{answered_whole, entry_of, with_control};
 
 /// Makes the bytes of an answer that ends the connection.
 pub type RefusalBytes = fn(&Rejection) -> Vec<u8>;

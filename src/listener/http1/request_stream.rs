@@ -5,13 +5,12 @@
 //! and [`SharedStream::client`] returns it. The lock is never waited for: the task does not touch the stream
 //! while Pingora serves the request, and needs no lock when it owns the stream alone.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -23,15 +22,14 @@ use pingora_core::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::Sleep;
 
 use super::client_stream::ClientStream;
-use super::stalled::StalledUpload;
+use super::stalled::Leaving;
 use crate::auth::Principal;
 use crate::listener::connection::{Connection, Entry, Facts};
-use crate::listener::end::{RequestDeadline, RequestEnd, TokenEnds, TunnelDeadline};
-use crate::listener::pace::Pace;
-use crate::listener::timer::poll_deadline;
+use crate::listener::control::RequestControl;
+use crate::listener::end::TokenEnds;
+use crate::listener::watch::{Watched, watch};
 
 /// A client's stream, as the connection's task holds it.
 #[derive(Debug)]
@@ -60,78 +58,44 @@ impl SharedStream {
         Arc::get_mut(&mut self.0).map(|shared| shared.client.get_mut())
     }
 
-    /// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any
-    /// more, when its tunnel is idle for too long, or when its client leaves during a stalled upload. `token_end`
-    /// waits for the end of a token.
+    /// Watches the present request, which Pingora is `processing`. See [`watch`].
     pub async fn watch<T>(
         &self,
-        mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+        processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
         token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
     ) -> T {
-        let mut token: Option<TokenEnds> = None;
-        let mut timer: Option<Pin<Box<Sleep>>> = None;
-        let mut upload: Option<StalledUpload> = None;
-        poll_fn(|cx| {
-            loop {
-                let tunnel = {
-                    let mut client = self.0.client.lock();
-                    if let Some(principal) = client.take_principal() {
-                        token = Some(token_end(principal));
-                    }
-                    if let Some(waiting) = &mut token
-                        && let Poll::Ready(end) = waiting.as_mut().poll(cx)
-                    {
-                        token = None;
-                        client.set_end(RequestEnd::Token(end));
-                        // The upstream may take no more of the body.
-                        if let Some(upload) = &upload {
-                            upload.stop();
-                        }
-                    }
-                    if let Some(tunnel) = client.tunnel()
-                        && poll_deadline(&mut timer, tunnel.due(), cx)
-                    {
-                        client.set_end(tunnel.reason);
-                    }
-                    client.tunnel()
-                };
-                if let Poll::Ready(output) = processing.as_mut().poll(cx) {
-                    return Poll::Ready(output);
-                }
-                // Pingora may just have said whose token it is, or that there is a tunnel or an upload.
-                let mut client = self.0.client.lock();
-                match client.upload() {
-                    None => upload = None,
-                    Some((number, upstream)) => {
-                        // Another attempt has another socket. Without descriptors left, Pingora's timeouts must do.
-                        upload = upload
-                            .take_if(|upload| upload.number == number)
-                            .or_else(|| StalledUpload::new(number, self.0.facts.id, upstream).ok());
-                    }
-                }
-                while let Some(upload) = &mut upload
-                    && let Poll::Ready(closed) = upload.poll_closed(cx)
-                {
-                    if client.is_gone(&closed, self.0.facts.tls.is_some()) {
-                        client.set_end(RequestEnd::ClientGone);
-                        upload.stop();
-                    }
-                }
-                let is_earlier = |new: TunnelDeadline| {
-                    tunnel.is_none_or(|old: TunnelDeadline| new.due() < old.due())
-                };
-                let has_news = client.has_principal() || client.tunnel().is_some_and(is_earlier);
-                if !has_news {
-                    return Poll::Pending;
-                }
-            }
-        })
-        .await
+        watch(&*self.0, processing, token_end).await
     }
 
     /// The stream from which Pingora reads one request, and to which it writes the answer.
     pub fn for_request(&self) -> Stream {
         Box::new(RequestStream(Arc::clone(&self.0)))
+    }
+}
+
+impl Watched for Shared {
+    type Leaving = Leaving;
+
+    fn with<R>(&self, act: impl FnOnce(&mut RequestControl) -> R) -> R {
+        act(self.client.lock().control())
+    }
+
+    fn upload(&self) -> Option<(u64, RawFd)> {
+        let mut client = self.client.lock();
+        client.body_follows().then(|| client.control().upload())?
+    }
+
+    fn leaving(&self) -> io::Result<Leaving> {
+        Leaving::new(self.facts.id)
+    }
+
+    fn poll_left(&self, leaving: &mut Leaving, cx: &mut Context<'_>) -> bool {
+        while let Poll::Ready(closed) = leaving.poll_closed(cx) {
+            if self.client.lock().is_gone(&closed, self.facts.tls.is_some()) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -147,41 +111,12 @@ pub fn entry_of(session: &ServerSession) -> Option<Entry> {
     Some(shared.facts.entry.clone())
 }
 
-/// Lets the request of `session` end when the token of `principal` does not hold any more, if the request takes
-/// long.
-pub fn ends_with(session: &ServerSession, principal: &Principal) {
-    with_client(session, |client| client.ends_with(principal.clone()));
-}
-
-/// Ends the request of `session`, which asks for a tunnel, when no byte has passed for `limit`.
-pub fn set_tunnel(session: &ServerSession, limit: Duration, reason: RequestEnd) {
-    with_client(session, |client| client.set_tunnel(limit, reason));
-}
-
-/// Sets when the request of `session` ends at the latest; `None` for no such time.
-pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) {
-    with_client(session, |client| client.set_deadline(deadline));
-}
-
-/// Lets the request of `session` go on that had to end, because another attempt follows.
-pub fn go_on(session: &ServerSession) {
-    with_client(session, ClientStream::go_on);
-}
-
-/// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket
-/// is closed.
-pub fn set_upload(session: &ServerSession, upstream: Option<RawFd>) {
-    with_client(session, |client| client.set_upload(upstream));
-}
-
-/// Why the connection's task has ended the request of `session`.
-pub fn end_of(session: &ServerSession) -> Option<RequestEnd> {
-    with_client(session, |client| client.end()).flatten()
-}
-
-/// How the client of `session` keeps up with its request.
-pub fn pace_of(session: &ServerSession) -> Pace {
-    with_client(session, |client| client.pace()).unwrap_or_default()
+/// Does something with the control of the request of `session`.
+pub fn with_control<T>(
+    session: &ServerSession,
+    act: impl FnOnce(&mut RequestControl) -> T,
+) -> Option<T> {
+    with_client(session, |client| act(client.control()))
 }
 
 /// Tells the connection of `session` that the request has failed and its answer was written whole, so that

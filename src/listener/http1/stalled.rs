@@ -1,17 +1,19 @@
 //! Notices that a client has left while the upstream takes no more of its upload.
 //!
 //! Pingora reads no more bytes of a client then, so it would learn of the end only after its write timeout. This file
-//! watches the client's socket without reading, and ends the connection to the upstream. It must not know requests.
+//! watches the client's socket without reading. It must not know requests.
 
 use std::future::Future;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+
+use crate::base::descriptor::duplicate;
 
 /// How many bytes that wait in the kernel are looked at for the end of a body.
 const LOOKED_AT: usize = 64 * 1024;
@@ -33,49 +35,31 @@ pub enum Closed {
 /// Waits for the client to close.
 type Closing = Pin<Box<dyn Future<Output = (TcpStream, Closed)> + Send>>;
 
-/// An upload whose client may leave.
-pub struct StalledUpload {
-    /// The number under which the upload was announced.
-    pub number: u64,
-    closing: Option<Closing>,
-    upstream: OwnedFd,
-}
+/// A client that may leave during an upload.
+pub struct Leaving(Option<Closing>);
 
-impl StalledUpload {
-    /// Watches the socket `client`, whose upload goes to the socket `upstream`. Both must be open.
+impl Leaving {
+    /// Watches the open socket `client`.
     ///
     /// # Errors
     /// The system's, when it has no more descriptors.
-    pub fn new(number: u64, client: RawFd, upstream: RawFd) -> io::Result<Self> {
+    pub fn new(client: RawFd) -> io::Result<Self> {
         let client = TcpStream::from_std(duplicate(client)?.into())?;
         let closing = Interest::PRIORITY | Interest::ERROR;
         let closing: Closing = Box::pin(closed(client, closing));
-        Ok(Self { number, closing: Some(closing), upstream: duplicate(upstream)? })
+        Ok(Self(Some(closing)))
     }
 
     /// Waits until the client closes: first for sending, and then for good.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
-        let Some(waiting) = &mut self.closing else { return Poll::Pending };
+        let Some(waiting) = &mut self.0 else { return Poll::Pending };
         let (client, closed_now) = ready!(waiting.as_mut().poll(cx));
-        self.closing = match closed_now {
+        self.0 = match closed_now {
             Closed::Sending { .. } => Some(Box::pin(closed(client, Interest::ERROR))),
             Closed::Whole => None,
         };
         Poll::Ready(closed_now)
     }
-
-    /// Ends the connection to the upstream, so that Pingora's write fails.
-    pub fn stop(&self) {
-        // An error means that it has ended already.
-        let _ = rustix::net::shutdown(&self.upstream, Shutdown::Both);
-    }
-}
-
-/// A descriptor of its own for the socket of an open `fd`.
-#[expect(unsafe_code, reason = "Pingora gives sockets as numbers")]
-fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's connection is open, so that nothing closes `fd` during this call.
-    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }
 
 /// Waits for one of `signs` that the client closes. `PRIORITY` is one, because it wakes when the client closes and not for

@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Connection, Facts};
 use super::end::TokenEnds;
+use super::watch::watch;
 use crate::admission::Rejection;
 use crate::auth::Principal;
 use crate::base::task::detach;
@@ -42,7 +43,7 @@ use head::Fault;
 use part::Part;
 use protection::{Budget, Protection};
 use session::Http2Session;
-use stream::{Shared, Stream, watch};
+use stream::{Shared, Stream};
 use watched::{Verdict, Watched};
 
 /// Requests that a client may have in flight on one connection: what RFC 9113 section 6.5.2 recommends at least.

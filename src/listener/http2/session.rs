@@ -93,15 +93,15 @@ impl Http2Session {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         let end = {
             let mut state = self.stream.lock();
-            state.check_deadline(cx);
-            state.end()
+            state.control.check_deadline(cx);
+            state.control.end()
         };
         if let Some(end) = end {
             return Poll::Ready(Err(ended(end)));
         }
         while !self.is_body_over {
             let data = self.body.poll_data(cx);
-            self.stream.lock().pace().reads(data.is_ready());
+            self.stream.lock().control.pace.reads(data.is_ready());
             match ready!(data) {
                 None => self.is_body_over = true,
                 // An empty part would end the body for an upstream of HTTP/1. h2 bounds their number.
@@ -113,7 +113,7 @@ impl Http2Session {
                     if let Some(kept) = &mut self.kept {
                         kept.write_to_buffer(&data);
                     }
-                    self.stream.lock().byte_passes();
+                    self.stream.lock().control.byte_passes();
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(read_error(error))),
@@ -131,8 +131,8 @@ impl Http2Session {
     async fn gone(&self) -> Result<Option<Bytes>> {
         poll_fn(|cx| {
             let mut state = self.stream.lock();
-            state.check_deadline(cx);
-            match state.end() {
+            state.control.check_deadline(cx);
+            match state.control.end() {
                 Some(end) => Poll::Ready(Err(ended(end))),
                 None => state
                     .poll_gone(cx)
@@ -263,7 +263,7 @@ impl Drop for Http2Session {
     /// Tells the client that an answer which did not end is not whole.
     fn drop(&mut self) {
         let mut state = self.stream.lock();
-        let reason = match state.end() {
+        let reason = match state.control.end() {
             Some(RequestEnd::Token(_) | RequestEnd::TunnelIdle) => Reason::CANCEL,
             _ => Reason::INTERNAL_ERROR,
         };

@@ -2,10 +2,8 @@
 //!
 //! Both run in one task, so that the lock is never waited for.
 
-use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::pin::Pin;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -16,16 +14,14 @@ use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{HeaderMap, Response};
 use parking_lot::{Mutex, MutexGuard};
-use rustix::net::Shutdown;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::part::{Part, Unsent};
-use crate::auth::Principal;
 use crate::listener::connection::Entry;
-use crate::listener::end::{RequestDeadline, RequestEnd, RequestTimer, TokenEnds, TunnelDeadline};
-use crate::listener::pace::Pace;
-use crate::listener::timer::poll_deadline;
+use crate::listener::control::RequestControl;
+use crate::listener::end::RequestEnd;
+use crate::listener::watch::Watched;
 
 /// What the requests of a connection share with the connection's task.
 #[derive(Debug)]
@@ -124,14 +120,7 @@ impl Stream {
             respond,
             body: None,
             has_ended: false,
-            principal: None,
-            tunnel: None,
-            deadline: RequestTimer::default(),
-            upload: None,
-            uploads: 0,
-            pace: Pace::default(),
-            end: None,
-            is_cut: false,
+            control: RequestControl::default(),
         };
         let unsent = Arc::new(Unsent::new(Arc::clone(&shared)));
         Self(Arc::new(Inner { shared, unsent, state: Mutex::new(state) }))
@@ -167,7 +156,7 @@ impl Stream {
     ) -> Poll<Result<(), SendError>> {
         let mut state = self.lock();
         let sent = self.poll_send_locked(&mut state, data, last, cx);
-        state.pace.writes(sent.is_ready());
+        state.control.pace.writes(sent.is_ready());
         sent
     }
 
@@ -178,7 +167,7 @@ impl Stream {
         last: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SendError>> {
-        state.check_deadline(cx);
+        state.control.check_deadline(cx);
         loop {
             let writer = state.writer()?;
             let sent = match data.len() {
@@ -205,7 +194,7 @@ impl Stream {
             state.has_ended |= is_end;
             if is_part {
                 self.0.shared.answered.fetch_add(1, Ordering::Relaxed);
-                state.byte_passes();
+                state.control.byte_passes();
             }
             if data.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -219,7 +208,7 @@ impl Stream {
             return Poll::Ready(Ok(()));
         }
         let mut state = self.lock();
-        state.check_deadline(cx);
+        state.control.check_deadline(cx);
         state.check_cut()?;
         state.poll_gone(cx).map(|()| Err(SendError::ClientGone))
     }
@@ -233,7 +222,7 @@ const TURN: usize = 16 * 1024;
 pub enum SendError {
     /// The connection's task has ended the request.
     #[error(transparent)]
-    Ended(RequestEnd),
+    Ended(#[from] RequestEnd),
     /// The client has left.
     #[error("the client has closed the stream")]
     ClientGone,
@@ -253,76 +242,14 @@ pub struct StreamState {
     body: Option<SendStream<Part>>,
     /// Whether the end of the answer was sent.
     has_ended: bool,
-    principal: Option<Principal>,
-    tunnel: Option<TunnelDeadline>,
-    deadline: RequestTimer,
-    upload: Option<RawFd>,
-    uploads: u64,
-    pace: Pace,
-    end: Option<RequestEnd>,
-    is_cut: bool,
+    /// What the hooks of the request and the task that watches it tell each other.
+    pub control: RequestControl,
 }
 
-/// What the server of the request tells.
 impl StreamState {
-    /// Lets the request end when the token of `principal` does not hold any more.
-    pub fn ends_with(&mut self, principal: Principal) {
-        self.principal = Some(principal);
-    }
-
-    /// Ends the request when no byte of it has passed for `limit`.
-    pub fn set_tunnel(&mut self, limit: Duration, reason: RequestEnd) {
-        self.tunnel = Some(TunnelDeadline { last_byte: Instant::now(), limit, reason });
-    }
-
-    /// Sets when the request ends at the latest; `None` for no such time.
-    pub fn set_deadline(&mut self, deadline: Option<RequestDeadline>) {
-        self.deadline.set(deadline);
-    }
-
-    /// How the client keeps up with the request.
-    pub fn pace(&mut self) -> &mut Pace {
-        &mut self.pace
-    }
-
-    /// Lets the request go on that had to end, because another attempt follows.
-    pub fn go_on(&mut self) {
-        self.end = None;
-    }
-
-    /// Sets the socket of the upstream that takes the body of the request. It must be set to `None` before the socket is
-    /// closed.
-    pub fn set_upload(&mut self, upstream: Option<RawFd>) {
-        self.upload = upstream;
-        self.uploads += u64::from(upstream.is_some());
-    }
-
-    /// Why the request must end.
-    pub fn end(&self) -> Option<RequestEnd> {
-        self.end
-    }
-}
-
-/// What the session does.
-impl StreamState {
-    /// Ends the request when its time has run out. Pingora reads while it waits for an answer, and writes while the answer
-    /// comes, so that its task is woken.
-    pub fn check_deadline(&mut self, cx: &mut Context<'_>) {
-        if let Some(reason) = self.deadline.poll(cx) {
-            self.set_end(reason);
-        }
-    }
-
     /// Whether the end of the answer was sent.
     pub fn has_ended(&self) -> bool {
         self.has_ended
-    }
-
-    /// Notes that a byte of the request or of its answer has passed.
-    pub fn byte_passes(&mut self) {
-        if let Some(tunnel) = &mut self.tunnel {
-            tunnel.last_byte = Instant::now();
-        }
     }
 
     /// Sends a header that precedes the answer.
@@ -336,7 +263,8 @@ impl StreamState {
         self.check_cut()?;
         self.body = Some(self.respond.send_response(header, last)?);
         self.has_ended = last;
-        self.byte_passes();
+        self.control.answer_begins();
+        self.control.byte_passes();
         Ok(())
     }
 
@@ -377,107 +305,27 @@ impl StreamState {
     }
 
     fn check_cut(&self) -> Result<(), SendError> {
-        match self.end {
-            Some(end) if self.is_cut => Err(SendError::Ended(end)),
-            _ => Ok(()),
-        }
+        Ok(self.control.check_cut()?)
     }
 }
 
-/// What the task that watches the request does.
-impl StreamState {
-    /// Ends the request: the next read of the session fails, and its next write, too, unless the answer has not begun.
-    fn set_end(&mut self, end: RequestEnd) {
-        if self.end.is_none() {
-            (self.end, self.is_cut) = (Some(end), self.body.is_some());
-        }
-    }
-}
+impl Watched for Stream {
+    type Leaving = ();
 
-/// The socket of an upstream that takes the body of a request whose client may leave.
-struct Upload {
-    number: u64,
-    upstream: OwnedFd,
-}
-
-impl Upload {
-    #[expect(unsafe_code, reason = "Pingora gives sockets as numbers")]
-    fn new(number: u64, upstream: RawFd) -> io::Result<Self> {
-        // SAFETY: the caller's connection is open, so that nothing closes `upstream` during this call.
-        let upstream = unsafe { BorrowedFd::borrow_raw(upstream) }.try_clone_to_owned()?;
-        Ok(Self { number, upstream })
+    fn with<R>(&self, act: impl FnOnce(&mut RequestControl) -> R) -> R {
+        act(&mut self.lock().control)
     }
 
-    /// Ends the connection to the upstream, so that Pingora's write fails.
-    fn stop(&self) {
-        // An error means that it has ended already.
-        let _ = rustix::net::shutdown(&self.upstream, Shutdown::Both);
+    fn upload(&self) -> Option<(u64, RawFd)> {
+        self.lock().control.upload()
     }
-}
 
-/// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any more, when
-/// no byte has passed for too long, or when its client leaves while the upstream takes no more of the body.
-pub async fn watch<T>(
-    stream: &Stream,
-    mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
-    token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
-) -> T {
-    let mut token: Option<TokenEnds> = None;
-    let mut timer: Option<Pin<Box<Sleep>>> = None;
-    let mut upload: Option<Upload> = None;
-    poll_fn(|cx| {
-        loop {
-            let tunnel = {
-                let mut state = stream.lock();
-                if let Some(principal) = state.principal.take() {
-                    token = Some(token_end(principal));
-                }
-                if let Some(waiting) = &mut token
-                    && let Poll::Ready(end) = waiting.as_mut().poll(cx)
-                {
-                    token = None;
-                    state.set_end(RequestEnd::Token(end));
-                    // The upstream may take no more of the body.
-                    if let Some(upload) = &upload {
-                        upload.stop();
-                    }
-                }
-                if let Some(tunnel) = state.tunnel
-                    && poll_deadline(&mut timer, tunnel.due(), cx)
-                {
-                    state.set_end(tunnel.reason);
-                }
-                state.tunnel
-            };
-            if let Poll::Ready(output) = processing.as_mut().poll(cx) {
-                return Poll::Ready(output);
-            }
-            // Pingora may just have said whose token it is, or that there is a deadline or an upload.
-            let mut state = stream.lock();
-            match state.upload {
-                None => upload = None,
-                Some(upstream) => {
-                    // Another attempt has another socket. Without descriptors left, Pingora's timeouts must do.
-                    upload = upload
-                        .take_if(|upload| upload.number == state.uploads)
-                        .or_else(|| Upload::new(state.uploads, upstream).ok());
-                }
-            }
-            if let Some(upload) = &upload
-                && state.end.is_none()
-                && state.poll_gone(cx).is_ready()
-            {
-                state.set_end(RequestEnd::ClientGone);
-                upload.stop();
-            }
-            let is_earlier = |new: TunnelDeadline| {
-                tunnel.is_none_or(|old: TunnelDeadline| new.due() < old.due())
-            };
-            let has_news = state.principal.is_some() || state.tunnel.is_some_and(is_earlier);
-            if !has_news {
-                return Poll::Pending;
-            }
-        }
-    })
-    .await
+    fn leaving(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn poll_left(&self, (): &mut (), cx: &mut Context<'_>) -> bool {
+        let mut state = self.lock();
+        state.control.end().is_none() && state.poll_gone(cx).is_ready()
+    }
 }
