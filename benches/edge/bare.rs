@@ -2,17 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use async_trait::async_trait;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::server::Server;
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_proxy::{ProxyHttp, ProxyServiceBuilder, Session};
+use pingora_proxy::ProxyServiceBuilder;
 
-use crate::Failure;
+use crate::{Failure, floor};
 
 /// How the bare proxy listens and where it sends requests.
 #[derive(clap::Args)]
@@ -44,18 +41,14 @@ impl Bare {
         let conf = ServerConf { threads: 1, work_stealing: false, ..ServerConf::default() };
         let mut server = Server::new_with_opt_and_conf(None, conf);
         server.bootstrap();
-        let mut peer = HttpPeer::new(self.origin, false, String::new());
-        peer.options.connection_timeout = Some(Duration::from_secs(1));
-        peer.options.read_timeout = Some(Duration::from_secs(30));
-        peer.options.write_timeout = Some(Duration::from_secs(30));
-        peer.options.idle_timeout = Some(Duration::from_secs(60));
+        let mut peer = floor::peer(self.origin);
         if self.origin_http2 {
             peer.options.set_http_version(2, 2);
             peer.options.max_h2_streams = 100;
         }
         let mut options = HttpServerOptions::default();
         options.h2c = self.http2 && self.certificate.is_none();
-        let mut service = ProxyServiceBuilder::new(&server.configuration, Forward { peer })
+        let mut service = ProxyServiceBuilder::new(&server.configuration, floor::Bare { peer })
             .server_options(options)
             .build();
         let listen = self.listen.to_string();
@@ -72,24 +65,5 @@ impl Bare {
         }
         server.add_service(service);
         server.run_forever()
-    }
-}
-
-struct Forward {
-    peer: HttpPeer,
-}
-
-#[async_trait]
-impl ProxyHttp for Forward {
-    type CTX = ();
-
-    fn new_ctx(&self) {}
-
-    async fn upstream_peer(
-        &self,
-        _: &mut Session,
-        _: &mut (),
-    ) -> pingora_core::Result<Box<HttpPeer>> {
-        Ok(Box::new(self.peer.clone()))
     }
 }

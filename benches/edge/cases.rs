@@ -26,7 +26,7 @@ pub struct Case {
     work: Work,
 }
 
-/// What the clients do.
+/// The work of the clients.
 #[derive(Clone, Copy)]
 enum Work {
     Requests(Load),

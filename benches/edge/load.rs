@@ -12,7 +12,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 const PATH: &str = "/api/items/7";
 
-/// What a load generator does.
+/// The requests of one measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Load {
     /// HTTP/1.1 requests over TLS, on 64 connections that are kept.

@@ -1,4 +1,4 @@
-//! What the edge costs: TLS, HTTP/2, gRPC and large bodies through the gateway, next to a bare Pingora with the same
+//! The costs of the edge: TLS, HTTP/2, gRPC and large bodies through the gateway, next to a bare Pingora with the same
 //! certificate and the same protocols in the same run.
 //!
 //! `cargo bench --bench edge [-- --quick]` measures each case in rounds, the bare proxy before and after the gateway. This
@@ -8,6 +8,9 @@
 
 mod bare;
 mod cases;
+#[path = "../load/bare.rs"]
+#[allow(dead_code, reason = "the load bench runs it as it is")]
+mod floor;
 mod load;
 mod origin;
 #[path = "../load/processes.rs"]

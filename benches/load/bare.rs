@@ -20,19 +20,26 @@ pub fn run(listen: SocketAddr, origin: SocketAddr) -> Result<(), Failure> {
     let mut server =
         Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });
     server.bootstrap();
-    let mut peer = HttpPeer::new(origin, false, String::new());
-    peer.options.connection_timeout = Some(Duration::from_secs(1));
-    peer.options.read_timeout = Some(Duration::from_secs(30));
-    peer.options.write_timeout = Some(Duration::from_secs(30));
-    peer.options.idle_timeout = Some(Duration::from_secs(60));
-    let mut service = http_proxy_service(&server.configuration, Bare { peer });
+    let mut service = http_proxy_service(&server.configuration, Bare { peer: peer(origin) });
     service.add_tcp(&listen.to_string());
     server.add_service(service);
     server.run_forever()
 }
 
-struct Bare {
-    peer: HttpPeer,
+/// A peer at `origin` with the deadlines of the gateway's peers.
+pub fn peer(origin: SocketAddr) -> HttpPeer {
+    let mut peer = HttpPeer::new(origin, false, String::new());
+    peer.options.connection_timeout = Some(Duration::from_secs(1));
+    peer.options.read_timeout = Some(Duration::from_secs(30));
+    peer.options.write_timeout = Some(Duration::from_secs(30));
+    peer.options.idle_timeout = Some(Duration::from_secs(60));
+    peer
+}
+
+/// Sends every request to one peer.
+pub struct Bare {
+    /// The peer.
+    pub peer: HttpPeer,
 }
 
 #[async_trait]
