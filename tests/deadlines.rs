@@ -4,8 +4,8 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use support::http2::H2Client;
@@ -42,6 +42,16 @@ fn assert_late(gateway: &Gateway, what: &str, due: Duration, reason: &str) {
         assert_eq!(line["reason"], reason, "{line}");
     }
     assert!(promptest <= due + millis(50), "{what}: {promptest:?}");
+}
+
+/// Answers a byte at a time, for two seconds.
+fn drip(_: &Message, stream: &mut TcpStream) -> io::Result<bool> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
+    for _ in 0..100 {
+        stream.write_all(b"x")?;
+        std::thread::sleep(millis(20));
+    }
+    Ok(false)
 }
 
 #[test]
@@ -97,14 +107,7 @@ fn another_endpoint_answers_when_the_first_does_not_begin_in_time() {
 #[test]
 fn an_answer_that_has_begun_is_cut_in_time() {
     let origin = Origin::start();
-    origin.on("/drips", |_, stream| {
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
-        for _ in 0..100 {
-            stream.write_all(b"x")?;
-            std::thread::sleep(millis(20));
-        }
-        Ok(false)
-    });
+    origin.on("/drips", drip);
     // The answer waits for a client that does not read.
     origin.on("/large", |_, stream| {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")?;
@@ -212,14 +215,7 @@ fn deadlines_hold_for_clients_of_http2_too() {
     let (silent, steady) = (Origin::start(), Origin::start());
     let _never = (silent.hold("/"), silent.hold("/silent"), steady.hold("/silent"));
     for origin in [&silent, &steady] {
-        origin.on("/drips", |_, stream| {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
-            for _ in 0..100 {
-                stream.write_all(b"x")?;
-                std::thread::sleep(millis(20));
-            }
-            Ok(false)
-        });
+        origin.on("/drips", drip);
     }
     let rules = config(&[&silent.url(), &steady.url()], "first_byte: 200ms, total: 600ms", "");
     let listener = "listeners: [ { address: \"127.0.0.1:0\", http2: true } ]";

@@ -18,14 +18,9 @@ fn server_process() {
     support::server::serve_if_asked();
 }
 
-/// A configuration without tokens whose upstream has these endpoints and further keys.
+/// A configuration without tokens and breakers whose upstream has these endpoints and further keys.
 fn config(endpoints: &[&str], more: &str) -> String {
-    let endpoints: Vec<_> = endpoints.iter().map(|url| format!("\"{url}\"")).collect();
-    format!(
-        "upstreams: {{ up: {{ endpoints: [ {} ], breaker: {{ failures: none }}, {more} }} }}
-routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
-        endpoints.join(", ")
-    )
+    upstream_config(endpoints, &format!("breaker: {{ failures: none }}, {more}"))
 }
 
 fn health(gateway: &Gateway, endpoint: &str) -> Option<f64> {

@@ -168,7 +168,7 @@ fn another_prefix_stands_for_that_of_the_route() {
   { prefix: /api, upstream: up, auth: none, rewrite: { prefix: /v2, answers: true } },
   { prefix: /cut, upstream: up, auth: none, rewrite: { prefix: "" } },
   { prefix: /moved, upstream: up, auth: none, rewrite: { prefix: /a%20b/c } },
-  { prefix: /, upstream: up, auth: none, rewrite: { prefix: /root } }"#;
+  { prefix: /, upstream: up, auth: none, rewrite: { prefix: /base } }"#;
     let gateway = gateway(&origin, routes, "");
     for (path, target) in [
         ("/api/users/7?x=/api", "/v2/users/7?x=/api"),
@@ -181,8 +181,8 @@ fn another_prefix_stands_for_that_of_the_route() {
         ("/cut/x", "/x"),
         ("/cut", "/"),
         ("/moved/d", "/a%20b/c/d"),
-        ("/apis", "/root/apis"),
-        ("/", "/root/"),
+        ("/apis", "/base/apis"),
+        ("/", "/base/"),
     ] {
         assert_eq!(gateway.get(path).text(), format!("GET {target} HTTP/1.1"), "{path}");
     }

@@ -16,16 +16,6 @@ fn server_process() {
     support::server::serve_if_asked();
 }
 
-/// A configuration without tokens whose upstream has these endpoints and further keys.
-fn config(endpoints: &[&str], more: &str) -> String {
-    let endpoints: Vec<_> = endpoints.iter().map(|url| format!("\"{url}\"")).collect();
-    format!(
-        "upstreams: {{ up: {{ endpoints: [ {} ], {more} }} }}
-routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
-        endpoints.join(", ")
-    )
-}
-
 fn is_open(gateway: &Gateway, endpoint: &str) -> Option<f64> {
     gateway.metric(&format!(
         "tollgate_upstream_breaker_open{{endpoint=\"{endpoint}\",upstream=\"up\"}}"
@@ -47,8 +37,10 @@ const CLOSED: &str = "works again, and gets requests";
 fn a_breaker_opens_after_failures_in_a_row_and_one_request_tries_the_endpoint() {
     let mut server = ServerProcess::start();
     let url = server.url();
-    let gateway =
-        Gateway::start(&config(&[&url], "retries: 0, breaker: { failures: 3, open_for: 2s }"));
+    let gateway = Gateway::start(&upstream_config(
+        &[&url],
+        "retries: 0, breaker: { failures: 3, open_for: 2s }",
+    ));
     assert_eq!(gateway.get("/").status(), 200);
     assert_eq!(is_open(&gateway, &url), Some(0.0));
     server.kill();
@@ -85,7 +77,7 @@ fn a_client_that_leaves_gives_the_trial_back_and_opens_nothing() {
     });
     let gate = origin.hold("/held");
     let url = origin.url();
-    let gateway = Gateway::start(&config(
+    let gateway = Gateway::start(&upstream_config(
         &[&url],
         "retries: 0, timeouts: { read: 10s }, breaker: { failures: 2, open_for: 500ms }",
     ));
@@ -122,7 +114,7 @@ fn the_header_of_a_long_answer_ends_the_trial() {
         let _ = gate.lock().recv();
         stream.write_all(b"ger").map(|()| true)
     });
-    let gateway = Gateway::start(&config(
+    let gateway = Gateway::start(&upstream_config(
         &[&origin.url()],
         "retries: 0, breaker: { failures: 1, open_for: 200ms }",
     ));
@@ -142,7 +134,7 @@ fn statuses_are_failures_only_where_the_rules_say_so() {
     origin.reply("/broken", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy");
     let url = origin.url();
     for (statuses, opens) in [("[]", false), ("[ 502, 500-501 ]", false), ("[ 500-599 ]", true)] {
-        let gateway = Gateway::start(&config(
+        let gateway = Gateway::start(&upstream_config(
             &[&url],
             &format!("breaker: {{ failures: 3, statuses: {statuses} }}"),
         ));
@@ -160,7 +152,10 @@ fn a_reload_keeps_what_is_known_about_endpoints_that_stay() {
     let origin = Origin::start();
     let (url, dead) = (origin.url(), format!("http://{NOBODY}"));
     let yaml = |endpoints: &[&str], retries: usize| {
-        config(endpoints, &format!("retries: {retries}, breaker: {{ failures: 2, open_for: 1h }}"))
+        upstream_config(
+            endpoints,
+            &format!("retries: {retries}, breaker: {{ failures: 2, open_for: 1h }}"),
+        )
     };
     let gateway = Gateway::start(&yaml(&[&dead, &url], 1));
     while is_open(&gateway, &dead) == Some(0.0) {
@@ -193,7 +188,7 @@ fn retries_stay_within_their_budget() {
     let origin = Origin::start();
     origin.on("/closes", |_, _| Ok(false));
     for (budget, allowed) in [("0%", 30), ("50%", 60), ("100%", 60)] {
-        let gateway = Gateway::start(&config(
+        let gateway = Gateway::start(&upstream_config(
             &[&origin.url()],
             &format!("retries: 1, retry_budget: {budget}, breaker: {{ failures: none }}"),
         ));
@@ -245,7 +240,7 @@ fn no_client_sees_that_an_endpoint_dies_stands_still_or_is_replaced() {
     let urls: Vec<_> = servers.iter().map(ServerProcess::url).collect();
     let urls: Vec<_> = urls.iter().map(String::as_str).collect();
     let more = "timeouts: { connect: 500ms, read: 500ms }, breaker: { open_for: 1s }";
-    let gateway = Gateway::start(&config(&urls, more));
+    let gateway = Gateway::start(&upstream_config(&urls, more));
     let works = |url: &str, expected: f64| {
         wait_for(url, || (is_open(&gateway, url) == Some(expected)).then_some(()));
     };
@@ -266,7 +261,7 @@ fn no_client_sees_that_an_endpoint_dies_stands_still_or_is_replaced() {
         // A reload in the middle harms nothing and forgets nothing.
         servers[2].kill();
         works(urls[2], 1.0);
-        gateway.reload(&config(&urls, &format!("{more}, retries: 3")));
+        gateway.reload(&upstream_config(&urls, &format!("{more}, retries: 3")));
         wait_for("the reload", || {
             (gateway.metric("tollgate_config_generation") == Some(2.0)).then_some(())
         });
@@ -284,7 +279,7 @@ fn no_client_sees_that_all_endpoints_are_replaced_one_after_the_other() {
     let urls: Vec<_> = servers.iter().map(ServerProcess::url).collect();
     let urls: Vec<_> = urls.iter().map(String::as_str).collect();
     // All rules are the defaults: a breaker is open for 10 seconds.
-    let gateway = Gateway::start(&config(&urls, ""));
+    let gateway = Gateway::start(&upstream_config(&urls, ""));
     let (wrong, requests) = under_load(&gateway, || {
         for server in &mut servers {
             server.kill();
@@ -313,7 +308,7 @@ fn one_request_opens_no_breakers() {
     }
     let urls = origins.each_ref().map(Origin::url);
     let urls = urls.each_ref().map(String::as_str);
-    let gateway = Gateway::start(&config(&urls, "breaker: { failures: 2, open_for: 1h }"));
+    let gateway = Gateway::start(&upstream_config(&urls, "breaker: { failures: 2, open_for: 1h }"));
     for path in ["/poison", "/garbage"] {
         for _ in 0..10 {
             assert_eq!(gateway.get(path).status(), 502);
@@ -334,7 +329,8 @@ fn an_endpoint_that_answers_garbage_costs_no_client_its_answer() {
     let (broken, works) = (Origin::start(), Origin::start());
     broken.reply("/", "no HTTP at all\r\n\r\n");
     let url = broken.url();
-    let gateway = Gateway::start(&config(&[&url, &works.url()], "breaker: { failures: 3 }"));
+    let gateway =
+        Gateway::start(&upstream_config(&[&url, &works.url()], "breaker: { failures: 3 }"));
     for _ in 0..12 {
         assert_eq!(gateway.get("/").status(), 200);
     }
@@ -358,7 +354,7 @@ fn clients_that_stall_are_not_the_fault_of_an_endpoint() {
     });
     let url = origin.url();
     let more = "retries: 0, timeouts: { read: 400ms }, breaker: { failures: 1, open_for: 1h }";
-    let gateway = Gateway::start(&config(&[&url], more));
+    let gateway = Gateway::start(&upstream_config(&[&url], more));
     for method in ["POST", "PUT"] {
         let mut client = gateway.connect();
         client.send(format!("{method} /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nxx"));
@@ -379,8 +375,10 @@ fn a_dead_address_of_a_name_opens_no_breaker() {
     // The name has an IPv6 address on most machines, at which nothing listens.
     let origin = Origin::start();
     let url = format!("http://localhost:{}", origin.address.port());
-    let gateway =
-        Gateway::start(&config(&[&url], "retries: 0, breaker: { failures: 1, open_for: 1h }"));
+    let gateway = Gateway::start(&upstream_config(
+        &[&url],
+        "retries: 0, breaker: { failures: 1, open_for: 1h }",
+    ));
     for _ in 0..6 {
         assert_eq!(gateway.get("/").status(), 200);
     }
@@ -390,9 +388,10 @@ fn a_dead_address_of_a_name_opens_no_breaker() {
 #[test]
 fn a_reload_to_rules_without_failures_closes_the_breaker() {
     let dead = format!("http://{NOBODY}");
-    let gateway = Gateway::start(&config(&[&dead], "breaker: { failures: 1, open_for: 1h }"));
+    let gateway =
+        Gateway::start(&upstream_config(&[&dead], "breaker: { failures: 1, open_for: 1h }"));
     gateway.get("/");
     assert_eq!(is_open(&gateway, &dead), Some(1.0));
-    gateway.reload(&config(&[&dead], "breaker: { failures: none }"));
+    gateway.reload(&upstream_config(&[&dead], "breaker: { failures: none }"));
     wait_for("the reload", || (is_open(&gateway, &dead) == Some(0.0)).then_some(()));
 }

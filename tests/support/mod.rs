@@ -372,6 +372,16 @@ pub fn with_prefix(yaml: &str) -> String {
     }
 }
 
+/// A configuration without tokens whose upstream has these endpoints and further keys.
+pub fn upstream_config(endpoints: &[&str], more: &str) -> String {
+    let endpoints: Vec<_> = endpoints.iter().map(|url| format!("\"{url}\"")).collect();
+    format!(
+        "upstreams: {{ up: {{ endpoints: [ {} ], {more} }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
+        endpoints.join(", ")
+    )
+}
+
 /// The value of `auth` with the tests' key and these `tokens`, in YAML's flow style.
 pub fn auth(tokens: &str) -> String {
     format!(
