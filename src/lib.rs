@@ -64,6 +64,9 @@
 //! **Which keys need a restart?** The members of [`config::StartupConfig`]; all others are members of
 //! [`config::LiveConfig`].
 //!
+//! **Is a failed request sent again?** `proxy/failure.rs` decides: how the attempt has ended, who is at fault, and whether
+//! another attempt is safe. The upstream has the budget ([`upstream::budget`]).
+//!
 //! **Where does a connection become TLS?** In [`listener::accept`], before the reader of its protocol is chosen:
 //! `listener/handshake.rs` shakes hands with the configuration of [`tls::server`]. [`listener::rules`] judges a parsed head
 //! of any protocol, and [`listener::request`] is what the hooks may tell a connection of any protocol.

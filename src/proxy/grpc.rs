@@ -11,6 +11,7 @@ use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::headers::value;
+use crate::listener::end::RequestEnd;
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -99,6 +100,14 @@ pub fn trailers(status: StatusCode, detail: &str) -> Result<HeaderMap> {
     let message = utf8_percent_encode(detail, ENCODED).to_string();
     trailers.insert(&GRPC_MESSAGE, value(&message)?);
     Ok(trailers)
+}
+
+/// The status and the text that stand for an answer that was ended early.
+pub fn cut(end: RequestEnd) -> (StatusCode, &'static str) {
+    match end {
+        RequestEnd::Token(_) => (StatusCode::UNAUTHORIZED, "the token does not hold any more"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "nothing has passed for too long"),
+    }
 }
 
 #[cfg(test)]

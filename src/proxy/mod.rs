@@ -8,31 +8,29 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use tokio::time::sleep;
 
-use crate::admission::{Admission, Permit, Rejection, Request};
+use crate::admission::{Admission, Rejection};
 use crate::auth::sources::Onward;
-use crate::base::net;
 use crate::listener::connection::peer_ip;
 use crate::listener::end::RequestEnd;
 use crate::listener::request as client_request;
 use crate::policy::Policy;
-use crate::route::matched::matched;
-use crate::route::path::CanonicalPath;
-use crate::route::reserved::{Probe, probe};
 use crate::telemetry::metrics::RouteMetrics;
-use crate::upstream::attempt::{AttemptEnd, Failure};
+use crate::upstream::attempt::AttemptEnd;
 
 pub mod compression;
 pub mod connection;
 pub mod context;
 pub mod deadline;
+mod decide;
+mod failure;
 pub mod forwarding;
 pub mod grpc;
 pub mod headers;
@@ -40,6 +38,7 @@ mod held;
 pub mod in_flight;
 pub mod mirror;
 pub mod outcome;
+pub mod own;
 pub mod problem;
 pub mod target;
 
@@ -49,7 +48,7 @@ use deadline::Step;
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
 use headers::seen::{Seen, accepts_events, asks_for_upgrade, content_length, is_events};
-use headers::{answer, client, ids, request};
+use headers::{answer, request};
 use held::HeldSocket;
 use in_flight::RequestsInFlight;
 use mirror::Mirrors;
@@ -57,9 +56,6 @@ use outcome::{RequestOutcome, answer_of, rejection_of};
 
 /// How long the answer to a client that guesses waits, on average.
 const GUESSES_WAIT: Duration = Duration::from_millis(100);
-
-/// The port of https.
-const HTTPS: u16 = 443;
 
 /// A larger answer may take long, in bytes.
 const LARGE_ANSWER: u64 = 256 * 1024;
@@ -105,65 +101,6 @@ impl Proxy {
         Self { policy, admission, readiness, mirrors, encoders: Arc::default(), unrouted, ports }
     }
 
-    /// Decides about a request. `None`: the request was for the gateway itself, and is answered.
-    async fn decide(
-        &self,
-        session: &mut Session,
-        ctx: &mut RequestContext,
-    ) -> Result<Option<Permit>, Rejection> {
-        let peer = peer_ip(session.client_addr());
-        let request = session.req_header();
-        let now = self.admission.now();
-        ctx.request_id = Some(ids::request_id(&request.headers, ctx.seen, now));
-        let trusted = &ctx.policy.trusted_proxies;
-        ctx.trusted_peer = peer.is_some_and(|peer| net::contain(trusted, peer));
-        let (client, is_certain) = match (ctx.trusted_peer, peer) {
-            (true, Some(peer)) => client::client_ip(peer, &request.headers, trusted),
-            _ => (peer, true),
-        };
-        ctx.client_ip = client;
-        let path = CanonicalPath::parse(request.uri.path())?;
-        if path.was_rewritten() {
-            ctx.canonical_path = Some(path.as_str().to_owned());
-        }
-        if let Some(probe) = probe(&matched(path.as_str(), false)) {
-            // Boxed, because a rare path must not make every request's future large.
-            return Box::pin(self.answer_probe(session, ctx, probe)).await.map(|()| None);
-        }
-        if ctx.policy.redirects
-            && let Some(listener) = connection::redirect_to(session, &ctx.policy)
-        {
-            let port = self.ports.get(listener).copied().unwrap_or(HTTPS);
-            return Box::pin(problem::redirect(session, ctx, port)).await.map(|()| None);
-        }
-        if ctx.policy.asks_for_certificates {
-            ctx.certificate = connection::certificate(session, &ctx.policy, now)?;
-        }
-        if request.method == Method::OPTIONS {
-            ctx.max_forwards = request::max_forwards(&request.headers)?;
-        }
-        let asked = Request {
-            now,
-            path: &path,
-            method: request.method.as_str(),
-            headers: &request.headers,
-            query: target::query(request),
-            client: ctx.client_ip,
-            is_client_certain: is_certain,
-            certificate: ctx.certificate.as_ref().map(|certificate| certificate.thumbprint()),
-            content_length: match ctx.seen.content_length {
-                true => content_length(&request.headers),
-                false => None,
-            },
-        };
-        if let Some(route) = Admission::preflight(&ctx.policy, &asked, &mut ctx.findings)? {
-            // A write error means that the client has gone.
-            let _ = Box::pin(problem::answer_preflight(session, ctx, &route)).await;
-            return Ok(None);
-        }
-        self.admission.admit(&ctx.policy, &asked, &mut ctx.findings).await.map(Some)
-    }
-
     /// The proxy for another thread, which has connections of its own.
     pub fn for_another_thread(&self) -> Self {
         let copies = self.policy.load().routes.iter().any(|route| route.mirror.is_some());
@@ -175,39 +112,6 @@ impl Proxy {
         if self.readiness.closing.load(Ordering::Relaxed) {
             client_request::close_connection(&mut session.downstream_session);
         }
-    }
-
-    async fn answer_probe(
-        &self,
-        session: &mut Session,
-        ctx: &RequestContext,
-        probe: Probe,
-    ) -> Result<(), Rejection> {
-        if !matches!(session.req_header().method, Method::GET | Method::HEAD) {
-            return Err(Rejection::MethodNotAllowed("GET, HEAD".into()));
-        }
-        let status = match probe {
-            Probe::Ready => {
-                if self.readiness.draining.load(Ordering::Relaxed) {
-                    return Err(Rejection::Draining);
-                }
-                if !(self.readiness.store_serves)(&ctx.policy) {
-                    return Err(Rejection::NotReady);
-                }
-                "ready"
-            }
-            Probe::Alive => "alive",
-        };
-        let body = format!("{{\"status\":\"{status}\"}}\n");
-        let answer = async {
-            let mut response = ResponseHeader::build(200, Some(4))?;
-            response.insert_header("Content-Type", "application/json")?;
-            response.insert_header("Content-Length", body.len())?;
-            response.insert_header("Cache-Control", "no-store")?;
-            problem::send(session, response, body.into()).await
-        };
-        // A write error means that the client has gone.
-        answer.await.or(Ok(()))
     }
 }
 
@@ -270,7 +174,7 @@ impl ProxyHttp for Proxy {
                 match ctx.max_forwards {
                     None => {}
                     Some(0) => {
-                        Box::pin(problem::answer_options(session, ctx)).await?;
+                        Box::pin(own::answer_options(session, ctx)).await?;
                         return Ok(true);
                     }
                     Some(hops) => {
@@ -584,13 +488,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        let end = match late(ctx) {
-            Some(late) => late.end_by_deadline(session.is_body_done()),
-            None => AttemptEnd::of(&e),
-        };
-        // No upstream has seen a byte of the request, so a request of any method may be tried elsewhere.
-        let forwarding = ctx.forwarding.as_mut();
-        e.set_retry(forwarding.is_some_and(|forwarding| forwarding.connects_elsewhere(end)));
+        e.set_retry(failure::connects_elsewhere(session, ctx, &e));
         e
     }
 
@@ -603,64 +501,9 @@ impl ProxyHttp for Proxy {
         client_reused: bool,
     ) -> Box<Error> {
         forget_upload(session, ctx);
-        let request_end = client_request::end_of(&session.downstream_session);
-        // The endpoint ended the connection before its answer began. Another endpoint may answer, so the request is
-        // sent again even when the connection was new.
-        let broken_off = matches!(
-            e.etype(),
-            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
-        ) && *e.esource() == ErrorSource::Upstream
-            && answer_of(session).is_none();
-        let late_end = late(ctx).map(|late| late.end_by_deadline(session.is_body_done()));
-        let end = match request_end {
-            Some(RequestEnd::UpstreamSilent) => AttemptEnd::Failed(Failure::ReadTimeout),
-            Some(RequestEnd::FirstByteLate) => AttemptEnd::Failed(Failure::FirstByteTimeout),
-            Some(RequestEnd::ClientGone) => AttemptEnd::Abandoned,
-            Some(RequestEnd::Token(_)) if answer_of(session).is_none() => AttemptEnd::Abandoned,
-            _ if broken_off && client_reused => AttemptEnd::Stale,
-            _ if is_of_client(&e, session) => AttemptEnd::Abandoned,
-            _ => late_end.unwrap_or_else(|| AttemptEnd::of(&e)),
-        };
-        if end == AttemptEnd::Abandoned && *e.etype() == ErrorType::ReadTimedout {
-            ctx.rejection = Some(Rejection::RequestTimeout);
-        }
-        end_attempt(ctx, end);
+        let end = failure::end_of_attempt(session, ctx, &e, client_reused);
         let mut e = e.more_context(format!("peer: {}", peer._address));
-        let repeatable = end != AttemptEnd::Abandoned
-            && answer_of(session).is_none()
-            && !session.retry_buffer_truncated();
-        let forwarding = ctx.forwarding.as_mut().filter(|_| repeatable);
-        // A method that is not idempotent may have had its effect (RFC 9110 section 9.2.2).
-        let is_idempotent = session.req_header().method.is_idempotent();
-        let repeats = forwarding.is_some_and(|forwarding| {
-            let is_safe = match end {
-                _ if was_not_processed(&e) => true,
-                _ if !is_idempotent => false,
-                _ if broken_off => true,
-                // The same endpoint would most likely be silent again.
-                AttemptEnd::Failed(failure)
-                    if failure.is_timeout()
-                        && matches!(request_end, None | Some(RequestEnd::FirstByteLate)) =>
-                {
-                    forwarding.has_another_endpoint()
-                }
-                // Another endpoint may answer well. If it does not either, the request is the cause.
-                AttemptEnd::Failed(Failure::MalformedAnswer) => {
-                    forwarding.has_another_endpoint() && !forwarding.was_malformed_before()
-                }
-                _ => {
-                    e.retry.decide_reuse(client_reused);
-                    e.retry()
-                }
-            };
-            is_safe && forwarding.take_retry()
-        });
-        if !repeats && let Some(forwarding) = &mut ctx.forwarding {
-            forwarding.settle(Instant::now());
-        }
-        if repeats && request_end.is_some() {
-            client_request::go_on(&session.downstream_session);
-        }
+        let repeats = failure::repeats(session, ctx, &mut e, end, client_reused);
         e.set_retry(repeats);
         e
     }
@@ -672,16 +515,16 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> FailToProxy {
         let rejection = match client_request::end_of(&session.downstream_session) {
-            Some(RequestEnd::UpstreamSilent) => Some(Failure::ReadTimeout.into()),
-            Some(RequestEnd::FirstByteLate) => Some(Failure::FirstByteTimeout.into()),
-            Some(RequestEnd::Deadline) => Some(Failure::Deadline.into()),
             Some(RequestEnd::ClientGone) => None,
-            Some(end) => {
-                ctx.end = End::Cut(end);
-                let (status, why) = cut(end);
-                end_call(session, ctx, status, why).await;
-                return FailToProxy { error_code: 0, can_reuse_downstream: false };
-            }
+            Some(end) => match failure::failure_of(end) {
+                Some(failure) => Some(failure.into()),
+                None => {
+                    ctx.end = End::Cut(end);
+                    let (status, why) = grpc::cut(end);
+                    end_call(session, ctx, status, why).await;
+                    return FailToProxy { error_code: 0, can_reuse_downstream: false };
+                }
+            },
             None => ctx.rejection.take().or_else(|| rejection_of(e)),
         };
         let (error_code, answered) = match rejection {
@@ -756,9 +599,11 @@ fn set_deadline(session: &Session, ctx: &RequestContext, step: Step) {
     }
 }
 
-/// The forwarding of a request whose time has run out.
-fn late(ctx: &RequestContext) -> Option<&Forwarding> {
-    ctx.forwarding.as_ref().filter(|forwarding| !forwarding.has_time())
+/// The upstream's connection may be closed from here on.
+fn forget_upload(session: &Session, ctx: &mut RequestContext) {
+    if std::mem::take(&mut ctx.uploads) {
+        client_request::set_upload(&session.downstream_session, None);
+    }
 }
 
 /// Ends the answer to a gRPC call in the middle, in a way that tells its client why. Other answers are not whole then,
@@ -771,47 +616,4 @@ async fn end_call(session: &mut Session, ctx: &RequestContext, status: StatusCod
         // An error means that the client has gone.
         let _ = session.downstream_session.write_response_trailers(trailers).await;
     }
-}
-
-/// The status and the text that stand for an answer that was ended early.
-fn cut(end: RequestEnd) -> (StatusCode, &'static str) {
-    match end {
-        RequestEnd::Token(_) => (StatusCode::UNAUTHORIZED, "the token does not hold any more"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "nothing has passed for too long"),
-    }
-}
-
-/// The upstream's connection may be closed from here on.
-fn forget_upload(session: &Session, ctx: &mut RequestContext) {
-    if std::mem::take(&mut ctx.uploads) {
-        client_request::set_upload(&session.downstream_session, None);
-    }
-}
-
-/// Ends the present attempt.
-fn end_attempt(ctx: &mut RequestContext, end: AttemptEnd) {
-    if let Some(forwarding) = &mut ctx.forwarding {
-        forwarding.end_attempt(end, Instant::now());
-    }
-}
-
-/// Whether the client is the reason that an upstream gave a request up: it owes a part of the body, or it has let the
-/// answer wait.
-fn is_of_client(e: &Error, session: &Session) -> bool {
-    if *e.esource() != ErrorSource::Upstream {
-        return false;
-    }
-    let pace = client_request::pace_of(&session.downstream_session);
-    match answer_of(session) {
-        None => pace.owes_body() && *e.etype() == ErrorType::ReadTimedout,
-        Some(_) => pace.is_behind(),
-    }
-}
-
-/// Whether the server of an HTTP/2 connection has said that it did not process the request (RFC 9113 section 8.7).
-fn was_not_processed(e: &Error) -> bool {
-    let Some(cause) = e.root_cause().downcast_ref::<h2::Error>() else { return false };
-    let is_reset = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
-    let is_going_away = cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR);
-    cause.is_remote() && (is_reset || is_going_away)
 }

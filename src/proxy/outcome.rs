@@ -13,6 +13,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::context::{End, RequestContext};
+use super::failure::failure_of;
 use super::forwarding::Forwarding;
 use crate::admission::{BadRequest, Findings, Rejection, TokenEnd};
 use crate::auth::Principal;
@@ -162,7 +163,7 @@ impl<'a> RequestOutcome<'a> {
     fn reason(&self) -> Option<&'static str> {
         match self.end {
             End::ClientGone => Some(CLIENT_GONE),
-            End::Cut(end) => Some(end_reason(*end)),
+            End::Cut(end) => end_reason(*end),
             End::Answered | End::Refused(_) | End::BrokenOff(_) => {
                 self.rejection().and_then(Rejection::reason)
             }
@@ -178,15 +179,15 @@ impl<'a> RequestOutcome<'a> {
 }
 
 /// The reason of a request that the gateway ended early, as a word of the access log.
-fn end_reason(end: RequestEnd) -> &'static str {
+fn end_reason(end: RequestEnd) -> Option<&'static str> {
     match end {
-        RequestEnd::Token(TokenEnd::Expired) => "token_expired",
-        RequestEnd::Token(TokenEnd::Revoked) => "token_revoked",
-        RequestEnd::TunnelIdle => "tunnel_idle",
-        RequestEnd::ClientGone => CLIENT_GONE,
-        RequestEnd::UpstreamSilent => "read_timeout",
-        RequestEnd::FirstByteLate => "first_byte_timeout",
-        RequestEnd::Deadline => "deadline",
+        RequestEnd::Token(TokenEnd::Expired) => Some("token_expired"),
+        RequestEnd::Token(TokenEnd::Revoked) => Some("token_revoked"),
+        RequestEnd::TunnelIdle => Some("tunnel_idle"),
+        RequestEnd::ClientGone => Some(CLIENT_GONE),
+        RequestEnd::UpstreamSilent | RequestEnd::FirstByteLate | RequestEnd::Deadline => {
+            Rejection::from(failure_of(end)?).reason()
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
 use pingora_core::protocols::http::HttpTask;
 use pingora_core::protocols::http::date::get_cached_date;
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -19,10 +19,8 @@ use super::grpc;
 use super::headers::rate::{set_rate_fields, whole_seconds};
 use super::headers::route::set_route_fields;
 use super::headers::seen::content_length;
-use crate::admission::{BadRequest, Rejection};
+use crate::admission::Rejection;
 use crate::limit::ledger::Decision;
-use crate::policy::Route;
-use crate::route::host::without_port;
 use crate::telemetry::metrics::METRICS;
 
 /// A body up to this size is read to its end, so that the connection stays usable.
@@ -206,12 +204,7 @@ pub async fn respond(
     let mut response = response_header(&rejection, request_id, body.len())?;
     let detail = ctx.is_grpc.then(|| rejection.detail());
     ctx.end = End::Refused(rejection);
-    let mut parts = http::response::Parts::from(response);
-    set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
-    if let Some(route) = &ctx.findings.route {
-        set_route_fields(&mut parts.headers, route, &session.req_header().headers);
-    }
-    response = parts.into();
+    response = with_own_fields(response, session, ctx)?;
     if let Some(detail) = detail {
         let answer = HttpTask::Header(Box::new(grpc::trailers_only(response, &detail)?), true);
         return session.write_response_tasks(vec![answer]).await.map(|_| ());
@@ -219,88 +212,21 @@ pub async fn respond(
     send(session, response, body).await
 }
 
-/// Answers an OPTIONS request that may go no further (RFC 9110 sections 7.6.2 and 9.3.7).
+/// An answer of the gateway's own with the fields that every answer carries: about limits, and of the route.
 ///
 /// # Errors
-/// When writing to the client fails.
-pub async fn answer_options(session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
-    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
-    let mut response = ResponseHeader::build_no_case(StatusCode::OK, Some(8))?;
-    response.insert_header("Content-Length", 0)?;
-    response.insert_header("X-Request-ID", &*request_id)?;
+/// When a field cannot be set, which no value used here causes.
+pub fn with_own_fields(
+    response: ResponseHeader,
+    session: &Session,
+    ctx: &RequestContext,
+) -> Result<ResponseHeader> {
     let mut parts = http::response::Parts::from(response);
     set_rate_fields(&mut parts.headers, &ctx.findings, ctx.policy.rate_headers)?;
     if let Some(route) = &ctx.findings.route {
         set_route_fields(&mut parts.headers, route, &session.req_header().headers);
     }
-    send(session, parts.into(), Bytes::new()).await
-}
-
-/// Answers a preflight for `route`.
-///
-/// # Errors
-/// When writing to the client fails.
-pub async fn answer_preflight(
-    session: &mut Session,
-    ctx: &mut RequestContext,
-    route: &Route,
-) -> Result<()> {
-    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
-    let mut response = ResponseHeader::build_no_case(StatusCode::NO_CONTENT, Some(8))?;
-    response.insert_header("X-Request-ID", &*request_id)?;
-    let mut parts = http::response::Parts::from(response);
-    if let Some(cors) = &route.cors {
-        cors.set_preflight(&mut parts.headers, &session.req_header().headers);
-    }
-    if let Some(deprecated) = &route.deprecated {
-        deprecated.set(&mut parts.headers);
-    }
-    send(session, parts.into(), Bytes::new()).await
-}
-
-/// Sends the client to https at `port`, with the host that it asked for, and with path and query as they were sent.
-///
-/// # Errors
-/// When the request names no host.
-pub async fn redirect(
-    session: &mut Session,
-    ctx: &mut RequestContext,
-    port: u16,
-) -> std::result::Result<(), Rejection> {
-    let location = https_location(session.req_header(), port);
-    let location = location.ok_or(Rejection::BadRequest(BadRequest::NoHost))?;
-    let request_id = ctx.request_id.get_or_insert_with(fresh_request_id);
-    let answer = async {
-        let mut response = ResponseHeader::build_no_case(StatusCode::PERMANENT_REDIRECT, Some(4))?;
-        response.insert_header("Location", location)?;
-        response.insert_header("Content-Length", 0)?;
-        response.insert_header("Cache-Control", "no-store")?;
-        response.insert_header("X-Request-ID", &*request_id)?;
-        send(session, response, Bytes::new()).await
-    };
-    // A write error means that the client has gone.
-    answer.await.or(Ok(()))
-}
-
-/// The same target at https. `Host` is canonical already.
-fn https_location(request: &RequestHeader, port: u16) -> Option<HeaderValue> {
-    let host = without_port(request.headers.get(header::HOST)?.to_str().ok()?);
-    let mut location = format!("https://{host}").into_bytes();
-    if port != super::HTTPS {
-        location.extend_from_slice(format!(":{port}").as_bytes());
-    }
-    location.extend_from_slice(origin_form(request.raw_path())?);
-    HeaderValue::from_bytes(&location).ok()
-}
-
-/// Path and query of a target, which may be in absolute form (RFC 9112 section 3.2.2).
-fn origin_form(target: &[u8]) -> Option<&[u8]> {
-    if target.first() == Some(&b'/') {
-        return Some(target);
-    }
-    let after = memchr::memmem::find(target, b"://")? + 3;
-    let path = memchr::memchr(b'/', &target[after..])? + after;
-    Some(&target[path..])
+    Ok(parts.into())
 }
 
 /// Sends a whole answer of the gateway's own.
