@@ -71,7 +71,7 @@ fn upstreams(route: &Route) -> String {
     route.upstreams.iter().map(share).collect::<Vec<_>>().join(" or ")
 }
 
-/// Who gets copies of the requests of a route.
+/// The upstream that gets copies of the requests of a route.
 fn copies(route: &Route) -> String {
     let copies =
         |mirror: &Mirror<Arc<UpstreamRules>>| format!(", copies to {}", mirror.upstream.name);

@@ -110,7 +110,7 @@ impl Scalar for EndpointUrl {
     }
 }
 
-/// What a health check asks for: a path, with or without a query.
+/// The path that a health check asks for, with or without a query.
 pub struct HealthPath(pub String);
 
 impl Scalar for HealthPath {

@@ -14,7 +14,7 @@ use crate::auth::Principal;
 /// The state of one request between its hooks, its stream and the task that watches it.
 #[derive(Debug, Default)]
 pub struct RequestControl {
-    /// Whose token it is, until the task that watches the request takes it.
+    /// The principal of its token, until the task that watches the request takes it.
     principal: Option<Principal>,
     tunnel: Option<TunnelDeadline>,
     deadline: RequestTimer,

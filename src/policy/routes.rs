@@ -62,7 +62,7 @@ pub struct Route {
     pub metrics: RouteMetrics,
 }
 
-/// Who gets copies of a route's requests.
+/// The upstream that gets copies of a route's requests.
 #[derive(Debug)]
 pub struct RouteMirror {
     /// Which requests are copied, and for whom.

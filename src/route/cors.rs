@@ -24,7 +24,7 @@ const PREFLIGHT_VARIES: &str =
 /// Which origins' scripts may use a route, and for what.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Whose scripts.
+    /// The origins whose scripts may.
     pub origins: Origins,
     /// With which methods, besides those that need no preflight.
     pub methods: Vec<String>,

@@ -7,7 +7,7 @@ use super::table::serves;
 /// The rules of a route about copies.
 #[derive(Clone, Debug)]
 pub struct Mirror<T> {
-    /// Who gets the copies.
+    /// The upstream that gets the copies.
     pub upstream: T,
     /// How many of a hundred requests are copied.
     pub percent: u64,

@@ -1,4 +1,4 @@
-//! What a deprecated route tells its clients.
+//! The notice of a deprecated route to its clients.
 
 use chrono::{DateTime, Utc};
 use http::HeaderValue;
