@@ -11,7 +11,7 @@
 //!
 //! | room | what it is for | where to begin |
 //! | --- | --- | --- |
-//! | [`base`] | time as an argument, secrets that cannot be printed, client networks, bytes, files, hexadecimal digits, short texts, tasks | [`base::clock::Clock`] |
+//! | [`base`] | time as an argument, secrets that cannot be printed, client networks, bytes, files, hexadecimal digits, short texts, weighted hashing, tasks | [`base::clock::Clock`] |
 //! | [`quota`] | what a limit is, how it counts, and by what: pure arithmetic | [`quota::Limit`] |
 //! | [`route`] | hosts, the canonical path, reserved paths, the table of prefixes, permitted paths, names of header fields, header rules, shares and copies, other origins, codings | [`route::path`] |
 //! | [`record`] | the one schema of a token record: its fields, read and checked in every shape | [`record::field`] |

@@ -5,6 +5,8 @@
 //! weight changes, senders move to that upstream or away from it, and between no others. This file must not know what an
 //! upstream is.
 
+use crate::base::rendezvous::{mix, remoteness};
+
 /// Values, each with its share of the requests; at least one.
 #[derive(Clone, Debug)]
 pub struct Split<T> {
@@ -46,8 +48,7 @@ impl<T> Split<T> {
             return 0;
         }
         let sender = sender();
-        let distance =
-            |share: &Share<T>| -fraction(mix(sender ^ share.name)).ln() / f64::from(share.weight);
+        let distance = |share: &Share<T>| remoteness(mix(sender ^ share.name), share.weight.into());
         let nearest =
             self.shares().map(distance).enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b));
         nearest.map_or(0, |(side, _)| side)
@@ -80,20 +81,6 @@ impl<T> Split<T> {
 pub fn hash(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, step))
-}
-
-/// Spreads every bit of `bits` over the result (the last step of SplitMix64).
-fn mix(bits: u64) -> u64 {
-    let bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ bits >> 31
-}
-
-/// A number above 0, and at most 1.
-fn fraction(bits: u64) -> f64 {
-    const STEPS: u64 = 1 << 53;
-    // Both numbers are at most 2^53, which a float holds exactly.
-    ((bits >> 11) + 1) as f64 / STEPS as f64
 }
 
 #[cfg(test)]

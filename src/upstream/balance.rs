@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
+use crate::base::rendezvous::{mix, remoteness};
 
 /// How far an endpoint of weight 1 moves with each request. See [`Member::moved`].
 const DISTANCE: u64 = 1 << 20;
@@ -60,23 +61,15 @@ impl Member {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// How unlikely it is that `key` belongs to this endpoint: the least number wins. For each key the numbers of the
-    /// endpoints are as if drawn by lot, with chances as their weights. When an endpoint leaves, only its keys move.
-    /// (Weighted rendezvous hashing.)
+    /// How unlikely it is that `key` belongs to this endpoint: the least number wins.
     fn remoteness(&self, key: u32, weight: f64) -> f64 {
-        let drawn = mixed(self.number ^ mixed(key.into()));
-        // Between 0 and 1, and neither.
-        let drawn = ((drawn >> 12) as f64 + 0.5) / (1u64 << 52) as f64;
-        -drawn.ln() / weight
+        remoteness(mixed(self.number ^ mixed(key.into())), weight)
     }
 }
 
-/// Spreads the bits of a number over all of its bits (the finalizer of SplitMix64).
+/// Spreads the bits of a number, whose high half may be empty, over all of its bits.
 fn mixed(number: u64) -> u64 {
-    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
+    mix(number.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
 /// The key of a request, made of the bytes that tell requests apart.

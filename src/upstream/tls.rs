@@ -9,10 +9,11 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256};
 use pingora_core::protocols::tls::CaType;
 use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
-use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::tls::provider;
 
 /// How TLS connections to the endpoints of an upstream are made. Two rules are equal when a connection made by one may
 /// serve a request of the other.
@@ -102,7 +103,7 @@ impl Identity {
         let bad_key = |error: rustls::Error| TlsError::BadKey(error.to_string());
         // Pingora finds out the form of the key from its bytes.
         let key = PrivateKeyDer::try_from(identity.key.clone()).map_err(|_| TlsError::NoKey)?;
-        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(bad_key)?
             .with_root_certificates(RootCertStore::empty())
