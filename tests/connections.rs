@@ -1,5 +1,4 @@
-//! Connections as clients and operators meet them: bounds, descriptors, addresses of a name, chunk extensions, a log that
-//! nobody reads. It must not know how connections are kept.
+//! Connections as clients and operators meet them: bounds, descriptors, addresses of a name, chunk extensions. It must not know how connections are kept.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -230,36 +229,6 @@ fn chunk_extensions_may_have_spaces_around_their_parts() {
             assert_eq!(answer.text(), "body", "{body:?}");
         }
     }
-}
-
-#[test]
-fn a_log_that_nobody_reads_does_not_hold_the_end_up() {
-    let origin = Origin::start();
-    let mut gateway = Gateway::start(&config(&origin, ""));
-    gateway.signal("TERM");
-    assert_eq!(gateway.wait_exit().code(), Some(0));
-    let mut command = tollgate();
-    command.args(["run", "-c", gateway.config.to_str().unwrap()]).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    let address = loop {
-        line.clear();
-        assert!(out.read_line(&mut line).unwrap() > 0);
-        let message = serde_json::from_str::<serde_json::Value>(&line).unwrap();
-        let message = message["message"].as_str().unwrap_or_default();
-        if let Some(address) = message.strip_prefix("listening on ") {
-            break address.parse().unwrap();
-        }
-    };
-    // The pipe is full after some hundred lines.
-    let mut client = Client::connect(address);
-    for _ in 0..1_500 {
-        assert_eq!(client.call("GET", "/", &[], b"").status(), 200);
-    }
-    signal("TERM", child.id());
-    let status = wait_for("the end of a gateway whose log is full", || child.try_wait().unwrap());
-    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

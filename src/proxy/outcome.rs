@@ -106,7 +106,6 @@ impl<'a> RequestOutcome<'a> {
     pub fn log(&self) {
         let route = self.findings.route.as_deref();
         let principal = self.findings.principal.as_ref();
-        let client_ip = self.client.map(|ip| ip.to_string());
         let error = self.rejection().and_then(Rejection::error);
         AccessLine {
             request_id: self.id().unwrap_or("-"),
@@ -119,7 +118,7 @@ impl<'a> RequestOutcome<'a> {
             upstream: self.upstream,
             upstream_duration: self.attempts.iter().rev().find_map(|attempt| attempt.first_byte),
             bytes: self.bytes,
-            client_ip: client_ip.as_deref(),
+            client_ip: self.client,
             token_id: principal.map(|principal| principal.record().id()),
             organization_id: principal.and_then(Principal::organization_id).map(HeaderText::as_str),
             plan: principal.and_then(Principal::plan).map(HeaderText::as_str),

@@ -1,29 +1,17 @@
-//! The form and the output of log lines: `env_logger` makes a JSON object or a coloured line of each record,
-//! and a thread of its own writes the lines, so that a slow reader never stops a worker.
+//! The form of log lines: `env_logger` makes a JSON object or a coloured line of each record.
 
 use std::fmt::{self, Write as _};
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use chrono::{SecondsFormat, Utc};
 use env_logger::{Builder, Target};
 use log::kv::{self, VisitSource, VisitValue};
 use log::{Level, LevelFilter, Record};
 
-use super::metrics::METRICS;
-
-/// How many lines may wait for the writing thread; further lines are dropped and counted.
-const QUEUE: usize = 8_192;
-
-/// How long the process waits for queued lines before it ends.
-const DRAIN: Duration = Duration::from_secs(1);
-
-/// The target of access-log records.
-pub const ACCESS: &str = "tollgate::access";
+use super::access_log;
+pub use super::log_writer::LogGuard;
+use super::log_writer::{self, Buffer};
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,27 +44,44 @@ impl LogColor {
     }
 }
 
-/// Writes the queued lines when it is dropped.
-pub struct LogGuard {
-    done: Receiver<()>,
-    thread: Option<JoinHandle<()>>,
-    sender: SyncSender<Vec<u8>>,
+/// What colours text; all of it is empty where there are no colours.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Colors {
+    dim: &'static str,
+    error: &'static str,
+    warn: &'static str,
+    pub(super) info: &'static str,
+    debug: &'static str,
+    pub(super) reset: &'static str,
 }
 
-impl Drop for LogGuard {
-    fn drop(&mut self) {
-        log::set_max_level(LevelFilter::Off);
-        // An empty line tells the thread to end.
-        let deadline = Instant::now() + DRAIN;
-        while self.sender.try_send(Vec::new()).is_err() && Instant::now() < deadline {
-            std::thread::yield_now();
+impl Colors {
+    pub(super) fn new(wanted: bool) -> Self {
+        let paint = |code: &'static str| if wanted { code } else { "" };
+        Self {
+            dim: paint("\x1b[2m"),
+            error: paint("\x1b[31m"),
+            warn: paint("\x1b[33m"),
+            info: paint("\x1b[32m"),
+            debug: paint("\x1b[36m"),
+            reset: paint("\x1b[0m"),
         }
-        let finished = self.done.recv_timeout(DRAIN);
-        if finished != Err(RecvTimeoutError::Timeout)
-            && let Some(thread) = self.thread.take()
-        {
-            let _ = thread.join();
+    }
+
+    fn of(&self, level: Level) -> &'static str {
+        match level {
+            Level::Error => self.error,
+            Level::Warn => self.warn,
+            Level::Info => self.info,
+            Level::Debug | Level::Trace => self.debug,
         }
+    }
+
+    /// The time of day, which a console line begins with.
+    #[expect(clippy::disallowed_methods, reason = "a log line is dated; no decision depends on it")]
+    pub(super) fn time(&self) -> impl fmt::Display {
+        let time = chrono::Local::now().format("%H:%M:%S%.3f");
+        fmt::from_fn(move |f| write!(f, "{}{time}{}", self.dim, self.reset))
     }
 }
 
@@ -85,22 +90,8 @@ impl Drop for LogGuard {
 /// # Errors
 /// When the thread cannot be started or a logger is installed already.
 pub fn install(format: LogFormat, color: LogColor, level: LevelFilter) -> io::Result<LogGuard> {
-    let color = color.is_wanted();
-    let (sender, lines) = sync_channel::<Vec<u8>>(QUEUE);
-    let (finished, done) = sync_channel(1);
-    // A descriptor of its own: the thread must not hold the lock of `io::stdout()` while a reader of the log
-    // is slow, because the end of the process takes that lock.
-    let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
-        while let Ok(line) = lines.recv() {
-            if line.is_empty() {
-                break;
-            }
-            // A gateway goes on serving when its standard output is closed.
-            let _ = out.write_all(&line);
-        }
-        let _ = finished.send(());
-    })?;
+    let colors = Colors::new(color.is_wanted());
+    let guard = log_writer::start()?;
     Builder::new()
         // Libraries may log warnings, and information when this program logs details. Below that level they
         // print whole requests, credentials included.
@@ -114,23 +105,22 @@ pub fn install(format: LogFormat, color: LogColor, level: LevelFilter) -> io::Re
         .filter_module("tollgate", LevelFilter::Trace)
         .format(move |out, record| match format {
             LogFormat::Json => json_line(out, record),
-            LogFormat::Console => console_line(out, record, color),
+            LogFormat::Console => console_line(out, record, &colors),
         })
-        .target(Target::Pipe(Box::new(Queue(sender.clone()))))
+        .target(Target::Pipe(Box::new(Queue(Buffer::new()))))
         .try_init()
         .map_err(io::Error::other)?;
+    access_log::begin(format, colors);
     log::set_max_level(level);
-    Ok(LogGuard { done, thread: Some(thread), sender })
+    Ok(guard)
 }
 
-/// Hands each formatted record, which `env_logger` writes in one piece, to the writing thread.
-struct Queue(SyncSender<Vec<u8>>);
+/// Takes each formatted record, which `env_logger` writes in one piece.
+struct Queue(Arc<Buffer>);
 
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.0.try_send(line.to_vec()).is_err() {
-            METRICS.log_lines_dropped.inc();
-        }
+        self.0.push(|lines| lines.extend_from_slice(line));
         Ok(line.len())
     }
 
@@ -151,52 +141,19 @@ fn json_line(out: &mut dyn Write, record: &Record<'_>) -> io::Result<()> {
     writeln!(out, "}}")
 }
 
-#[expect(clippy::disallowed_methods, reason = "a log line is dated; no decision depends on it")]
-fn console_line(out: &mut dyn Write, record: &Record<'_>, color: bool) -> io::Result<()> {
-    let paint = |code: &'static str| if color { code } else { "" };
-    let (dim, reset) = (paint("\x1b[2m"), paint("\x1b[0m"));
-    let level = match record.level() {
-        Level::Error => paint("\x1b[31m"),
-        Level::Warn => paint("\x1b[33m"),
-        Level::Info => paint("\x1b[32m"),
-        Level::Debug | Level::Trace => paint("\x1b[36m"),
-    };
-    let time = chrono::Local::now().format("%H:%M:%S%.3f");
-    if record.target() == ACCESS {
-        return access_line(out, record, format_args!("{dim}{time}{reset} {level}"), reset);
-    }
+fn console_line(out: &mut dyn Write, record: &Record<'_>, colors: &Colors) -> io::Result<()> {
+    let level = record.level();
     write!(
         out,
-        "{dim}{time}{reset} {level}{:<5}{reset} {}",
-        level_name(record.level()),
+        "{} {}{:<5}{} {}",
+        colors.time(),
+        colors.of(level),
+        level_name(level),
+        colors.reset,
         OneLine(&record.args().to_string())
     )?;
-    let mut pairs = ConsolePairs { out, dim, reset };
+    let mut pairs = ConsolePairs { out, dim: colors.dim, reset: colors.reset };
     record.key_values().visit(&mut pairs).map_err(io::Error::other)?;
-    writeln!(out)
-}
-
-/// A request's line for people: `12:30:01.123 GET /api/hello 200 1.4 ms token_id=demo`.
-fn access_line(
-    out: &mut dyn Write,
-    record: &Record<'_>,
-    before: std::fmt::Arguments<'_>,
-    reset: &str,
-) -> io::Result<()> {
-    let pairs = record.key_values();
-    let text = |key: &str| {
-        let value = pairs.get(kv::Key::from(key)).map(|value| value.to_string());
-        value.filter(|text| text != "None").unwrap_or_default()
-    };
-    let (method, path, status) = (text("method"), text("path"), text("status"));
-    let path = path.escape_debug();
-    write!(out, "{before}{method}{reset} {path} {status} {} ms", text("duration_ms"))?;
-    for key in ["code", "reason", "token_id", "upstream"] {
-        let value = text(key);
-        if !value.is_empty() {
-            write!(out, " {key}={}", value.escape_debug())?;
-        }
-    }
     writeln!(out)
 }
 
@@ -319,7 +276,7 @@ mod tests {
             .build();
         match format {
             LogFormat::Json => json_line(&mut out, &record).unwrap(),
-            LogFormat::Console => console_line(&mut out, &record, false).unwrap(),
+            LogFormat::Console => console_line(&mut out, &record, &Colors::new(false)).unwrap(),
         }
         String::from_utf8(out).unwrap()
     }

@@ -3,4 +3,5 @@
 pub mod access_log;
 pub mod endpoint_metrics;
 pub mod log_output;
+mod log_writer;
 pub mod metrics;
