@@ -116,7 +116,7 @@ impl Bench {
     /// # Errors
     /// When a process does not start.
     pub fn start() -> Result<Self, Failure> {
-        let placement = Placement::of_this_machine()?;
+        let placement = Placement::of_this_machine(1)?;
         let directory = tempfile::tempdir()?;
         let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()])?;
         let identity = Identity {

@@ -4,8 +4,8 @@
 //! them, and prints medians. This executable is also, started by itself, the `origin` and the `bare` proxy, so that all
 //! three share one profile and one allocator.
 //!
-//! The proxy under test has one worker thread and a core to itself; the load generator, the origin and Redis share the
-//! others. The column `busy` is the part of its core the proxy used: near 100 %, the proxy was the bottleneck and requests/s
+//! The proxy under test has one worker thread and a core to itself (`--threads`: more); the load generator, the origin and
+//! Redis share the others. The column `busy` is the part of its core the proxy used: near 100 %, the proxy was the bottleneck and requests/s
 //! mean something; below, only CPU per request does. It must not know the gateway's code, only its command line and file.
 
 mod bare;
@@ -64,6 +64,12 @@ struct Plan {
     /// Measure this variant alone; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = VARIANTS.map(|variant| variant.name))]
     only: Vec<String>,
+    /// Worker threads of each proxy. Where the machine has no more cores than this, everything shares them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+    /// The gateway that is measured, instead of the one that was built for this bench.
+    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_tollgate"))]
+    gateway: PathBuf,
     /// A single round of two seconds, to see whether everything works.
     #[arg(long, conflicts_with_all = ["seconds", "rounds"])]
     quick: bool,
@@ -87,6 +93,8 @@ enum Role {
         listen: SocketAddr,
         /// Where requests go.
         origin: SocketAddr,
+        /// Worker threads.
+        threads: usize,
     },
 }
 
@@ -94,7 +102,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.role {
         Some(Role::Origin { listen }) => origin::run(listen).map_err(Failure::from),
-        Some(Role::Bare { listen, origin }) => bare::run(listen, origin),
+        Some(Role::Bare { listen, origin, threads }) => bare::run(listen, origin, threads),
         None => {
             if let Some(missing) = processes::missing_programs() {
                 eprintln!("{missing}");
@@ -132,7 +140,7 @@ fn drive(plan: Plan) -> Result<(), Failure> {
     let others = compared.iter().flat_map(|variant| iter::once(variant).chain(&baseline));
     let order: Vec<_> = baseline.iter().chain(others).collect();
 
-    let mut bench = Bench::start()?;
+    let mut bench = Bench::start(plan.threads.into(), plan.gateway)?;
     let mut report = Report::new(seconds, load::CONNECTIONS, bench.placement());
     for round in 1..=rounds {
         let measured = order.iter().map(|variant| {

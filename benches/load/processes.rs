@@ -70,11 +70,12 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The first core this process may use for the proxy, the others for the rest; a single core is shared.
+    /// The first `threads` cores this process may use for the proxy, the others for the rest; where there are no others, all
+    /// are shared.
     ///
     /// # Errors
     /// When `/proc` does not say.
-    pub fn of_this_machine() -> Result<Self, Failure> {
+    pub fn of_this_machine(threads: usize) -> Result<Self, Failure> {
         let status = fs::read_to_string("/proc/self/status")?;
         let list = status
             .lines()
@@ -87,13 +88,16 @@ impl Placement {
             cores.extend(first.parse::<usize>()?..=last.parse()?);
         }
         let names: Vec<_> = cores.iter().map(usize::to_string).collect();
-        let rest = if names.len() > 1 { names[1..].join(",") } else { names.join(",") };
-        Ok(Self { proxy: names[0].clone(), rest })
+        let (proxy, rest) = match names.split_at_checked(threads) {
+            Some((proxy, rest)) if !rest.is_empty() => (proxy, rest),
+            _ => (&names[..], &names[..]),
+        };
+        Ok(Self { proxy: proxy.join(","), rest: rest.join(",") })
     }
 
     /// The cores of both sides, as text for the report.
     pub fn describe(&self) -> String {
-        format!("proxy on core {}, wrk, origin and Redis on {}", self.proxy, self.rest)
+        format!("proxy on cores {}, wrk, origin and Redis on {}", self.proxy, self.rest)
     }
 
     /// A command that runs `program` on its side and dies with the thread that spawned it.

@@ -2,7 +2,7 @@
 //! It must not know how figures are printed.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,10 +24,13 @@ const ALLOWED_ROUTES: &str = r#"["/api/*"]"#;
 
 const SECRET: &str = "signs the tokens of the load bench and nothing else, 64 bytes ok";
 const MANY_TOKENS: u64 = 10_000;
+const ALL_TOKENS: u64 = 100_000;
 const LONGEST_WARM_UP_SECONDS: u64 = 64;
 /// How often every token has been used before anything is measured: the first uses verify it, fetch its record and find
 /// out how fast it is.
 const WARM_UP_USES: u64 = 10;
+/// So many requests warm up any number of tokens.
+const ENOUGH_WARM_UP: u64 = 300_000;
 
 /// Requests a minute no run reaches.
 const NEVER_REACHED: u64 = 1_000_000_000;
@@ -52,16 +55,19 @@ enum Proxy {
     Bare,
     Tollgate(Store),
     Nginx,
+    Haproxy,
 }
 
 enum Store {
     /// With this `limits.sync`.
     Redis(&'static str),
+    /// The same, with the access log.
+    Logged(&'static str),
     Embedded,
 }
 
 /// All of them, in the order they are measured.
-pub const VARIANTS: [Variant; 8] = [
+pub const VARIANTS: [Variant; 10] = [
     Variant {
         name: "bare",
         what: "Pingora, no decisions",
@@ -77,10 +83,17 @@ pub const VARIANTS: [Variant; 8] = [
         flood: false,
     },
     Variant {
-        name: "leased-10k",
-        what: "Tollgate on Redis, leased, 10,000 tokens",
+        name: "leased-log",
+        what: "the same, with the access log",
+        proxy: Proxy::Tollgate(Store::Logged("leased")),
+        tokens: 1,
+        flood: false,
+    },
+    Variant {
+        name: "leased-100k",
+        what: "Tollgate on Redis, leased, 100,000 tokens",
         proxy: Proxy::Tollgate(Store::Redis("leased")),
-        tokens: MANY_TOKENS,
+        tokens: ALL_TOKENS,
         flood: false,
     },
     Variant {
@@ -112,6 +125,13 @@ pub const VARIANTS: [Variant; 8] = [
         flood: true,
     },
     Variant {
+        name: "haproxy",
+        what: "HAProxy with jwt_verify and a table of its own, one token",
+        proxy: Proxy::Haproxy,
+        tokens: 1,
+        flood: false,
+    },
+    Variant {
         name: "nginx-lua",
         what: "nginx + Lua on Redis, one token",
         proxy: Proxy::Nginx,
@@ -126,17 +146,27 @@ const NGINX_SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/load/n
 /// Why this machine cannot measure it; `None` where it can.
 pub fn reason_to_skip(variant: &Variant) -> Option<&'static str> {
     let lua = Path::new(NGINX_MODULES).join("ngx_http_lua_module.so");
-    (matches!(variant.proxy, Proxy::Nginx) && !(is_installed("nginx") && lua.is_file()))
-        .then_some("it needs: sudo apt-get install -y nginx libnginx-mod-http-lua")
+    match variant.proxy {
+        Proxy::Nginx if !(is_installed("nginx") && lua.is_file()) => {
+            Some("it needs: sudo apt-get install -y nginx libnginx-mod-http-lua")
+        }
+        Proxy::Haproxy if !is_installed("haproxy") => {
+            Some("it needs: sudo apt-get install -y haproxy")
+        }
+        _ => None,
+    }
 }
 
 /// The parts that all variants share: an origin, a Redis with all records, and tokens.
 pub struct Bench {
     placement: Placement,
+    threads: usize,
+    gateway: PathBuf,
     origin_address: SocketAddr,
     redis: Redis,
     one_token: TokenFile,
     many_tokens: TokenFile,
+    all_tokens: TokenFile,
     /// The highest rate of this run so far, in requests a second.
     fastest: f64,
     _origin: Process,
@@ -145,15 +175,15 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Starts it.
+    /// Starts it, for proxies with so many threads.
     ///
     /// # Errors
     /// When a process does not start.
-    pub fn start() -> Result<Self, Failure> {
-        let placement = Placement::of_this_machine()?;
+    pub fn start(threads: usize, gateway: PathBuf) -> Result<Self, Failure> {
+        let placement = Placement::of_this_machine(threads)?;
         let directory = tempfile::tempdir()?;
         let mut redis = Redis::start(&placement, directory.path())?;
-        let api_keys: Vec<_> = (0..MANY_TOKENS).map(api_key).collect();
+        let api_keys: Vec<_> = (0..ALL_TOKENS).map(api_key).collect();
         let fields = format!("expires_at {EXPIRES_AT} allowed_routes '{ALLOWED_ROUTES}'");
         redis.store_records(api_keys.iter().map(String::as_str), &fields)?;
         let tokens = api_keys.iter().map(|api_key| sign(api_key)).collect::<Result<Vec<_>, _>>()?;
@@ -168,8 +198,14 @@ impl Bench {
 
         Ok(Self {
             one_token: TokenFile::write(&directory.path().join("one"), &tokens[..1])?,
-            many_tokens: TokenFile::write(&directory.path().join("many"), &tokens)?,
+            many_tokens: TokenFile::write(
+                &directory.path().join("many"),
+                &tokens[..MANY_TOKENS as usize],
+            )?,
+            all_tokens: TokenFile::write(&directory.path().join("all"), &tokens)?,
             placement,
+            threads,
+            gateway,
             origin_address,
             redis,
             fastest: 0.0,
@@ -208,14 +244,18 @@ impl Bench {
         address: SocketAddr,
         seconds: u64,
     ) -> Result<Measurement, Failure> {
-        let tokens = if variant.tokens > 1 { &self.many_tokens } else { &self.one_token };
+        let tokens = match variant.tokens {
+            ALL_TOKENS => &self.all_tokens,
+            MANY_TOKENS => &self.many_tokens,
+            _ => &self.one_token,
+        };
         load::wait_until_ready(proxy, address, &tokens.first)?;
 
         let expected: &[u16] = if variant.flood { &[200, 429] } else { &[200] };
         // However slow the machine is.
         let mut warm_up_seconds = 1;
         while load::run(&self.placement, address, tokens, warm_up_seconds, expected)?.requests
-            < variant.tokens * WARM_UP_USES
+            < (variant.tokens * WARM_UP_USES).min(ENOUGH_WARM_UP)
         {
             warm_up_seconds *= 2;
             if warm_up_seconds > LONGEST_WARM_UP_SECONDS {
@@ -258,6 +298,7 @@ impl Bench {
             Proxy::Bare => {
                 let mut command = self.placement.command(Side::Proxy, std::env::current_exe()?);
                 command.args(["bare", &listen.to_string(), &self.origin_address.to_string()]);
+                command.arg(self.threads.to_string());
                 Ok(command)
             }
             Proxy::Tollgate(store) => {
@@ -270,8 +311,7 @@ impl Bench {
                         listen,
                     )?,
                 )?;
-                let mut command =
-                    self.placement.command(Side::Proxy, env!("CARGO_BIN_EXE_tollgate"));
+                let mut command = self.placement.command(Side::Proxy, &self.gateway);
                 command.arg("run").arg("-c").arg(file);
                 // Variables of the environment would override the configuration.
                 for (name, _) in std::env::vars_os() {
@@ -293,10 +333,17 @@ impl Bench {
                     .args(["-e", "stderr"]);
                 Ok(command)
             }
+            Proxy::Haproxy => {
+                let file = self.directory.path().join("haproxy.cfg");
+                std::fs::write(&file, self.haproxy_cfg(limit, listen))?;
+                let mut command = self.placement.command(Side::Proxy, "haproxy");
+                command.arg("-db").arg("-f").arg(file);
+                Ok(command)
+            }
         }
     }
 
-    /// One worker thread, metrics and rate fields on, access log off; JSON is YAML.
+    /// Metrics and rate fields on, access log as the store says; JSON is YAML.
     fn tollgate_yaml(
         &self,
         store: &Store,
@@ -304,10 +351,10 @@ impl Bench {
         listen: SocketAddr,
     ) -> Result<String, Failure> {
         let mut config = json!({
-            "server": { "threads": 1 },
+            "server": { "threads": self.threads },
             "listeners": [{ "address": listen }],
             "metrics": { "address": free_address()? },
-            "log": { "level": "info", "access": false },
+            "log": { "level": "info", "access": matches!(store, Store::Logged(_)) },
             "auth": { "jwt": { "keys": [{ "algorithm": "HS256", "secret": SECRET }] } },
             "limits": { "default": [limit] },
             "upstreams": { "origin": {
@@ -318,7 +365,7 @@ impl Bench {
             "routes": [{ "prefix": "/api", "upstream": "origin" }],
         });
         match store {
-            Store::Redis(sync) => {
+            Store::Redis(sync) | Store::Logged(sync) => {
                 config["limits"]["sync"] = json!(sync);
                 config["redis"] = json!({
                     // The same deadline as in nginx: a core that is taken away for a moment is no outage.
@@ -331,6 +378,16 @@ impl Bench {
             }
         }
         Ok(serde_json::to_string_pretty(&config)?)
+    }
+
+    fn haproxy_cfg(&self, limit: u64, listen: SocketAddr) -> String {
+        include_str!("haproxy.cfg")
+            .replace("@THREADS@", &self.threads.to_string())
+            .replace("@LISTEN@", &listen.to_string())
+            .replace("@ORIGIN@", &self.origin_address.to_string())
+            .replace("@SECRET@", SECRET)
+            // Its counters have 32 bits.
+            .replace("@LIMIT@", &limit.min(u32::MAX.into()).to_string())
     }
 
     fn nginx_conf(&self, limit: u64, listen: SocketAddr) -> String {
