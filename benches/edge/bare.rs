@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::listeners::tls::TlsSettings;
 use pingora_core::server::Server;
-use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::ProxyServiceBuilder;
 
 use crate::{Failure, floor};
@@ -38,8 +37,7 @@ impl Bare {
     /// # Errors
     /// When the certificate cannot be read.
     pub fn run(self) -> Result<(), Failure> {
-        let conf = ServerConf { threads: 1, work_stealing: false, ..ServerConf::default() };
-        let mut server = Server::new_with_opt_and_conf(None, conf);
+        let mut server = Server::new_with_opt_and_conf(None, floor::conf(1));
         server.bootstrap();
         let mut peer = floor::peer(self.origin);
         if self.origin_http2 {

@@ -12,19 +12,28 @@ use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
 use crate::Failure;
 
-/// Proxies from `listen` to `origin` with so many worker threads until the process is killed. They do not steal work from
-/// each other, which makes Pingora faster.
+/// Proxies from `listen` to `origin` with so many worker threads until the process is killed.
 ///
 /// # Errors
 /// None that are returned: Pingora ends the process by itself.
 pub fn run(listen: SocketAddr, origin: SocketAddr, threads: usize) -> Result<(), Failure> {
-    let conf = ServerConf { threads, work_stealing: false, ..ServerConf::default() };
-    let mut server = Server::new_with_opt_and_conf(None, conf);
+    let mut server = Server::new_with_opt_and_conf(None, conf(threads));
     server.bootstrap();
     let mut service = http_proxy_service(&server.configuration, Bare { peer: peer(origin) });
     service.add_tcp(&listen.to_string());
     server.add_service(service);
     server.run_forever()
+}
+
+/// Worker threads that do not steal work from each other, which makes Pingora faster, and as many idle connections to the
+/// origin as the gateway keeps.
+pub fn conf(threads: usize) -> ServerConf {
+    ServerConf {
+        threads,
+        work_stealing: false,
+        upstream_keepalive_pool_size: 1024,
+        ..ServerConf::default()
+    }
 }
 
 /// A peer at `origin` with the deadlines of the gateway's peers.

@@ -89,7 +89,7 @@ fn server(written: file::Server) -> Server {
             .map_or(10, |n| n.0.0),
         upstream_keepalive_pool_size: count(
             written.upstream_keepalive_pool_size.map(|n| n.0.0),
-            128,
+            1024,
         ),
         upgrade_sock: written.upgrade_sock.map(|path| path.0.0),
     }
