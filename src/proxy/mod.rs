@@ -429,6 +429,7 @@ impl ProxyHttp for Proxy {
         let own = answer::Own {
             client: version,
             client_ip: ctx.client_ip,
+            certificate: ctx.certificate.as_deref(),
             request_id: ctx.request_id.as_ref(),
             findings: &ctx.findings,
             rate_headers: ctx.policy.rate_headers,
