@@ -70,7 +70,13 @@ auth: {}
 upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
 routes:
   - {{ prefix: /, upstream: up }}
-  - {{ prefix: /open, upstream: up, auth: none }}",
+  - {{ prefix: /open, upstream: up, auth: none }}
+  - prefix: /ruled
+    upstream: up
+    auth: none
+    headers:
+      request: {{ set: {{ X-SSL-Subject: \"%{{client_cert_subject}}\", X-Who: \"%{{client_cert_fingerprint}} %{{client_cert_san}}\" }} }}
+      response: {{ set: {{ X-Seen: \"%{{client_cert_subject}}\" }} }}",
         server.yaml(),
         dir.path().join("clients.pem").display(),
         auth("[ { api_key: alice } ]"),
@@ -147,6 +153,46 @@ fn the_upstream_learns_of_the_certificate_and_nobody_can_pretend_one() {
     let shown: Vec<_> = shown.iter().map(|(name, value)| (&**name, &**value)).collect();
     assert_eq!(shown, expected);
     assert!(told("none").is_empty() && told("plain").is_empty());
+}
+
+#[test]
+fn header_rules_tell_the_certificate_in_fields_of_their_own() {
+    let edge = Edge::start("optional");
+    let issue = |name: &str, alternatives: &[&str]| {
+        edge.clients.issue_with(alternatives, |params| {
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+        })
+    };
+    let hostile = issue("é,CN=root\r\nX-Evil: 1", &["own.test"]);
+    let nameless = issue("plain", &[]);
+    let call = |client: &TlsClient, case: &str| {
+        // The rules' fields are not the client's to write.
+        let fields = [("X-Case", case), ("X_SSL_Subject", "CN=root"), ("X-Who", "root")];
+        let answer = client.connect(edge.address, "a.test").call("GET", "/ruled", &fields, b"");
+        assert_eq!(answer.status(), 200);
+        let seen = edge.origin.case(case).unwrap();
+        assert!(seen.all("x-evil").is_empty() && seen.all("x_ssl_subject").is_empty());
+        let own = |message: &Message, name: &str| -> Vec<String> {
+            message.all(name).into_iter().map(str::to_owned).collect()
+        };
+        (own(&seen, "x-ssl-subject"), own(&seen, "x-who"), own(&answer, "x-seen"))
+    };
+    let fingerprint: String =
+        digest(&SHA256, &hostile.der()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let escaped = "CN=\\C3\\A9\\,CN\\=root\\0D\\0AX-Evil: 1".to_owned();
+    let who = format!("{fingerprint} DNS:own.test");
+    assert_eq!(
+        call(&edge.client(&hostile), "hostile"),
+        (vec![escaped.clone()], vec![who], vec![escaped])
+    );
+    // A value that is missing removes the whole field.
+    let plain = "CN=plain".to_owned();
+    assert_eq!(
+        call(&edge.client(&nameless), "nameless"),
+        (vec![plain.clone()], vec![], vec![plain])
+    );
+    assert_eq!(call(&edge.servers.client(), "none"), (vec![], vec![], vec![]));
 }
 
 #[test]

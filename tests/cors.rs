@@ -214,3 +214,107 @@ fn every_answer_has_the_fields_and_the_upstreams_own_are_replaced() {
     let answer = gateway.call("GET", "/api", &two, b"");
     assert_eq!(fields(&answer), expected(&[("vary", "Origin")]), "two origins are none");
 }
+
+/// A script learns why it was refused, whatever the reason is.
+#[test]
+fn every_refusal_of_a_route_has_the_fields() {
+    let origin = Origin::start();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let cors = format!("cors: {{ origins: [ {APP} ], expose: [ x-request-id ] }}");
+    let gateway = Gateway::start(&format!(
+        r#"auth: {}
+timeouts: {{ read: 100ms }}
+limits: {{ default: [ 100/day ] }}
+upstreams:
+  up: {{ endpoints: [ "{}" ], timeouts: {{ read: 100ms }}, retries: 0 }}
+  down: {{ endpoints: [ "http://{closed}" ], retries: 0, breaker: {{ failures: 1, open_for: 1m }} }}
+routes:
+  - {{ prefix: /, upstream: up, max_body: 8B, {cors} }}
+  - {{ prefix: /open, upstream: up, auth: none, max_body: 8B, {cors} }}
+  - {{ prefix: /down, upstream: down, auth: none, {cors} }}
+  - {{ prefix: /inside, upstream: up, networks: {{ deny: [ 127.0.0.0/8 ] }}, {cors} }}
+  - {{ prefix: /once, upstream: up, auth: none, limits: [ {{ rate: 1/day, by: route }} ], {cors} }}"#,
+        auth("[ { api_key: alice }, { api_key: narrow, allowed_routes: [ /only ] } ]"),
+        origin.url(),
+    ));
+    let _silent = origin.hold("/open/silent");
+    origin.reply("/open/broken", "no HTTP\r\n\r\n");
+    let (alice, narrow) = (bearer("alice"), bearer("narrow"));
+    let (alice, narrow) = (("Authorization", &*alice), ("Authorization", &*narrow));
+    let wrong = ("Authorization", "Bearer wrong");
+    let chunked = ("Transfer-Encoding", "chunked");
+    let (nine, large) = (b"123456789".as_slice(), ("Content-Length", "9"));
+    assert_eq!(gateway.get("/once").status(), 200);
+    for (path, fields, body, status, code) in [
+        ("/", &[][..], &b""[..], 401, "missing_token"),
+        ("/", &[wrong], b"", 401, "invalid_token"),
+        ("/", &[alice, wrong], b"", 400, "bad_request"),
+        ("/", &[narrow], b"", 403, "route_not_permitted"),
+        ("/inside", &[alice], b"", 403, "network_not_permitted"),
+        ("/open", &[large], nine, 413, "body_too_large"),
+        ("/open", &[chunked], b"9\r\n123456789\r\n0\r\n\r\n", 413, "body_too_large"),
+        ("/open", &[("Content-Length", "4")], b"12", 408, "request_timeout"),
+        ("/once", &[], b"", 429, "rate_limited"),
+        ("/open/broken", &[], b"", 502, "upstream_invalid"),
+        ("/open/silent", &[], b"", 504, "upstream_timeout"),
+        ("/down", &[], b"", 502, "upstream_unreachable"),
+        ("/down", &[], b"", 503, "upstream_unavailable"),
+    ] {
+        let mut head = format!("POST {path} HTTP/1.1\r\nHost: h\r\nOrigin: {APP}\r\n");
+        for (name, value) in fields {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        let mut client = gateway.connect();
+        client.send([head.as_bytes(), b"\r\n", body].concat());
+        let answer = client.read();
+        assert_eq!((answer.status(), answer.code()), (status, code.to_owned()), "{path}");
+        let expected = expected(&[
+            ("access-control-allow-origin", APP),
+            ("access-control-expose-headers", "x-request-id"),
+            ("vary", "Origin"),
+        ]);
+        assert_eq!(self::fields(&answer), expected, "{path} {status}");
+    }
+}
+
+#[test]
+fn a_405_has_the_fields_of_the_first_route_that_lets_the_origin_in() {
+    let origin = Origin::start();
+    let gateway = Gateway::start(&format!(
+        r#"auth: {}
+upstreams: {{ up: {{ endpoints: [ "{}" ] }} }}
+routes:
+  - {{ prefix: /api, methods: [ HEAD ], upstream: up }}
+  - {{ prefix: /api, methods: [ PUT ], upstream: up, cors: {{ origins: [ {APP} ], credentials: true }} }}
+  - {{ prefix: /api, methods: [ DELETE ], upstream: up, cors: {{ origins: [ {APP}, "https://b.example" ], expose: [ etag ] }} }}
+  - {{ prefix: /api, host: inside.example, methods: [ PUT ], upstream: up }}
+  - {{ prefix: /all, methods: [ PUT ], upstream: up, cors: {{ origins: [ "*" ] }} }}
+  - {{ prefix: /plain, methods: [ PUT ], upstream: up }}
+  - {{ prefix: /, upstream: up, cors: {{ origins: [ {APP} ] }} }}"#,
+        auth("[ { api_key: alice } ]"),
+        origin.url(),
+    ));
+    let vary = ("vary", "Origin");
+    let allow = |origin: &'static str| ("access-control-allow-origin", origin);
+    for (host, path, origin, fields) in [
+        ("h", "/api", APP, &[("access-control-allow-credentials", "true"), allow(APP), vary][..]),
+        (
+            "h",
+            "/api",
+            "https://b.example",
+            &[allow("https://b.example"), ("access-control-expose-headers", "etag"), vary],
+        ),
+        ("h", "/api", "https://evil.example", &[vary]),
+        // Routes for other hosts, and for a shorter prefix, have no say.
+        ("inside.example", "/api", APP, &[]),
+        ("h", "/plain", APP, &[]),
+        ("h", "/all", "https://evil.example", &[allow("*")]),
+    ] {
+        let answer = gateway.call("POST", path, &[("Host", host), ("Origin", origin)], b"");
+        assert_eq!(answer.status(), 405, "{host} {path}");
+        assert!(answer.header("allow").is_some_and(|methods| methods.contains("PUT")));
+        assert_eq!(self::fields(&answer), expected(fields), "{host} {path} {origin}");
+    }
+    // A preflight for a method that no route serves fails all the same.
+    assert_eq!(preflight(&gateway, "/api", APP, "PATCH").status(), 405);
+}

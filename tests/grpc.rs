@@ -290,6 +290,7 @@ upstreams:
   away: {{ endpoints: [ \"h2c://{NOBODY}\" ], retries: 0 }}
 routes:
   - {{ prefix: /grpc.testing.TestService, upstream: up, auth: none }}
+  - {{ prefix: /grpc.testing.TestService/StreamingOutputCall, upstream: up, auth: none, timeouts: {{ idle: 600ms }} }}
   - {{ prefix: /secret.Service, upstream: up }}
   - {{ prefix: /limited.Service, upstream: up, auth: none, limits: [ {{ rate: 1/day, by: ip }} ] }}
   - {{ prefix: /get.Service, upstream: up, auth: none, methods: [ GET ] }}
@@ -528,4 +529,18 @@ async fn a_call_may_be_quiet_for_long() {
     let status = timeout(PATIENCE, answers.message()).await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!((1_900..5_000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_says_how_long_its_calls_may_be_quiet() {
+    let setting = Setting::new("timeouts: { read: 300ms, tunnel: 20s }").await;
+    let (sender, receiver) = mpsc::channel(1);
+    sender.send(note(1, &[1])).await.unwrap();
+    let request = Request::new(receive(receiver));
+    let mut answers = setting.streaming("StreamingOutputCall", request).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    let since = Instant::now();
+    let status = timeout(PATIENCE, answers.message()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!((500..5_000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
 }

@@ -81,3 +81,40 @@ routes: [ {{ prefix: /, upstream: up, auth: none }} ]"
         ends.store(true, Ordering::Relaxed);
     });
 }
+
+#[test]
+fn a_client_learns_when_a_name_without_an_address_is_looked_up_again() {
+    let dir = TempDir::new().unwrap();
+    let hosts = dir.path().join("hosts");
+    fs::write(&hosts, "127.0.0.1 other.test\n").unwrap();
+    let origin = Origin::start();
+    let gateway = Gateway::start_with_hosts(
+        &hosts,
+        &format!(
+            "upstreams: {{ up: {{ endpoints: [ \"http://absent.test:{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up, auth: none }} ]",
+            origin.address.port()
+        ),
+    );
+    let failed = || {
+        let lines = gateway.log();
+        let fits = |line: &&serde_json::Value| {
+            line["message"].as_str().is_some_and(|message| message.contains("cannot be resolved"))
+        };
+        lines.iter().filter(fits).count()
+    };
+    // The pauses after failed look-ups are 1, 2, 4 and 8 seconds.
+    wait_longer_for(Duration::from_secs(30), "four look-ups", || (failed() == 4).then_some(()));
+    let answer = gateway.get("/");
+    assert_eq!((answer.status(), answer.code().as_str()), (503, "upstream_unavailable"));
+    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((6..=8).contains(&wait), "{wait}");
+    // The wait grows shorter, and what it promises holds.
+    fs::write(&hosts, "127.0.0.1 absent.test\n").unwrap();
+    thread::sleep(Duration::from_secs(wait - 2));
+    let answer = gateway.get("/");
+    let left: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=2).contains(&left), "{left}");
+    thread::sleep(Duration::from_secs(left) + Duration::from_millis(500));
+    assert_eq!(gateway.get("/").status(), 200);
+}

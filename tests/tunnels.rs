@@ -207,6 +207,69 @@ fn a_tunnel_has_a_timeout_of_its_own() {
 }
 
 #[test]
+fn a_route_says_how_long_its_tunnels_and_streams_may_be_quiet() {
+    let origin = origin();
+    origin.on("/stream", |_, stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")?;
+        stream.read(&mut [0]).map(|_| false)
+    });
+    let yaml = |long: &str| {
+        format!(
+            "timeouts: {{ read: 500ms, tunnel: 2s }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ], timeouts: {{ read: 500ms, first_byte: 700ms }} }} }}
+routes:
+  - {{ prefix: /usual, upstream: up, auth: none, strip_prefix: true }}
+  - {{ prefix: /short, upstream: up, auth: none, strip_prefix: true, timeouts: {{ idle: 700ms }} }}
+  - {{ prefix: /long, upstream: up, auth: none, strip_prefix: true, timeouts: {{ idle: {long} }} }}",
+            origin.url()
+        )
+    };
+    let gateway = Gateway::start(&yaml("4s"));
+    let open = |path: &str, id: &str| {
+        let mut client = gateway.connect();
+        let fields = [&UPGRADE[..], &[("X-Request-ID", id)]].concat();
+        let fields = match path.ends_with("/ws") {
+            true => &fields[..],
+            false => &[("Accept", "text/event-stream"), ("X-Request-ID", id)],
+        };
+        client.send(request("GET", path, fields, b""));
+        assert!([101, 200].contains(&client.head().unwrap().unwrap().status()), "{path}");
+        Long(client)
+    };
+    let cases = [("/usual", 2_000), ("/short", 700), ("/long", 4_000)];
+    let cases = cases.into_iter().flat_map(|(route, idle)| {
+        ["/ws", "/stream"].map(|what| (format!("{route}{what}"), Duration::from_millis(idle)))
+    });
+    // All at the same time.
+    thread::scope(|scope| {
+        for (path, idle) in cases {
+            let open = &open;
+            scope.spawn(move || {
+                let lasted = open(&path, &path).lasts();
+                let most = idle + Duration::from_millis(1_500);
+                assert!(
+                    (idle - Duration::from_millis(100)..most).contains(&lasted),
+                    "{path} {lasted:?}"
+                );
+            });
+        }
+    });
+    for id in ["/usual/ws", "/short/ws", "/long/ws", "/usual/stream", "/short/stream"] {
+        assert_eq!(reason(&gateway, id), "tunnel_idle");
+    }
+    // A reload holds for tunnels that begin after it.
+    let mut before = open("/long/ws", "before");
+    let generation = gateway.metric("tollgate_config_generation").unwrap();
+    gateway.reload(&yaml("300ms"));
+    wait_for("the reload", || {
+        (gateway.metric("tollgate_config_generation")? > generation).then_some(())
+    });
+    let lasted = open("/long/ws", "after").lasts();
+    assert!(lasted < Duration::from_secs(2), "{lasted:?}");
+    assert!(before.echoes());
+}
+
+#[test]
 fn a_client_that_closes_its_side_after_its_request_is_answered() {
     let origin = origin();
     let gateway = Gateway::start(&config(&origin, "30s", ""));

@@ -62,6 +62,8 @@ pub struct Request<'a> {
 pub struct Findings {
     /// The route it takes.
     pub route: Option<Arc<Route>>,
+    /// The routes of its host and path, where none of them serves its method.
+    pub other_routes: Vec<Arc<Route>>,
     /// The principal of its token.
     pub principal: Option<Principal>,
     /// The decisions about limits, subject by subject; the last decision may be a refusal.
@@ -137,8 +139,7 @@ impl Admission {
         request: &Request<'_>,
         findings: &mut Findings,
     ) -> Result<Permit, Rejection> {
-        let route = find_route(policy, request)?;
-        findings.route = Some(Arc::clone(&route));
+        let route = find_route(policy, request, findings)?;
         check_network(&route, request)?;
         let principal = match route.auth_required {
             true => Some(self.identify(policy, request, findings).await?),
@@ -170,7 +171,10 @@ impl Admission {
         }
         // The route that the request itself will take.
         let asked = asked_method(request.headers).map(|method| Request { method, ..*request });
-        let route = asked.and_then(|asked| find_route(policy, &asked).ok());
+        let route = asked.and_then(|asked| match search(policy, &asked) {
+            Found::Route(route) => Some(Arc::clone(route)),
+            Found::OtherMethods { .. } | Found::Nothing => None,
+        });
         let Some(route) = route.filter(|route| route.cors.is_some()) else { return Ok(None) };
         findings.route = Some(Arc::clone(&route));
         check_network(&route, request).map(|()| Some(route))
@@ -251,16 +255,28 @@ fn check_network(route: &Route, request: &Request<'_>) -> Result<(), Rejection> 
     }
 }
 
-fn find_route(policy: &Policy, request: &Request<'_>) -> Result<Arc<Route>, Rejection> {
+fn search<'p>(policy: &'p Policy, request: &Request<'_>) -> Found<'p, Arc<Route>> {
     let host = LazyCell::new(|| host_of(request.headers));
     let path = matched(request.path.as_str(), policy.routes.folds());
-    match policy.routes.find(|| *host, &path, request.method) {
+    policy.routes.find(|| *host, &path, request.method)
+}
+
+/// The route of a request, which `findings` keeps.
+fn find_route(
+    policy: &Policy,
+    request: &Request<'_>,
+    findings: &mut Findings,
+) -> Result<Arc<Route>, Rejection> {
+    match search(policy, request) {
         // An origin would echo the request of a TRACE, with its credential (RFC 9110 section 9.3.8).
         Found::Route(_) if request.method == "TRACE" => {
             Err(Rejection::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".into()))
         }
-        Found::Route(route) => Ok(Arc::clone(route)),
-        Found::OtherMethods(methods) => Err(Rejection::MethodNotAllowed(methods.join(", "))),
+        Found::Route(route) => Ok(Arc::clone(findings.route.insert(Arc::clone(route)))),
+        Found::OtherMethods { methods, routes } => {
+            findings.other_routes = routes.into_iter().cloned().collect();
+            Err(Rejection::MethodNotAllowed(methods.join(", ")))
+        }
         Found::Nothing => Err(Rejection::NoRoute),
     }
 }

@@ -578,6 +578,7 @@ pub struct Rewrite {
 pub struct RouteTimeouts {
     pub first_byte: Maybe<Deadline>,
     pub total: Maybe<Deadline>,
+    pub idle: Maybe<Deadline>,
 }
 
 #[derive(Default, Deserialize)]

@@ -318,6 +318,8 @@ pub struct Route {
     pub response_headers: HeaderRules,
     /// Deadlines that narrow those of the upstreams.
     pub deadlines: Deadlines,
+    /// How long nothing may pass in a tunnel or a stream; `None`: as long as everywhere.
+    pub idle: Option<Duration>,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
     /// The copies of its requests.

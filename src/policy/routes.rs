@@ -1,6 +1,7 @@
 //! The routes of a policy: each with its upstream, its limits and its counters.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::upstreams::Upstreams;
 use crate::base::net::NetworkRules;
@@ -46,6 +47,8 @@ pub struct Route {
     pub response_headers: HeaderRules,
     /// Deadlines that narrow those of the upstreams.
     pub deadlines: Deadlines,
+    /// How long nothing may pass in a tunnel or a stream; `None`: as long as everywhere.
+    pub idle: Option<Duration>,
     /// What answers tell of the route's end.
     pub deprecated: Option<Deprecated>,
     /// The copies of its requests.
@@ -112,6 +115,7 @@ fn route(
         request_headers,
         response_headers,
         deadlines,
+        idle,
         deprecated,
         mirror,
         cors,
@@ -136,6 +140,7 @@ fn route(
         request_headers,
         response_headers,
         deadlines,
+        idle,
         deprecated,
         mirror: mirror.map(|mirror| {
             let metrics = MirrorMetrics::new(&mirror.upstream.name);

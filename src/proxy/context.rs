@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::os::unix::io::RawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 
@@ -42,6 +42,8 @@ pub struct RequestContext {
     pub is_grpc: bool,
     /// Whether the answer may be a stream that is quiet for long: of a gRPC call, or of events.
     pub may_stream: bool,
+    /// Whether the answer is such a stream.
+    pub is_stream: bool,
     /// When the request must be answered, as its client says.
     pub deadline: Option<Instant>,
     /// The socket of the upstream, while it holds the head of an upgrade request back.
@@ -84,6 +86,12 @@ pub enum End {
 }
 
 impl RequestContext {
+    /// How long nothing may pass in a tunnel or a stream of the request.
+    pub fn idle(&self) -> Duration {
+        let route = self.findings.route.as_deref();
+        route.and_then(|route| route.idle).unwrap_or(self.policy.timeouts.tunnel)
+    }
+
     /// The context of a request that `policy` decides about.
     pub fn new(policy: Arc<Policy>, in_flight: RequestInFlight) -> Self {
         Self {
@@ -97,6 +105,7 @@ impl RequestContext {
             canonical_path: None,
             is_grpc: false,
             may_stream: false,
+            is_stream: false,
             deadline: None,
             held: None,
             max_forwards: None,

@@ -25,6 +25,8 @@ pub enum Step {
     Waiting,
     /// The answer has begun.
     Answering,
+    /// The answer has begun, and may be quiet for long.
+    Streaming,
 }
 
 impl Forwarding {

@@ -170,6 +170,10 @@ impl ProxyHttp for Proxy {
                     // An upload may take longer than its token holds.
                     client_request::ends_with(&session.downstream_session, principal);
                 }
+                let idle = forwarding.permit().route().idle;
+                if ctx.is_grpc && idle.is_some() {
+                    session.set_read_timeout(idle);
+                }
                 ctx.forwarding = Some(forwarding);
                 match ctx.max_forwards {
                     None => {}
@@ -370,22 +374,28 @@ impl ProxyHttp for Proxy {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "unasked-for 101").into_up());
         }
         if switching {
-            let limit = ctx.policy.timeouts.tunnel;
             session.set_read_timeout(None);
-            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+            let client = &session.downstream_session;
+            client_request::set_tunnel(client, ctx.idle(), RequestEnd::TunnelIdle);
         } else if ctx.may_stream
             && !upstream_response.status.is_informational()
             && (ctx.is_grpc || is_events(&upstream_response.headers))
         {
             // A stream may be quiet for as long as a tunnel.
-            let limit = ctx.policy.timeouts.tunnel;
-            client_request::set_tunnel(&session.downstream_session, limit, RequestEnd::TunnelIdle);
+            ctx.is_stream = true;
+            if ctx.is_grpc {
+                // From here on, silence of both sides counts.
+                session.set_read_timeout(None);
+            }
+            let client = &session.downstream_session;
+            client_request::set_tunnel(client, ctx.idle(), RequestEnd::TunnelIdle);
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
             match switching {
                 // A tunnel lasts as long as bytes pass.
                 true => client_request::set_deadline(&session.downstream_session, None),
+                false if ctx.is_stream => set_deadline(session, ctx, Step::Streaming),
                 false => set_deadline(session, ctx, Step::Answering),
             }
             // Pingora may close the connection to the upstream from here on without telling.
@@ -402,6 +412,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         if ctx.forwarding.as_ref().is_some_and(Forwarding::has_deadline_of_pauses)
+            && !ctx.is_stream
             && !session.was_upgraded()
         {
             set_deadline(session, ctx, Step::Answering);
@@ -429,6 +440,7 @@ impl ProxyHttp for Proxy {
         let own = answer::Own {
             client: version,
             client_ip: ctx.client_ip,
+            certificate: ctx.certificate.as_deref(),
             request_id: ctx.request_id.as_ref(),
             findings: &ctx.findings,
             rate_headers: ctx.policy.rate_headers,

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::context::{End, RequestContext, fresh_request_id};
 use super::grpc;
 use super::headers::rate::{set_rate_fields, whole_seconds};
-use super::headers::route::set_route_fields;
+use super::headers::route::{set_fields_of_others, set_route_fields};
 use super::headers::seen::content_length;
 use crate::admission::Rejection;
 use crate::limit::ledger::Decision;
@@ -226,6 +226,8 @@ pub fn with_own_fields(
     if let Some(route) = &ctx.findings.route {
         set_route_fields(&mut parts.headers, route, &session.req_header().headers);
     }
+    let others = &ctx.findings.other_routes;
+    set_fields_of_others(&mut parts.headers, others, &session.req_header().headers);
     Ok(parts.into())
 }
 

@@ -140,19 +140,19 @@ impl Cors {
     }
 
     /// Replaces the fields of an answer to `request` that are about other origins. An origin that may not use the route
-    /// gets none.
-    pub fn set(&self, answer: &mut HeaderMap, request: &HeaderMap) {
+    /// gets none. Whether it may.
+    pub fn set(&self, answer: &mut HeaderMap, request: &HeaderMap) -> bool {
         for name in &OWN {
             answer.remove(name);
         }
-        if self.allow(answer, request)
-            && let Some(expose) = &self.expose
-        {
+        let may = self.allow(answer, request);
+        if may && let Some(expose) = &self.expose {
             answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
         }
         if self.origins != Origins::Any {
             vary(answer, "Origin");
         }
+        may
     }
 
     /// The fields of the answer to a preflight.

@@ -111,8 +111,13 @@ fn lengths<'n>(names: impl Iterator<Item = &'n String>) -> Vec<usize> {
 pub enum Found<'a, T> {
     /// The route to take.
     Route(&'a T),
-    /// Routes have this host and path, but not this method. Holds the methods that they have (RFC 9110 section 10.2.1).
-    OtherMethods(Vec<&'a str>),
+    /// Routes have this host and path, but not this method.
+    OtherMethods {
+        /// The methods that they have, in the order of the alphabet (RFC 9110 section 10.2.1).
+        methods: Vec<&'a str>,
+        /// The routes, in the order of the table.
+        routes: Vec<&'a T>,
+    },
     /// No route has this host and path.
     Nothing,
 }
@@ -163,7 +168,10 @@ impl<T> RouteTable<T> {
             if !serving.is_empty() {
                 let methods: BTreeSet<&str> =
                     serving.iter().flat_map(|(methods, _)| methods).map(String::as_str).collect();
-                return Found::OtherMethods(methods.into_iter().collect());
+                return Found::OtherMethods {
+                    methods: methods.into_iter().collect(),
+                    routes: serving.iter().map(|(_, route)| route).collect(),
+                };
             }
         }
         Found::Nothing
@@ -185,6 +193,11 @@ mod tests {
             host: host.map(|host| HostPattern::parse(host).unwrap()),
             methods: methods.iter().map(ToString::to_string).collect(),
         }
+    }
+
+    /// The routes with this host and path have only these methods.
+    fn others<'a, T>(methods: &[&'a str], routes: &[&'a T]) -> Found<'a, T> {
+        Found::OtherMethods { methods: methods.to_vec(), routes: routes.to_vec() }
     }
 
     #[test]
@@ -210,7 +223,7 @@ mod tests {
             (Some("admin.example"), "/api/v1/users", "GET", Found::Route(&3)),
             (Some("other"), "/api/v1/users", "GET", Found::Route(&2)),
             (None, "/only", "HEAD", Found::Route(&4)),
-            (None, "/only", "POST", Found::OtherMethods(vec!["GET", "PUT"])),
+            (None, "/only", "POST", others(&["GET", "PUT"], &[&4])),
         ] {
             assert_eq!(table.find(|| host, path, method), found, "{host:?} {path} {method}");
         }
@@ -234,7 +247,7 @@ mod tests {
             [(matcher("/a", None, &["PUT", "GET"]), 0), (matcher("/a", Some("h"), &["DELETE"]), 1)],
             false,
         );
-        assert_eq!(table.find(|| None, "/a/b", "POST"), Found::OtherMethods(vec!["GET", "PUT"]));
+        assert_eq!(table.find(|| None, "/a/b", "POST"), others(&["GET", "PUT"], &[&0]));
         assert_eq!(table.find(|| Some("h"), "/a", "DELETE"), Found::Route(&1));
         assert_eq!(table.find(|| None, "/b", "GET"), Found::Nothing);
     }
@@ -268,12 +281,12 @@ mod tests {
             // The longest prefix that serves the host decides, whatever its host is.
             (Some("a.eu.example.com"), "/get", "GET", Found::Route(&"get")),
             // The closest host decides alone: a route for more hosts may be open to everyone.
-            (Some("a.example.com"), "/get", "GET", Found::OtherMethods(vec!["PUT"])),
+            (Some("a.example.com"), "/get", "GET", others(&["PUT"], &[&"put"])),
             (Some("a.example.com"), "/get", "PUT", Found::Route(&"put")),
-            (Some("a.example.com"), "/get", "POST", Found::OtherMethods(vec!["PUT"])),
+            (Some("a.example.com"), "/get", "POST", others(&["PUT"], &[&"put"])),
             (Some("b.example.com"), "/get", "GET", Found::Route(&"get")),
-            (Some("b.example.com"), "/get", "PUT", Found::OtherMethods(vec!["GET"])),
-            (Some("b.example.com"), "/get", "get", Found::OtherMethods(vec!["GET"])),
+            (Some("b.example.com"), "/get", "PUT", others(&["GET"], &[&"get"])),
+            (Some("b.example.com"), "/get", "get", others(&["GET"], &[&"get"])),
             (Some("other"), "/get", "PUT", Found::Route(&"all")),
             (Some("example.com"), "/get", "PUT", Found::Route(&"all")),
         ] {
@@ -324,7 +337,10 @@ mod tests {
         let methods: BTreeSet<&str> = methods.collect();
         match methods.is_empty() {
             true => Found::Nothing,
-            false => Found::OtherMethods(methods.into_iter().collect()),
+            false => Found::OtherMethods {
+                methods: methods.into_iter().collect(),
+                routes: serving.iter().map(|(_, route)| route).collect(),
+            },
         }
     }
 
@@ -371,7 +387,7 @@ mod tests {
                 );
                 found[match expected {
                     Found::Route(_) => 0,
-                    Found::OtherMethods(_) => 1,
+                    Found::OtherMethods { .. } => 1,
                     Found::Nothing => 2,
                 }] += 1;
             }

@@ -24,11 +24,17 @@ pub enum Variable {
     Host,
     /// Host and prefix of the route.
     Route,
+    /// The subject of the client's certificate.
+    ClientCertSubject,
+    /// The alternative names of the client's certificate.
+    ClientCertSan,
+    /// The SHA-256 of the client's certificate.
+    ClientCertFingerprint,
 }
 
 impl Variable {
     /// The names of all of them.
-    pub const NAMES: [(&'static str, Self); 7] = [
+    pub const NAMES: [(&'static str, Self); 10] = [
         ("client_ip", Self::ClientIp),
         ("request_id", Self::RequestId),
         ("token_id", Self::TokenId),
@@ -36,6 +42,9 @@ impl Variable {
         ("plan", Self::Plan),
         ("host", Self::Host),
         ("route", Self::Route),
+        ("client_cert_subject", Self::ClientCertSubject),
+        ("client_cert_san", Self::ClientCertSan),
+        ("client_cert_fingerprint", Self::ClientCertFingerprint),
     ];
 }
 

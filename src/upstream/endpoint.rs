@@ -29,6 +29,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// So an answer goes on even when no client reads any of the others.
 const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW + (1 << 19);
 
+/// The shortest wait that is told: zero is for times that nobody knows.
+const SOON: Duration = Duration::from_millis(1);
+
 /// One server, with a peer for each address of its host.
 pub struct Endpoint {
     upstream: String,
@@ -221,8 +224,7 @@ impl Endpoint {
             return Err(Unusable::NoAddress(Duration::ZERO));
         }
         if is_checked && self.health.is_unhealthy() {
-            // Zero is for times that nobody knows.
-            let wait = self.health.wait(now).max(Duration::from_millis(1));
+            let wait = self.health.wait(now).max(SOON);
             return Err(Unusable::Unhealthy(wait));
         }
         match self.breaker.standing(now) {
@@ -231,6 +233,13 @@ impl Endpoint {
             Standing::Open(_) => Ok(Fitness::LastResort),
             Standing::Unreachable(wait) => Err(Unusable::BreakerOpen(wait)),
         }
+    }
+
+    /// The time until the name of the endpoint is looked up again at the earliest, at least a moment; zero while a look-up is
+    /// running. A name that has an address is looked up again after `every`.
+    pub(super) fn looked_up_after(&self, every: Duration, now: Instant) -> Duration {
+        let wait = self.schedule.lock().wait(every, now.into());
+        wait.map_or(Duration::ZERO, |wait| wait.max(SOON))
     }
 
     /// Counts a request that begins.

@@ -340,7 +340,14 @@ impl Upstream {
 
     /// Why no endpoint may get a request at `now`.
     fn all_unusable(&self, now: Instant) -> Unusable {
-        let reasons = self.endpoints().filter_map(|endpoint| self.fitness(endpoint, now).err());
+        let every = self.rules.resolve_every;
+        let reasons = self.endpoints().filter_map(|endpoint| {
+            Some(match self.fitness(endpoint, now).err()? {
+                // Asked here alone: it takes a lock.
+                Unusable::NoAddress(_) => Unusable::NoAddress(endpoint.looked_up_after(every, now)),
+                reason => reason,
+            })
+        });
         reasons.min_by_key(|reason| reason.wait()).unwrap_or(Unusable::BreakerOpen(Duration::ZERO))
     }
 
@@ -724,7 +731,12 @@ mod tests {
             assert_eq!(at(&upstream, Instant::now()), Ok(1));
         }
         let nowhere = self::upstream(&[("a.invalid", 1)]);
-        let reason = at(&nowhere, Instant::now());
-        assert_eq!(reason, Err(Unusable::NoAddress(Duration::ZERO)));
+        let now = Instant::now();
+        // Its first look-up is due. While one runs, nobody knows how long that takes.
+        let soon = Duration::from_millis(1);
+        assert_eq!(at(&nowhere, now), Err(Unusable::NoAddress(soon)));
+        let endpoint = nowhere.endpoint(0).unwrap();
+        assert!(endpoint.schedule.lock().start(SECOND, now.into()));
+        assert_eq!(at(&nowhere, now), Err(Unusable::NoAddress(Duration::ZERO)));
     }
 }

@@ -41,6 +41,12 @@ impl Schedule {
         starts
     }
 
+    /// The time until the next look-up may start; `None` while one is running, which may find an address at any moment.
+    pub fn wait(&self, every: Duration, now: Instant) -> Option<Duration> {
+        let due = self.ended.map_or(now, |ended| ended + pause(self.failures, every));
+        (!self.is_running).then(|| due.saturating_duration_since(now))
+    }
+
     /// A look-up has ended, and has `found` an address or not.
     fn end(&mut self, found: bool, now: Instant) {
         self.failures = if found { 0 } else { self.failures.saturating_add(1) };
@@ -132,9 +138,12 @@ mod tests {
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             assert!(schedule.start(EVERY, now));
             assert!(!schedule.start(EVERY, now + Duration::from_secs(3_600)), "it runs already");
+            assert_eq!(schedule.wait(EVERY, now), None);
             schedule.end(false, now);
             schedule.is_running = false;
             let pause = Duration::from_secs(seconds);
+            assert_eq!(schedule.wait(EVERY, now + pause / 4), Some(pause * 3 / 4));
+            assert_eq!(schedule.wait(EVERY, now + 2 * pause), Some(Duration::ZERO));
             assert!(!schedule.start(EVERY, now + pause - Duration::from_millis(1)), "{seconds}");
             now += pause;
         }

@@ -135,6 +135,7 @@ mod tests {
             request_headers: HeaderRules::default(),
             response_headers: HeaderRules::default(),
             deadlines: Default::default(),
+            idle: None,
             deprecated: None,
             mirror: None,
             cors: None,

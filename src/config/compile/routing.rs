@@ -142,6 +142,7 @@ fn route(
             first_byte: timeouts.first_byte.map(|span| span.0.0),
             total: timeouts.total.map(|span| span.0.0),
         },
+        idle: timeouts.idle.map(|span| span.0.0),
         deprecated,
         mirror,
         cors,

@@ -15,6 +15,7 @@ use crate::admission::Findings;
 use crate::limit::headers::RateHeaders;
 use crate::policy::Route;
 use crate::route::fields;
+use crate::tls::client::ClientCertificate;
 
 /// Removes the fields that concern the upstream's connection alone, and leaves one framing.
 ///
@@ -102,6 +103,8 @@ pub struct Own<'a> {
     pub client: Version,
     /// The client's address.
     pub client_ip: Option<IpAddr>,
+    /// The certificate of the client; `None` where it has shown none.
+    pub certificate: Option<&'a ClientCertificate>,
     /// The request's id.
     pub request_id: Option<&'a HeaderValue>,
     /// The decisions about limits.
@@ -126,6 +129,7 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
     let Own {
         client,
         client_ip,
+        certificate,
         request_id,
         findings,
         rate_headers,
@@ -165,6 +169,7 @@ pub fn finish_response(response: &mut ResponseHeader, own: &Own<'_>) -> Result<(
         principal: findings.principal.as_ref(),
         host: if rules.made.is_empty() { None } else { request.get(header::HOST) },
         route: &route.label,
+        certificate: *certificate,
     };
     apply(rules, headers, &values);
     // After the rules, which may not undo what the route says about other origins and about its end.

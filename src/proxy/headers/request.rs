@@ -201,6 +201,7 @@ fn set_request_fields(
         principal: origin.principal,
         host: host.as_ref(),
         route: origin.route,
+        certificate: origin.certificate,
     };
     apply(rules, headers, &values);
     Ok(())

@@ -8,6 +8,7 @@ use http::HeaderValue;
 use crate::auth::Principal;
 use crate::record::HeaderText;
 use crate::route::template::Variable;
+use crate::tls::client::ClientCertificate;
 
 /// The values of one request.
 #[derive(Clone, Copy)]
@@ -22,6 +23,8 @@ pub struct Values<'a> {
     pub host: Option<&'a HeaderValue>,
     /// Host and prefix of its route.
     pub route: &'a str,
+    /// The certificate of its client.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
 impl<'a> Values<'a> {
@@ -38,6 +41,15 @@ impl<'a> Values<'a> {
             Variable::Plan => self.principal?.plan().map(HeaderText::as_str).map(Cow::from),
             Variable::Host => self.host.and_then(text).map(Cow::from),
             Variable::Route => Some(self.route.into()),
+            Variable::ClientCertSubject => {
+                self.certificate.map(ClientCertificate::subject).and_then(text).map(Cow::from)
+            }
+            Variable::ClientCertSan => {
+                self.certificate?.alternatives().and_then(text).map(Cow::from)
+            }
+            Variable::ClientCertFingerprint => {
+                self.certificate.map(ClientCertificate::fingerprint).and_then(text).map(Cow::from)
+            }
         }
     }
 }
