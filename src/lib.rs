@@ -44,7 +44,7 @@
 //! **Where does another store go, such as one in SQL?** In a directory beside `store/redis`. It implements the traits
 //! that [`store::Stores`] holds: [`store::RecordStore`] (four traits together), [`store::QuotaStore`] and
 //! [`store::Membership`]. [`fn@store::open`] chooses the store. Three places name Redis today: the section `redis` of
-//! the configuration (`config/file.rs`), [`store::StoreUrl`] (`store/open.rs`), and `--redis` of the commands
+//! the configuration (`config/file/mod.rs`), [`store::StoreUrl`] (`store/open.rs`), and `--redis` of the commands
 //! (`cli/mod.rs`, `cli/token/session.rs`). The tests of every store: `tests/suites` for records and membership,
 //! `tests/store.rs` and `tests/limits.rs` for quota.
 //!

@@ -14,7 +14,7 @@ use crate::config::UnknownPlan;
 use crate::quota::Algorithm;
 use crate::quota::rule::{Group, LimitRule, LimitSet, groups};
 use crate::record::RateRule;
-use crate::telemetry::metrics::plan_requests;
+use crate::telemetry::configured::plan_requests;
 
 /// Bare rates (`rate_limit: N`) whose limits are kept, at most.
 const BARE_RATES: usize = 10_000;

@@ -13,7 +13,7 @@ use crate::route::headers::{Deprecated, HeaderRules};
 use crate::route::mirror::Mirror;
 use crate::route::split::Split;
 use crate::route::table::{Matcher, RouteTable};
-use crate::telemetry::metrics::{MirrorMetrics, RouteMetrics};
+use crate::telemetry::configured::{MirrorMetrics, RouteMetrics};
 use crate::upstream::pool::Upstream;
 use crate::upstream::rules::Deadlines;
 

@@ -22,7 +22,7 @@ use crate::listener::connection::peer_ip;
 use crate::listener::end::RequestEnd;
 use crate::listener::request as client_request;
 use crate::policy::Policy;
-use crate::telemetry::metrics::RouteMetrics;
+use crate::telemetry::configured::RouteMetrics;
 use crate::upstream::attempt::AttemptEnd;
 
 pub mod compression;

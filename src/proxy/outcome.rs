@@ -20,7 +20,8 @@ use crate::auth::Principal;
 use crate::listener::end::RequestEnd;
 use crate::record::HeaderText;
 use crate::telemetry::access_log::AccessLine;
-use crate::telemetry::metrics::{METRICS, RouteMetrics};
+use crate::telemetry::configured::RouteMetrics;
+use crate::telemetry::metrics::METRICS;
 use crate::upstream::attempt::{Attempt, Failure};
 
 /// The status of a request whose client left before an answer. RFC 9110 does not define it; nginx and other proxies

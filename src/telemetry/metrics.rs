@@ -10,6 +10,8 @@ use pingora_prometheus::prometheus::{
     self, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
+use super::outcomes::{ConnectionsRefused, ProxyHeaders, TlsHandshakes, TokenCache};
+
 /// Seconds, from a fast answer on loopback to a long upstream timeout.
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
@@ -26,12 +28,12 @@ const MAX_LIMIT_NAMES: usize = 100;
 
 /// The handles, registered once with the registry that Pingora's Prometheus service gathers.
 pub struct Metrics {
-    requests: IntCounterVec,
-    request_seconds: HistogramVec,
-    upstream_seconds: HistogramVec,
-    mirrored: IntCounterVec,
-    upstream_retries: IntCounterVec,
-    upstream_retries_refused: IntCounterVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) request_seconds: HistogramVec,
+    pub(super) upstream_seconds: HistogramVec,
+    pub(super) mirrored: IntCounterVec,
+    pub(super) upstream_retries: IntCounterVec,
+    pub(super) upstream_retries_refused: IntCounterVec,
     /// Answers that the gateway made itself, by code.
     pub rejections: IntCounterVec,
     limit_decisions: IntCounterVec,
@@ -356,209 +358,5 @@ impl Metrics {
             operations.push((operation, outcome, count, seconds));
         }
         known(&operations);
-    }
-}
-
-/// Look-ups in the cache of token records, by outcome. The handles are kept, because every request counts one.
-pub struct TokenCache {
-    /// The cache had the record.
-    pub hit: IntCounter,
-    /// The store was asked.
-    pub miss: IntCounter,
-    /// The cache had a record that was too old, and the store did not answer.
-    pub stale: IntCounter,
-}
-
-impl TokenCache {
-    fn new(lookups: &IntCounterVec) -> Self {
-        let handle = |outcome| lookups.with_label_values(&[outcome]);
-        Self { hit: handle("hit"), miss: handle("miss"), stale: handle("stale") }
-    }
-}
-
-/// Client connections refused, by bound.
-pub struct ConnectionsRefused {
-    /// `max_connections` were open.
-    pub all: IntCounter,
-    /// The client had `max_connections_per_client` open.
-    pub per_client: IntCounter,
-}
-
-impl ConnectionsRefused {
-    fn new(refused: &IntCounterVec) -> Self {
-        let handle = |bound| refused.with_label_values(&[bound]);
-        Self { all: handle("max_connections"), per_client: handle("max_connections_per_client") }
-    }
-}
-
-/// Headers of the PROXY protocol, by outcome.
-pub struct ProxyHeaders {
-    /// The header was read.
-    pub ok: IntCounter,
-    /// The peer is no trusted proxy.
-    pub untrusted: IntCounter,
-    /// The bytes are no header.
-    pub malformed: IntCounter,
-    /// The peer left before the end of the header.
-    pub closed: IntCounter,
-    /// It took too long.
-    pub timeout: IntCounter,
-}
-
-impl ProxyHeaders {
-    fn new(headers: &IntCounterVec) -> Self {
-        let handle = |outcome| headers.with_label_values(&[outcome]);
-        Self {
-            ok: handle("ok"),
-            untrusted: handle("untrusted"),
-            malformed: handle("malformed"),
-            closed: handle("closed"),
-            timeout: handle("timeout"),
-        }
-    }
-}
-
-/// TLS handshakes with clients, by outcome.
-pub struct TlsHandshakes {
-    /// The connection is encrypted.
-    pub ok: IntCounter,
-    /// The client offered nothing that fits, or its bytes were not TLS.
-    pub failed: IntCounter,
-    /// The client showed no certificate, or one that is not vouched for.
-    pub certificate: IntCounter,
-    /// The client spoke HTTP without TLS.
-    pub plain: IntCounter,
-    /// The client left before the end.
-    pub closed: IntCounter,
-    /// It took too long.
-    pub timeout: IntCounter,
-}
-
-impl TlsHandshakes {
-    fn new(handshakes: &IntCounterVec) -> Self {
-        let handle = |outcome| handshakes.with_label_values(&[outcome]);
-        Self {
-            ok: handle("ok"),
-            failed: handle("failed"),
-            certificate: handle("certificate"),
-            plain: handle("plain"),
-            closed: handle("closed"),
-            timeout: handle("timeout"),
-        }
-    }
-}
-
-/// The handles of one route, resolved when a policy is compiled instead of at each request.
-pub struct RouteMetrics {
-    label: String,
-    seconds: Histogram,
-    /// By method and status. A route has few pairs, so that a scan is faster than a hash.
-    requests: RwLock<Vec<(&'static str, u16, IntCounter)>>,
-}
-
-impl RouteMetrics {
-    /// The handles of the route called `label`.
-    pub fn new(label: &str) -> Self {
-        let seconds = METRICS.request_seconds.with_label_values(&[label]);
-        Self { label: label.to_owned(), seconds, requests: RwLock::default() }
-    }
-
-    /// Counts one answered request.
-    pub fn observe(&self, method: &str, status: u16, elapsed: Duration) {
-        self.seconds.observe(elapsed.as_secs_f64());
-        let method = method_label(method);
-        let known = |requests: &[(&'static str, u16, IntCounter)]| {
-            let found = requests.iter().find(|(m, s, _)| *m == method && *s == status);
-            found.map(|(_, _, counter)| counter.inc()).is_some()
-        };
-        if known(&self.requests.read()) {
-            return;
-        }
-        let counter =
-            METRICS.requests.with_label_values(&[&self.label, method, &status.to_string()]);
-        counter.inc();
-        let mut requests = self.requests.write();
-        if !requests.iter().any(|(m, s, _)| *m == method && *s == status) {
-            requests.push((method, status, counter));
-        }
-    }
-}
-
-/// Copies of requests for one upstream, by what became of them.
-#[derive(Clone, Debug)]
-pub struct MirrorMetrics {
-    /// The upstream has answered.
-    pub sent: IntCounter,
-    /// The upstream has not answered, or not in time.
-    pub failed: IntCounter,
-    /// The body was too large, or the request ended before it; too many copies were on their way; or no endpoint could get one.
-    pub dropped: IntCounter,
-}
-
-impl MirrorMetrics {
-    /// The handles for copies that go to `upstream`.
-    pub fn new(upstream: &str) -> Self {
-        let handle = |outcome| METRICS.mirrored.with_label_values(&[upstream, outcome]);
-        Self { sent: handle("sent"), failed: handle("failed"), dropped: handle("dropped") }
-    }
-}
-
-impl std::fmt::Debug for RouteMetrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RouteMetrics").field(&self.label).finish()
-    }
-}
-
-/// The counter of one plan's requests; plans are configured, so there are few.
-pub fn plan_requests(plan: &str) -> IntCounter {
-    METRICS.plan_requests.with_label_values(&[plan])
-}
-
-/// The handles of one upstream.
-pub struct UpstreamMetrics {
-    /// Time from the choice of an endpoint to the header of its answer.
-    pub seconds: Histogram,
-    /// Further attempts.
-    pub retries: IntCounter,
-    /// Further attempts that the budget did not allow.
-    pub retries_refused: IntCounter,
-}
-
-impl UpstreamMetrics {
-    /// The handles of the upstream called `upstream`.
-    pub fn new(upstream: &str) -> Self {
-        let labels = [upstream];
-        Self {
-            seconds: METRICS.upstream_seconds.with_label_values(&labels),
-            retries: METRICS.upstream_retries.with_label_values(&labels),
-            retries_refused: METRICS.upstream_retries_refused.with_label_values(&labels),
-        }
-    }
-}
-
-/// A method as a bounded label.
-fn method_label(method: &str) -> &'static str {
-    const METHODS: [&str; 8] =
-        ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE"];
-    METHODS.into_iter().find(|known| *known == method).unwrap_or("OTHER")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_metric_registers_and_labels_are_bounded() {
-        let route = RouteMetrics::new("/metrics-test");
-        route.observe("GET", 200, Duration::from_millis(1));
-        route.observe("GET", 200, Duration::from_millis(1));
-        route.observe("BREW", 418, Duration::from_millis(1));
-        let text = prometheus::TextEncoder::new().encode_to_string(&prometheus::gather()).unwrap();
-        for line in [
-            r#"tollgate_requests_total{method="GET",route="/metrics-test",status="200"} 2"#,
-            r#"tollgate_requests_total{method="OTHER",route="/metrics-test",status="418"} 1"#,
-        ] {
-            assert!(text.contains(line), "{text}");
-        }
     }
 }

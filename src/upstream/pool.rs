@@ -14,7 +14,7 @@ use super::breaker::Pass;
 use super::budget::Budget;
 use super::endpoint::{Endpoint, Fitness, Unusable};
 use super::rules::{Balance, UpstreamRules};
-use crate::telemetry::metrics::UpstreamMetrics;
+use crate::telemetry::configured::UpstreamMetrics;
 
 /// An upstream.
 pub struct Upstream {
