@@ -26,6 +26,10 @@ pub struct RequestControl {
     pub pace: Pace,
     /// Whether the answer has begun. Informational answers only come before it.
     has_answer: bool,
+    /// Whether the gateway drains.
+    drains: bool,
+    /// Whether the request may be left at this point of its answer when the gateway drains.
+    may_leave: bool,
     end: Option<RequestEnd>,
     /// Whether the answer must end, too.
     is_cut: bool,
@@ -51,6 +55,11 @@ impl RequestControl {
     /// Lets the request go on that had to end, because another attempt follows.
     pub fn go_on(&mut self) {
         self.end = None;
+    }
+
+    /// Sets whether the request may be left at this point of its answer when the gateway drains.
+    pub fn set_may_leave(&mut self, may: bool) {
+        self.may_leave = may;
     }
 
     /// Sets the socket of the upstream that takes the body of the request. It must be set to `None` before the socket is
@@ -88,6 +97,16 @@ impl RequestControl {
         }
     }
 
+    /// Why Pingora's next read must fail. A request that is left to drain the gateway ends here, and not with a write: its
+    /// answer is at the point then of which the hooks have said that it may be left.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<RequestEnd> {
+        self.check_deadline(cx);
+        if self.end.is_none() && self.drains && self.may_leave {
+            self.end = Some(RequestEnd::Draining);
+        }
+        self.end
+    }
+
     /// Whether the answer may go on.
     ///
     /// # Errors
@@ -107,6 +126,11 @@ impl RequestControl {
         if self.end.is_none() {
             (self.end, self.is_cut) = (Some(end), self.has_answer);
         }
+    }
+
+    /// Notes that the gateway drains.
+    pub fn drain(&mut self) {
+        self.drains = true;
     }
 
     /// Whether [`take_principal`](Self::take_principal) has one to give.

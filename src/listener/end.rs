@@ -18,6 +18,9 @@ pub enum RequestEnd {
     /// No byte has passed through the tunnel for too long.
     #[error("the tunnel was idle for too long")]
     TunnelIdle,
+    /// The gateway drains, and the request would not end by itself.
+    #[error("the gateway drains")]
+    Draining,
     /// The client has left while the upstream took no more of its upload.
     #[error("the client has left")]
     ClientGone,

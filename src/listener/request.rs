@@ -44,9 +44,15 @@ pub fn set_deadline(session: &ServerSession, deadline: Option<RequestDeadline>) 
     with(session, |control| control.set_deadline(deadline));
 }
 
-/// Lets the request of `session` go on that had to end, because another attempt follows.
+/// Lets the request of `session` go on that had to end, because another attempt follows, or its client is told goodbye.
 pub fn go_on(session: &ServerSession) {
     with(session, RequestControl::go_on);
+}
+
+/// Sets whether the request of `session`, which would not end by itself, may be left at this point of its answer when the
+/// gateway drains.
+pub fn set_may_leave(session: &ServerSession, may: bool) {
+    with(session, |control| control.set_may_leave(may));
 }
 
 /// Tells which socket of an upstream takes the body of the request of `session`. It must be told `None` before the socket

@@ -3,9 +3,10 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
+use pingora_core::server::ShutdownWatch;
 use rustix::net::Shutdown;
 use tokio::time::Sleep;
 
@@ -58,13 +59,17 @@ impl<L> Upload<L> {
 }
 
 /// Lets Pingora go on with a request that takes long, and ends the request when its token does not hold any more, when
-/// no byte has passed for too long, or when its client leaves while the upstream takes no more of the body. `token_end`
-/// waits for the end of a token.
+/// no byte has passed for too long, when its client leaves while the upstream takes no more of the body, or when `shutdown` becomes
+/// true and the request may be left. `token_end` waits for the end of a token.
 pub async fn watch<W: Watched, T>(
     watched: &W,
     mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
     token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
+    shutdown: &ShutdownWatch,
 ) -> T {
+    let mut shutdown = shutdown.clone();
+    let mut draining = pin!(shutdown.wait_for(|down| *down));
+    let mut drains = false;
     let mut token: Option<TokenEnds> = None;
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     let mut upload: Option<Upload<W::Leaving>> = None;
@@ -82,6 +87,10 @@ pub async fn watch<W: Watched, T>(
                 if let Some(upload) = &upload {
                     upload.stop();
                 }
+            }
+            if !drains && draining.as_mut().poll(cx).is_ready() {
+                drains = true;
+                watched.with(RequestControl::drain);
             }
             let tunnel = watched.with(|control| control.tunnel());
             if let Some(tunnel) = tunnel

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 
 use super::compression::Compression;
+use super::farewell::Farewell;
 use super::forwarding::Forwarding;
 use super::headers::ids::new_request_id;
 use super::headers::seen::Seen;
@@ -44,6 +45,8 @@ pub struct RequestContext {
     pub may_stream: bool,
     /// Whether the answer is such a stream.
     pub is_stream: bool,
+    /// How the answer ends when the gateway drains; `None`: by itself.
+    pub farewell: Option<Farewell>,
     /// When the request must be answered, as its client says.
     pub deadline: Option<Instant>,
     /// The socket of the upstream, while it holds the head of an upgrade request back.
@@ -106,6 +109,7 @@ impl RequestContext {
             is_grpc: false,
             may_stream: false,
             is_stream: false,
+            farewell: None,
             deadline: None,
             held: None,
             max_forwards: None,

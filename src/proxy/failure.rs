@@ -20,7 +20,10 @@ pub fn failure_of(end: RequestEnd) -> Option<Failure> {
         RequestEnd::UpstreamSilent => Some(Failure::ReadTimeout),
         RequestEnd::FirstByteLate => Some(Failure::FirstByteTimeout),
         RequestEnd::Deadline => Some(Failure::Deadline),
-        RequestEnd::Token(_) | RequestEnd::TunnelIdle | RequestEnd::ClientGone => None,
+        RequestEnd::Token(_)
+        | RequestEnd::TunnelIdle
+        | RequestEnd::Draining
+        | RequestEnd::ClientGone => None,
     }
 }
 

@@ -31,6 +31,7 @@ pub mod context;
 pub mod deadline;
 mod decide;
 mod failure;
+mod farewell;
 pub mod forwarding;
 pub mod grpc;
 pub mod headers;
@@ -41,10 +42,12 @@ pub mod outcome;
 pub mod own;
 pub mod problem;
 pub mod target;
+mod websocket;
 
 use compression::{Compression, EncoderMemory};
 use context::{End, RequestContext, fresh_request_id};
 use deadline::Step;
+use farewell::Farewell;
 use forwarding::Forwarding;
 use headers::prefix::Prefix;
 use headers::seen::{Seen, accepts_events, asks_for_upgrade, content_length, is_events};
@@ -377,6 +380,7 @@ impl ProxyHttp for Proxy {
             session.set_read_timeout(None);
             let client = &session.downstream_session;
             client_request::set_tunnel(client, ctx.idle(), RequestEnd::TunnelIdle);
+            ctx.farewell = Farewell::of_tunnel(&upstream_response.headers);
         } else if ctx.may_stream
             && !upstream_response.status.is_informational()
             && (ctx.is_grpc || is_events(&upstream_response.headers))
@@ -389,6 +393,13 @@ impl ProxyHttp for Proxy {
             }
             let client = &session.downstream_session;
             client_request::set_tunnel(client, ctx.idle(), RequestEnd::TunnelIdle);
+            if !ctx.is_grpc {
+                let method = &session.req_header().method;
+                ctx.farewell = Farewell::of_events(method, &upstream_response.headers);
+            }
+        }
+        if ctx.farewell.is_some() {
+            client_request::set_may_leave(&session.downstream_session, true);
         }
         if switching || !upstream_response.status.is_informational() {
             Forwarding::of(&mut ctx.forwarding)?.answer_began(upstream_response.status.as_u16());
@@ -473,11 +484,16 @@ impl ProxyHttp for Proxy {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
+        if let (Some(farewell), Some(body)) = (&mut ctx.farewell, &body)
+            && let Some(may) = farewell.pass(body)
+        {
+            client_request::set_may_leave(&session.downstream_session, may);
+        }
         match &mut ctx.compression {
             Some(compression) => compression.pass(body, end_of_stream).map(|()| None),
             None => Ok(None),
@@ -532,8 +548,12 @@ impl ProxyHttp for Proxy {
                 Some(failure) => Some(failure.into()),
                 None => {
                     ctx.end = End::Cut(end);
-                    let (status, why) = grpc::cut(end);
-                    end_call(session, ctx, status, why).await;
+                    if end == RequestEnd::Draining {
+                        farewell::leave(session, ctx).await;
+                    } else {
+                        let (status, why) = grpc::cut(end);
+                        end_call(session, ctx, status, why).await;
+                    }
                     return FailToProxy { error_code: 0, can_reuse_downstream: false };
                 }
             },

@@ -184,6 +184,7 @@ fn end_reason(end: RequestEnd) -> Option<&'static str> {
         RequestEnd::Token(TokenEnd::Expired) => Some("token_expired"),
         RequestEnd::Token(TokenEnd::Revoked) => Some("token_revoked"),
         RequestEnd::TunnelIdle => Some("tunnel_idle"),
+        RequestEnd::Draining => Some("draining"),
         RequestEnd::ClientGone => Some(CLIENT_GONE),
         RequestEnd::UpstreamSilent | RequestEnd::FirstByteLate | RequestEnd::Deadline => {
             Rejection::from(failure_of(end)?).reason()

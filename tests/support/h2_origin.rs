@@ -228,6 +228,15 @@ impl State {
             }
             return;
         }
+        if head.uri.path().contains("/events") {
+            let head = Response::builder().header("content-type", "text/event-stream");
+            if let Ok(mut stream) = answer.send_response(head.body(()).unwrap(), false) {
+                let _ = stream.send_data("data: 1\n\n".into(), false);
+                // Silent until the gateway leaves.
+                let _ = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+            }
+            return;
+        }
         if head.uri.path().contains("/slow") {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

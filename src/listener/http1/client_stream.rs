@@ -286,8 +286,7 @@ impl ClientStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.control.check_deadline(cx);
-        if let Some(end) = self.control.end() {
+        if let Some(end) = self.control.poll_end(cx) {
             return Poll::Ready(Err(io::Error::other(end)));
         }
         // Pingora writes the header of an answer, and reads here while it waits for the body. The header must

@@ -100,7 +100,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
         let handed_back = match alarm.within(LONG, &mut processing).await {
             Some(reused) => reused.is_some(),
             // Boxed, because few requests take long, and each connection's task would be larger.
-            None => Box::pin(stream.watch(processing, token_end)).await.is_some(),
+            None => Box::pin(stream.watch(processing, token_end, shutdown)).await.is_some(),
         };
         // Pingora has dropped its stream, so that this task owns the connection alone again.
         let Some(client) = stream.client() else { return };

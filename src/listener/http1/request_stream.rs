@@ -21,6 +21,7 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, UniqueIDType,
 };
+use pingora_core::server::ShutdownWatch;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::client_stream::ClientStream;
@@ -63,8 +64,9 @@ impl SharedStream {
         &self,
         processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
         token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
+        shutdown: &ShutdownWatch,
     ) -> T {
-        watch(&*self.0, processing, token_end).await
+        watch(&*self.0, processing, token_end, shutdown).await
     }
 
     /// The stream from which Pingora reads one request, and to which it writes the answer.

@@ -362,7 +362,7 @@ async fn serve_request<A: HttpServerApp + Send + Sync + 'static>(
 ) {
     let mut processing = process(context, session);
     if timeout(LONG, &mut processing).await.is_err() {
-        watch(stream, processing, &*context.token_end).await;
+        watch(stream, processing, &*context.token_end, &context.shutdown).await;
     }
 }
 

@@ -91,11 +91,7 @@ impl Http2Session {
 
     /// Reads a part of the body; `None` after the last one.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
-        let end = {
-            let mut state = self.stream.lock();
-            state.control.check_deadline(cx);
-            state.control.end()
-        };
+        let end = self.stream.lock().control.poll_end(cx);
         if let Some(end) = end {
             return Poll::Ready(Err(ended(end)));
         }
@@ -131,8 +127,7 @@ impl Http2Session {
     async fn gone(&self) -> Result<Option<Bytes>> {
         poll_fn(|cx| {
             let mut state = self.stream.lock();
-            state.control.check_deadline(cx);
-            match state.control.end() {
+            match state.control.poll_end(cx) {
                 Some(end) => Poll::Ready(Err(ended(end))),
                 None => state
                     .poll_gone(cx)
@@ -264,7 +259,9 @@ impl Drop for Http2Session {
     fn drop(&mut self) {
         let mut state = self.stream.lock();
         let reason = match state.control.end() {
-            Some(RequestEnd::Token(_) | RequestEnd::TunnelIdle) => Reason::CANCEL,
+            Some(RequestEnd::Token(_) | RequestEnd::TunnelIdle | RequestEnd::Draining) => {
+                Reason::CANCEL
+            }
             _ => Reason::INTERNAL_ERROR,
         };
         state.reset(reason);
