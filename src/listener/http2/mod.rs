@@ -49,9 +49,16 @@ use watched::{Verdict, Watched};
 /// Requests that a client may have in flight on one connection: what RFC 9113 section 6.5.2 recommends at least.
 const MAX_STREAMS: u32 = 100;
 
-/// Requests of a connection that are worked on at the same time. Work on a request goes on for a moment after its client
-/// has reset it, so that there may be more of them than streams.
-const MAX_HANDLERS: usize = 2 * MAX_STREAMS as usize;
+/// Requests that a client may have in flight on a connection, however many connections it has.
+const MIN_STREAMS: u32 = 4;
+
+/// Requests that a client may have in flight on its first connections together. Further ones get less and less, because a
+/// client may have a thousand connections.
+const FIRST_STREAMS: u32 = 1_000;
+
+/// Requests of a connection that are worked on at the same time, for each stream. Work on a request goes on for a moment
+/// after its client has reset it, so that there may be more of them than streams.
+const HANDLERS_PER_STREAM: usize = 2;
 
 /// Bytes of one request's body that may wait to be read.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -105,11 +112,19 @@ struct Context<A> {
     shutdown: ShutdownWatch,
 }
 
-/// Serves the requests of `connection`, whose client begins with the preface, with `requests`, until the client or the
-/// gateway ends it.
+/// How many requests a client may have in flight on its `nth` connection. Over a thousand connections, these are 7,059
+/// together.
+pub fn max_streams(nth: usize) -> u32 {
+    let nth = u32::try_from(nth).unwrap_or(u32::MAX).max(1);
+    (FIRST_STREAMS / nth).clamp(MIN_STREAMS, MAX_STREAMS)
+}
+
+/// Serves the requests of `connection`, `max_streams` of them at the same time, with `requests`, until the
+/// client or the gateway ends it. The client begins with the preface.
 pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     requests: Arc<A>,
     connection: Connection,
+    max_streams: u32,
     timeouts: impl Fn() -> ClientTimeouts,
     refusal: RefusalAnswer,
     token_end: TokenEnd,
@@ -120,7 +135,10 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     let verdict = Arc::new(Mutex::new(Verdict::default()));
     let watched = Watched::new(bytes, ahead, Arc::clone(&shared), Arc::clone(&verdict));
     // Without a preface, or without settings, there is nobody to answer.
-    let Ok(Ok(h2)) = timeout(timeouts().header, options().handshake(watched)).await else { return };
+    let Ok(Ok(h2)) = timeout(timeouts().header, options(max_streams).handshake(watched)).await
+    else {
+        return;
+    };
     let context = Context {
         requests,
         digest: Arc::new(digest(&facts)),
@@ -131,16 +149,19 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     };
     let malformed = Budget::new(MALFORMED_BURST, MALFORMED_RATE, Instant::now());
     let context = Arc::new(context);
-    Served { h2, context, verdict, malformed, is_spoiled: false }.run(timeouts, shutdown).await;
+    let max_handlers = HANDLERS_PER_STREAM * max_streams as usize;
+    Served { h2, context, verdict, max_handlers, malformed, is_spoiled: false }
+        .run(timeouts, shutdown)
+        .await;
 }
 
 /// h2's options. Those that are not named here have bounds already: the CONTINUATION frames of a head follow from the largest
 /// list of fields, and 100 parts of bodies may be empty. Requests that are reset before they are accepted (CVE-2023-44487)
 /// have the bound of streams.
-fn options() -> Builder {
+fn options(max_streams: u32) -> Builder {
     let mut options = Builder::new();
     options
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(max_streams)
         .max_header_list_size(head::MAX_HEADER_LIST as u32)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -165,6 +186,7 @@ struct Served<A> {
     h2: H2Connection<Watched, Part>,
     context: Arc<Context<A>>,
     verdict: Arc<Mutex<Verdict>>,
+    max_handlers: usize,
     malformed: Budget,
     /// Whether the connection ends because of malformed heads.
     is_spoiled: bool,
@@ -311,7 +333,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
 
     /// Begins to serve a request; `false` when the client has sent too many malformed heads.
     fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Part>) -> bool {
-        if self.context.shared.handlers() >= MAX_HANDLERS {
+        if self.context.shared.handlers() >= self.max_handlers {
             Protection::Handlers.count();
             respond.send_reset(Reason::REFUSED_STREAM);
             return true;
@@ -375,4 +397,17 @@ fn process<A: HttpServerApp + Send + Sync + 'static>(
 ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + '_>> {
     let session = ServerSession::new_custom(Box::new(session));
     context.requests.process_new_http(session, &context.shutdown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_with_many_connections_has_few_requests_on_each() {
+        for (nth, most) in [(0, 100), (1, 100), (10, 100), (11, 90), (100, 10), (1_000, 4)] {
+            assert_eq!(max_streams(nth), most, "{nth}");
+        }
+        assert_eq!((1..=1_000).map(max_streams).sum::<u32>(), 7_059);
+    }
 }
