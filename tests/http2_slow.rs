@@ -77,6 +77,71 @@ fn resident_at_rest(gateway: &Gateway) -> usize {
 }
 
 #[test]
+fn answers_that_nobody_takes_hold_little_memory_and_arrive_whole() {
+    const ANSWERS: u32 = 100;
+    let (_origin, gateway) = start("timeouts: { write: 60s }");
+    let mut first = RawH2::connect(gateway.address);
+    first.send(&request_frame(1, "/small"));
+    assert_eq!(first.outcome(1), Some(Ok(200)));
+    let before = resident(&gateway);
+    let mut raw = RawH2::connect(gateway.address);
+    for stream in streams(ANSWERS) {
+        raw.send(&request_frame(stream, "/large"));
+    }
+    let each = (resident_at_rest(&gateway) - before) as f64 / f64::from(ANSWERS);
+    // 600 KiB, if all of them were read on.
+    assert!(each < 450.0, "{each:.0} KiB for each answer");
+
+    let windows = [stream_window(2 * LARGE as u32), window_update(0, 1 << 30)].concat();
+    raw.send(&windows);
+    let (mut bytes, mut ends) = (0, 0);
+    while ends < ANSWERS {
+        let frame = raw.next().unwrap();
+        assert_ne!(frame.kind, RST_STREAM, "{frame:?}");
+        if frame.kind == DATA {
+            bytes += frame.payload.len();
+            ends += u32::from(frame.flags & END_STREAM);
+        }
+    }
+    assert_eq!(bytes, ANSWERS as usize * LARGE);
+}
+
+#[test]
+fn answers_that_nobody_takes_end_in_time_and_spare_the_others() {
+    const ANSWERS: u32 = 30;
+    let (_origin, gateway) = start("timeouts: { write: 900ms }");
+    let mut raw = RawH2::connect(gateway.address);
+    raw.send(&stream_window(1_000));
+    for stream in streams(ANSWERS) {
+        raw.send(&request_frame(stream, "/large"));
+    }
+    let mut begun = 0;
+    while begun < ANSWERS {
+        let frame = raw.next().unwrap();
+        begun += u32::from(frame.kind == DATA);
+    }
+    let since = Instant::now();
+    let another = 2 * ANSWERS + 1;
+    raw.send(&request_frame(another, "/small"));
+    let (mut resets, mut is_answered) = (0, false);
+    while resets < ANSWERS || !is_answered {
+        let frame = raw.next().unwrap();
+        if frame.kind == RST_STREAM {
+            assert!(frame.stream != another && frame.code() == CANCEL, "{frame:?}");
+            resets += 1;
+        }
+        is_answered |= frame.kind == DATA && frame.stream == another;
+    }
+    let lasted = since.elapsed().as_millis();
+    assert!((700..4_000).contains(&lasted), "{lasted} ms");
+    wait_for("each to be counted", || {
+        (protected(&gateway, "window_stall") == f64::from(ANSWERS)).then_some(())
+    });
+    raw.send(&request_frame(2 * ANSWERS + 3, "/small"));
+    assert_eq!(raw.outcome(2 * ANSWERS + 3), Some(Ok(200)), "the connection goes on");
+}
+
+#[test]
 fn a_client_with_many_connections_has_few_requests_on_each() {
     let (_origin, gateway) = start("");
     let most = |raw: &mut RawH2| {

@@ -4,8 +4,8 @@
 //! much it may have in flight, what a flood is, which heads are requests, and how a connection ends. Each request is a
 //! task of its own, in which Pingora serves it through the same hooks as one of HTTP/1.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use h2::{Reason, RecvStream};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
 use parking_lot::Mutex;
-use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
+use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -25,7 +25,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Connection, Facts};
 use super::end::TokenEnds;
-use super::watch::watch;
 use crate::admission::Rejection;
 use crate::auth::Principal;
 use crate::base::task::detach;
@@ -37,7 +36,9 @@ pub mod preface;
 mod protection;
 mod session;
 mod stream;
+mod waiting;
 mod watched;
+mod work;
 
 use head::Fault;
 use part::Part;
@@ -45,6 +46,7 @@ use protection::{Budget, Protection};
 use session::Http2Session;
 use stream::{Shared, Stream};
 use watched::{Verdict, Watched};
+use work::serve_request;
 
 /// Requests that a client may have in flight on one connection: what RFC 9113 section 6.5.2 recommends at least.
 const MAX_STREAMS: u32 = 100;
@@ -374,29 +376,6 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
             let _ = writer.send_data(body.into(), true);
         }
     }
-}
-
-/// Serves the request of `session`, and watches it when it takes long.
-async fn serve_request<A: HttpServerApp + Send + Sync + 'static>(
-    context: &Context<A>,
-    session: Http2Session,
-    stream: &Stream,
-) {
-    let mut processing = process(context, session);
-    if timeout(LONG, &mut processing).await.is_err() {
-        watch(stream, processing, &*context.token_end).await;
-    }
-}
-
-/// Lets Pingora serve the request of `session`. This function is neither inlined nor `async`, so that Pingora's large
-/// future, which is made on the stack before it is boxed, takes no room in the request's task.
-#[inline(never)]
-fn process<A: HttpServerApp + Send + Sync + 'static>(
-    context: &Context<A>,
-    session: Http2Session,
-) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + '_>> {
-    let session = ServerSession::new_custom(Box::new(session));
-    context.requests.process_new_http(session, &context.shutdown)
 }
 
 #[cfg(test)]
