@@ -142,6 +142,81 @@ fn answers_that_nobody_takes_end_in_time_and_spare_the_others() {
 }
 
 #[test]
+fn a_frame_must_be_whole_in_time() {
+    let (_origin, gateway) = start("timeouts: { header: 400ms, idle: 30s }");
+    let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 9]);
+    let begun = [PREFACE, &frame(SETTINGS, 0, 0, b"")].concat();
+    let head = frame(HEADERS, END_STREAM, 1, &get("/ok", &[]));
+    let after = |bytes: &[u8]| [&begun[..], bytes].concat();
+    let cases = [
+        ("no settings", PREFACE.to_vec()),
+        ("part of the settings", [PREFACE, &settings[..12]].concat()),
+        ("part of a frame's header", after(&head[..5])),
+        ("part of a head", after(&head[..20])),
+        ("a head that goes on", after(&head)),
+        ("part of a CONTINUATION", after(&[&head[..], &frame(9, 4, 1, b"xyz")[..11]].concat())),
+        ("part of a frame of an unknown type", after(&frame(0xfe, 0, 0, &[0; 100])[..50])),
+    ];
+    let number = cases.len();
+    for (what, bytes) in cases {
+        let since = Instant::now();
+        let mut raw = RawH2::silent(gateway.address);
+        raw.send(&bytes);
+        assert_eq!(raw.goaway(), Some(ENHANCE_YOUR_CALM), "{what}");
+        let lasted = since.elapsed().as_millis();
+        assert!((350..2_500).contains(&lasted), "{what}: {lasted} ms");
+    }
+    // Single bytes do not make the time longer.
+    let since = Instant::now();
+    let mut raw = RawH2::connect(gateway.address);
+    let mut reader = RawH2 { stream: raw.stream.try_clone().unwrap() };
+    let end = thread::spawn(move || reader.goaway());
+    for byte in frame(HEADERS, 5, 1, &get(&"/long".repeat(100), &[])) {
+        if end.is_finished() {
+            break;
+        }
+        raw.send(&[byte]);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(end.join().unwrap(), Some(ENHANCE_YOUR_CALM));
+    assert!(since.elapsed() < Duration::from_millis(2_500), "{:?}", since.elapsed());
+    wait_for("each to be counted", || {
+        (protected(&gateway, "slow_frame") == (number + 1) as f64).then_some(())
+    });
+}
+
+#[test]
+fn a_slow_frame_spares_requests_that_have_begun() {
+    let (origin, gateway) = start("timeouts: { header: 300ms, idle: 30s }");
+    let held = origin.hold("/held");
+    let mut raw = RawH2::connect(gateway.address);
+    raw.send(&request_frame(1, "/held"));
+    origin.one("/held");
+    let another = request_frame(3, "/another");
+    raw.send(&another[..20]);
+    thread::sleep(Duration::from_millis(900));
+    raw.send(&another[20..]);
+    assert_eq!(raw.outcome(3), Some(Ok(200)));
+    held.open();
+    assert_eq!(raw.outcome(1), Some(Ok(200)));
+
+    // A part of a body has the deadline of the body.
+    let post = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/post"),
+        (":authority", "gateway.test"),
+    ]);
+    let body = frame(DATA, END_STREAM, 5, b"0123456789");
+    raw.send(&[&frame(HEADERS, END_HEADERS, 5, &post)[..], &body[..12]].concat());
+    thread::sleep(Duration::from_millis(900));
+    raw.send(&body[12..]);
+    assert_eq!(raw.outcome(5), Some(Ok(200)));
+    assert_eq!(origin.one("/post").body, b"0123456789");
+    assert_eq!(protected(&gateway, "slow_frame"), 0.0);
+}
+
+#[test]
 fn a_client_with_many_connections_has_few_requests_on_each() {
     let (_origin, gateway) = start("");
     let most = |raw: &mut RawH2| {

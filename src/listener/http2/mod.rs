@@ -32,6 +32,7 @@ use crate::config::ClientTimeouts;
 
 mod head;
 mod part;
+mod patience;
 pub mod preface;
 mod protection;
 mod session;
@@ -42,6 +43,7 @@ mod work;
 
 use head::Fault;
 use part::Part;
+use patience::Patience;
 use protection::{Budget, Protection};
 use session::Http2Session;
 use stream::{Shared, Stream};
@@ -136,7 +138,7 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     let shared = Arc::new(Shared::new(facts.entry.clone()));
     let verdict = Arc::new(Mutex::new(Verdict::default()));
     let watched = Watched::new(bytes, ahead, Arc::clone(&shared), Arc::clone(&verdict));
-    // Without a preface, or without settings, there is nobody to answer.
+    // Without a preface there is nobody to answer.
     let Ok(Ok(h2)) = timeout(timeouts().header, options(max_streams).handshake(watched)).await
     else {
         return;
@@ -206,6 +208,8 @@ enum Event {
     Close,
     /// The time for a look at whether the connection is idle.
     Look,
+    /// A frame or a head was not whole in time.
+    Slow,
 }
 
 /// Whether a connection rests.
@@ -227,11 +231,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
         let mut close = pin!(context.shared.close.notified());
         let mut look = pin!(sleep_until(Instant::now() + timeouts().idle));
         let (mut is_closing, mut was_idle) = (false, false);
+        let mut patience = Patience::default();
         loop {
             let event = {
                 let mut accept = pin!(self.h2.accept());
                 let verdict = &self.verdict;
                 poll_fn(|cx| {
+                    verdict.lock().awaits = None;
                     if let Poll::Ready(accepted) = accept.as_mut().poll(cx) {
                         return Poll::Ready(match accepted {
                             Some(Ok((request, respond))) => Event::Request(request, respond),
@@ -239,8 +245,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
                             None => Event::Ended(None),
                         });
                     }
-                    if let Some(protection) = verdict.lock().flood {
+                    let Verdict { flood, awaits, .. } = *verdict.lock();
+                    if let Some(protection) = flood {
                         return Poll::Ready(Event::Flood(protection));
+                    }
+                    if patience.is_over(awaits, || timeouts().header, cx) {
+                        return Poll::Ready(Event::Slow);
                     }
                     if !is_closing
                         && (shutdown.as_mut().poll(cx).is_ready()
@@ -275,6 +285,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
                     return;
                 }
                 Event::Flood(protection) => return self.end(protection).await,
+                // Requests that have begun have deadlines of their own, and the frame may still come.
+                Event::Slow if context.shared.handlers() > 0 => {}
+                Event::Slow => return self.end(Protection::SlowFrame).await,
                 Event::Close => {
                     is_closing = true;
                     self.h2.graceful_shutdown();
