@@ -7,6 +7,7 @@ mod support;
 use std::io::Write;
 
 use support::http2::*;
+use support::token::bearer;
 use support::*;
 
 /// Error codes (RFC 9113 section 7).
@@ -719,4 +720,45 @@ fn a_client_may_say_goodbye() {
     let end = raw.goaway();
     assert!(matches!(end, None | Some(NO_ERROR)), "{end:?}");
     setting.is_well("a goodbye");
+}
+
+/// Work on a request goes on for a moment after its client has reset it: here, while the store does not answer.
+#[test]
+fn requests_that_outlive_their_streams_are_bounded() {
+    const WAVE: u32 = 50;
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = Gateway::start(&format!(
+        "listeners: [ {{ address: \"127.0.0.1:0\", http2: true }} ]
+redis: {{ url: \"{}\", timeout: 30s }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }}, {{ prefix: /ok, upstream: up, auth: none }} ]",
+        redis.url(),
+        origin.url()
+    ));
+    let setting = Setting { origin, gateway };
+    let token = bearer("alice");
+    let private = get("/private", &[("authorization", &token)]);
+    redis.freeze();
+    let mut raw = setting.connect();
+    for wave in 0..4 {
+        let streams = || (0..WAVE).map(|nth| 2 * (WAVE * wave + nth) + 1);
+        raw.send(&streams().flat_map(|stream| request_frame(stream, &private)).collect::<Vec<_>>());
+        raw.send(&frame(PING, 0, 0, b"12345678"));
+        assert!(raw.find(|f| f.kind == PING && f.flags == ACK).is_some());
+        let reset = |stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+        raw.send(&streams().flat_map(reset).collect::<Vec<_>>());
+    }
+    let next = 8 * WAVE + 1;
+    raw.send(&request_frame(next, &get("/ok", &[])));
+    assert_eq!(raw.outcome(next), Some(Err(REFUSED_STREAM)));
+    assert_eq!(setting.protected("handlers"), 1.0);
+    setting.is_well("requests that outlive their streams");
+    redis.thaw();
+    let mut stream = next;
+    wait_for("the connection to go on", || {
+        stream += 2;
+        raw.send(&request_frame(stream, &get("/ok", &[])));
+        (raw.outcome(stream) == Some(Ok(200))).then_some(())
+    });
+    assert!(setting.origin.requests_for("/private").is_empty());
 }
