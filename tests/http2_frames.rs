@@ -1,5 +1,15 @@
 //! HTTP/2 frame by frame: malformed frames and heads, tricks with pseudo-fields, and floods (RFC 9113). Whatever a client
 //! sends, the origin sees nothing of it, and the gateway serves the others.
+//!
+//! | RFC 9113 | tests |
+//! | --- | --- |
+//! | 3.4, 5.2, 6.9 preface, windows | `tests/http2_slow.rs`, `tests/http2.rs`, `windows_shrink_and_grow` |
+//! | 4.1, 4.2, 6 frames | `malformed_frames_end_the_connection`, `harmless_oddities_are_served` |
+//! | 4.3, RFC 7541 header compression | `broken_compression_ends_the_connection` |
+//! | 5.1, 5.3 states of streams | `frames_that_do_not_fit_the_state_of_their_stream_are_errors`, `requests_beyond_the_bound_…` |
+//! | 8.1 bodies, trailers | `bodies_that_contradict_…`, `nothing_of_the_trailers_of_a_request_passes` |
+//! | 8.2, 8.3 fields | `malformed_heads_reach_no_origin`, `a_fragment_of_the_path_…` |
+//! | 10.5 denial of service | `floods_end_the_connection_and_count`, `requests_that_outlive_their_streams_…` |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -17,6 +27,7 @@ const FLOW_CONTROL_ERROR: u32 = 3;
 const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
+const COMPRESSION_ERROR: u32 = 9;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Fields of a head, in their order.
@@ -460,6 +471,120 @@ fn malformed_frames_end_the_connection() {
         (setting.protected("protocol_error") - before == number as f64).then_some(())
     });
     setting.is_well("malformed frames");
+}
+
+#[test]
+fn frames_that_do_not_fit_the_state_of_their_stream_are_errors() {
+    let setting = Setting::new();
+    let held = setting.origin.hold("/held");
+    let whole = request_frame(1, &get("/held", &[]));
+    let half = frame(HEADERS, END_HEADERS, 1, &get("/ok", &[]));
+    let reset = frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    let data = frame(DATA, 0, 1, b"evil");
+    let more = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/evil", &[]));
+    let itself = [&[0, 0, 0, 1, 9][..], &get("/evil", &[])].concat();
+    let cases = [
+        // h2 says PROTOCOL_ERROR, where RFC 9113 section 5.1 says STREAM_CLOSED.
+        ("DATA after the end", [&whole[..], &data].concat(), &[PROTOCOL_ERROR, STREAM_CLOSED][..]),
+        ("HEADERS after the end", [&whole[..], &more].concat(), &[PROTOCOL_ERROR, STREAM_CLOSED]),
+        (
+            "CONTINUATION after the end",
+            [&whole[..], &frame(CONTINUATION, END_HEADERS, 1, &get("/evil", &[]))].concat(),
+            &[PROTOCOL_ERROR, STREAM_CLOSED],
+        ),
+        ("a stream that depends on itself", frame(HEADERS, 0x25, 1, &itself), &[PROTOCOL_ERROR]),
+        (
+            "PRIORITY on itself",
+            [&half[..], &frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 9])].concat(),
+            &[PROTOCOL_ERROR],
+        ),
+        (
+            "a window over the bound",
+            [&whole[..], &frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff])].concat(),
+            &[FLOW_CONTROL_ERROR],
+        ),
+        (
+            "a setting that takes a window over the bound",
+            [
+                &whole[..],
+                &frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0, 0]),
+                &frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
+            ]
+            .concat(),
+            &[FLOW_CONTROL_ERROR],
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (what, bytes, codes) in cases {
+        let mut raw = setting.connect();
+        raw.send(&bytes);
+        let end = raw.find(|f| f.kind == GOAWAY || f.kind == RST_STREAM);
+        let code = end.map(|frame| frame.code());
+        if !code.is_some_and(|code| codes.contains(&code)) {
+            wrong.push(format!("{what}: {code:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // Frames that crossed a reset on their way are ignored, or end the connection.
+    for (what, late) in [("DATA", data), ("HEADERS", more), ("RST_STREAM", reset.clone())] {
+        let mut raw = setting.connect();
+        raw.send(&[&half[..], &reset, &late, &frame(PING, 0, 0, b"12345678")].concat());
+        let end = raw.find(|f| f.kind == GOAWAY || (f.kind == PING && f.flags == ACK)).unwrap();
+        let is_error = |frame: &Frame| [PROTOCOL_ERROR, STREAM_CLOSED].contains(&frame.code());
+        assert!(end.kind == PING || is_error(&end), "{what} after a reset: {end:?}");
+    }
+    held.open();
+    drop(held);
+    setting.is_well_but_for(&["/held"], "frames of streams that have ended");
+    let bodies = setting.origin.requests().into_iter().filter(|request| !request.body.is_empty());
+    assert_eq!(bodies.count(), 0, "no body belongs to these requests");
+}
+
+#[test]
+fn windows_shrink_and_grow() {
+    let setting = Setting::new();
+    setting.origin.reply("/ok", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789");
+    let mut raw = setting.connect();
+    let window = |bytes: u8| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, bytes]);
+    raw.send(&[window(3), request_frame(1, &get("/ok", &[]))].concat());
+    let data = |raw: &mut RawH2| raw.find(|frame| frame.kind == DATA).unwrap().payload;
+    assert_eq!(data(&mut raw), b"123");
+    // The window is below zero now.
+    raw.send(&window(1));
+    raw.send(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 2]));
+    raw.send(&frame(PING, 0, 0, b"12345678"));
+    let next = raw.find(|frame| frame.kind == DATA || (frame.kind == PING && frame.flags == ACK));
+    assert_eq!(next.unwrap().kind, PING, "nothing may be sent");
+    raw.send(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 2]));
+    assert_eq!(data(&mut raw), b"45");
+    raw.send(&window(5));
+    assert_eq!(data(&mut raw), b"6789");
+    setting.is_well("windows");
+}
+
+#[test]
+fn broken_compression_ends_the_connection() {
+    let setting = Setting::new();
+    let evil = get("/evil", &[]);
+    let with = |bytes: &[u8]| [&evil[..], bytes].concat();
+    for (what, fields) in [
+        ("index 0", with(&[0x80])),
+        ("an index over the table", with(&[0xc0])),
+        ("a name over the table", with(&[0x7f, 0x20, 1, b'x'])),
+        ("a number without an end", with(&[0xff; 12])),
+        ("a table over its bound", [&[0x3f, 0xe2, 0x1f][..], &evil].concat()),
+        ("a size of the table at the end", with(&[0x20])),
+        ("a text that is cut", with(&[0, 1, b'x', 9, b'y'])),
+        ("padding that is too long", with(&[0, 1, b'x', 0x82, 0x1f, 0xff])),
+        ("padding of zeros", with(&[0, 1, b'x', 0x81, 0x18])),
+        ("the code for the end", with(&[0, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff])),
+    ] {
+        let mut raw = setting.connect();
+        raw.send(&request_frame(1, &fields));
+        let code = raw.goaway();
+        assert!(matches!(code, Some(PROTOCOL_ERROR | COMPRESSION_ERROR)), "{what}: {code:?}");
+    }
+    setting.is_well("broken compression");
 }
 
 #[test]
