@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{DistinguishedName, DnType, SanType};
 use rustls::HandshakeKind;
 use serde_json::{Value, json};
+use support::http2::H2Client;
 use support::tls::{Authority, Files, Issued, TlsClient, listeners};
 use support::token::{claims, now};
 use support::*;
@@ -305,4 +306,60 @@ fn an_authority_that_leaves_takes_its_connections_along() {
     });
     assert_eq!(edge.status(&new_client, &[]), 200);
     assert_eq!(newer.get("/open").status(), 200);
+}
+
+#[test]
+fn a_certificate_counts_over_http2_as_over_http1() {
+    let edge = Edge::start("optional");
+    let own = edge.clients.issue(&["own.test"]);
+    let connect = |client: &TlsClient| H2Client::connect_tls(client, edge.address, "a.test");
+    let old_client = edge.client(&own);
+    let (mut with, mut without) = (connect(&old_client), connect(&edge.servers.client()));
+
+    // The upstream learns of it.
+    let fields =
+        |case| [("X-Case", case), ("X-Client-Cert-Subject", "CN=root"), ("X_Client_Cert_San", "x")];
+    assert_eq!(with.call("GET", "/open", &fields("with"), b"").unwrap().status(), 200);
+    assert_eq!(without.call("GET", "/open", &fields("without"), b"").unwrap().status(), 200);
+    let fingerprint: String =
+        digest(&SHA256, &own.der()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let seen = edge.origin.case("with").unwrap();
+    assert_eq!(seen.all("x-client-cert-fingerprint"), [fingerprint.as_str()]);
+    assert_eq!(seen.all("x-client-cert-san"), ["DNS:own.test"]);
+    let seen = edge.origin.case("without").unwrap();
+    assert!(!seen.headers.iter().any(|(name, _)| name.to_lowercase().contains("cert")));
+
+    // A token that is bound to it.
+    let bound = json!({ "x5t#S256": thumbprint(&own) });
+    let bound = claims(json!({ "api_key": "alice", "exp": now() + 3600, "cnf": bound }));
+    let authorization = format!("Bearer {bound}");
+    let fields = [("Authorization", &*authorization)];
+    for _ in 0..2 {
+        let refused = without.call("GET", "/", &fields, b"").unwrap();
+        assert_eq!((refused.status(), refused.code()), (401, "invalid_token".into()));
+        assert_eq!(with.call("GET", "/", &fields, b"").unwrap().status(), 200);
+    }
+
+    // Its authority leaves.
+    let gate = edge.origin.hold("/open/slow");
+    let (slow, _) = with.begin("GET", "/open/slow", &[], true);
+    edge.origin.one("/open/slow");
+    std::fs::write(edge.dir.path().join("clients.pem"), Authority::new("second").pem).unwrap();
+    wait_for("the authority to leave", || (edge.status(&old_client, &[]) == 0).then_some(()));
+    let before = edge.origin.requests().len();
+    let answer = with.call("GET", "/open", &[], b"").unwrap();
+    assert_eq!((answer.status(), answer.code()), (421, "misdirected".into()));
+    assert_eq!(edge.origin.requests().len(), before);
+    gate.open();
+    assert_eq!(with.receive(slow).unwrap().text(), "held", "a request that had begun");
+    // The connection ends; the gateway may be gone before the client's goodbye.
+    let _ = with.end();
+    assert_eq!(without.call("GET", "/open", &[], b"").unwrap().status(), 200);
+
+    // A certificate is required.
+    edge.reload("required");
+    assert_eq!(without.call("GET", "/ready", &[], b"").unwrap().status(), 200);
+    let answer = without.call("GET", "/open", &[], b"").unwrap();
+    assert_eq!((answer.status(), answer.code()), (421, "misdirected".into()));
+    let _ = without.end();
 }

@@ -1,5 +1,15 @@
 //! HTTP/2 frame by frame: malformed frames and heads, tricks with pseudo-fields, and floods (RFC 9113). Whatever a client
 //! sends, the origin sees nothing of it, and the gateway serves the others.
+//!
+//! | RFC 9113 | tests |
+//! | --- | --- |
+//! | 3.4, 5.2, 6.9 preface, windows | `tests/http2_slow.rs`, `tests/http2.rs`, `windows_shrink_and_grow` |
+//! | 4.1, 4.2, 6 frames | `malformed_frames_end_the_connection`, `harmless_oddities_are_served` |
+//! | 4.3, RFC 7541 header compression | `broken_compression_ends_the_connection` |
+//! | 5.1, 5.3 states of streams | `frames_that_do_not_fit_the_state_of_their_stream_are_errors`, `requests_beyond_the_bound_…` |
+//! | 8.1 bodies, trailers | `bodies_that_contradict_…`, `nothing_of_the_trailers_of_a_request_passes` |
+//! | 8.2, 8.3 fields | `malformed_heads_reach_no_origin`, `a_fragment_of_the_path_…` |
+//! | 10.5 denial of service | `floods_end_the_connection_and_count`, `requests_that_outlive_their_streams_…` |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -7,6 +17,7 @@ mod support;
 use std::io::Write;
 
 use support::http2::*;
+use support::token::bearer;
 use support::*;
 
 /// Error codes (RFC 9113 section 7).
@@ -16,6 +27,7 @@ const FLOW_CONTROL_ERROR: u32 = 3;
 const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
+const COMPRESSION_ERROR: u32 = 9;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Fields of a head, in their order.
@@ -124,6 +136,70 @@ fn malformed_heads_reach_no_origin() {
         ("the path *", vec![method, scheme, (":path", "*"), authority], refused),
         ("OPTIONS *", vec![(":method", "OPTIONS"), scheme, (":path", "*"), authority], refused),
         ("a query alone", vec![method, scheme, (":path", "?x"), authority], refused),
+        ("two paths, one late", vec![method, scheme, path, authority, ("x", "y"), path], reset),
+        ("a late authority", vec![method, scheme, path, ("x", "y"), authority], reset),
+        ("a late method", vec![scheme, path, authority, ("x", "y"), method], reset),
+        ("an empty scheme", vec![method, (":scheme", ""), path, authority], refused),
+        ("an empty method", vec![(":method", ""), scheme, path, authority], reset),
+        (
+            "capital letters of a pseudo-field",
+            vec![method, scheme, (":Path", "/bad"), authority],
+            reset,
+        ),
+        (
+            "a user and a password",
+            vec![method, scheme, path, (":authority", "u:p@gateway.test")],
+            refused,
+        ),
+        (
+            "an authority with a path",
+            vec![method, scheme, path, (":authority", "gateway.test/x")],
+            reset,
+        ),
+        (
+            "an authority with a query",
+            vec![method, scheme, path, (":authority", "gateway.test?x")],
+            reset,
+        ),
+        (
+            "an authority with a space",
+            vec![method, scheme, path, (":authority", "gateway test")],
+            reset,
+        ),
+        ("two authorities in one", vec![method, scheme, path, (":authority", "a,b")], refused),
+        ("Host with a user", vec![method, scheme, path, ("host", "u@gateway.test")], refused),
+        (
+            "Host of another port",
+            vec![method, scheme, path, authority, ("host", "gateway.test:81")],
+            refused,
+        ),
+        ("CONNECT with a path", vec![(":method", "CONNECT"), scheme, path, authority], reset),
+        ("CONNECT without an authority", vec![(":method", "CONNECT")], refused),
+        ("a protocol alone", vec![method, scheme, path, authority, (":protocol", "")], reset),
+        ("TE with more", vec![method, scheme, path, authority, ("te", "trailers, gzip")], reset),
+        (
+            "HTTP2-Settings with Upgrade",
+            vec![
+                method,
+                scheme,
+                path,
+                authority,
+                ("http2-settings", "AAMAAABk"),
+                ("upgrade", "h2c"),
+            ],
+            reset,
+        ),
+        (
+            "a length in two values",
+            vec![method, scheme, path, authority, ("content-length", "0, 0")],
+            reset,
+        ),
+        ("an empty length", vec![method, scheme, path, authority, ("content-length", "")], refused),
+        (
+            "a length in hexadecimal digits",
+            vec![method, scheme, path, authority, ("content-length", "0x0")],
+            reset,
+        ),
         ("no slash", vec![method, scheme, (":path", "bad"), authority], reset),
         (
             "a URL as path",
@@ -200,6 +276,7 @@ fn malformed_heads_reach_no_origin() {
         ),
         ("many fields", [&[method, scheme, path, authority][..], &many].concat(), Some(Ok(431))),
     ];
+    let mut wrong = Vec::new();
     for (what, fields, expected) in cases {
         let mut raw = setting.connect();
         raw.send(&request_frame(1, &block(&fields)));
@@ -208,11 +285,14 @@ fn malformed_heads_reach_no_origin() {
             // h2 takes names and values that are none for a broken block, which ends the connection.
             continue;
         }
-        assert_eq!(outcome, expected, "{what}");
+        if outcome != expected {
+            wrong.push(format!("{what}: {outcome:?} instead of {expected:?}"));
+        }
         // The connection goes on.
         raw.send(&frame(PING, 0, 0, b"12345678"));
         assert!(raw.find(|f| f.kind == PING && f.flags == ACK).is_some(), "{what}");
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     setting.is_well("malformed heads");
 }
 
@@ -228,7 +308,7 @@ fn bodies_that_contradict_their_length_reach_no_origin_whole() {
             ("content-length", length),
         ])
     };
-    for (length, body) in [("3", &b"four"[..]), ("5", b"four"), ("0", b"x")] {
+    for (length, body) in [("3", &b"four"[..]), ("5", b"four"), ("0", b"x"), ("4000", b"four")] {
         let mut raw = setting.connect();
         raw.send(&frame(HEADERS, END_HEADERS, 1, &post(length)));
         raw.send(&frame(DATA, END_STREAM, 1, body));
@@ -241,6 +321,68 @@ fn bodies_that_contradict_their_length_reach_no_origin_whole() {
             && request.header("content-length").as_deref() != Some("0")
     };
     assert!(!setting.origin.requests().iter().any(whole));
+}
+
+/// Trailers of a request are dropped (RFC 9110 section 6.5), whatever they hold.
+#[test]
+fn nothing_of_the_trailers_of_a_request_passes() {
+    let setting = Setting::new();
+    let post = block(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/ok"),
+        (":authority", "gateway.test"),
+    ]);
+    let begun = |raw: &mut RawH2| {
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &post));
+        raw.send(&frame(DATA, 0, 1, b"body"));
+    };
+    let reset = Some(Err(PROTOCOL_ERROR));
+    let cases: Vec<(&str, Fields, u8, Outcome)> = vec![
+        ("a field", vec![("x-evil", "y")], END_STREAM, Some(Ok(200))),
+        ("a path", vec![(":path", "/evil")], END_STREAM, Some(Ok(200))),
+        ("a status", vec![(":status", "200"), ("x-evil", "y")], END_STREAM, Some(Ok(200))),
+        ("framing", vec![("content-length", "9"), ("x-evil", "y")], END_STREAM, Some(Ok(200))),
+        ("an identity", vec![("x-token-id", "evil"), ("host", "evil")], END_STREAM, Some(Ok(200))),
+        ("an unknown pseudo-field", vec![(":evil", "y")], END_STREAM, reset),
+        ("a late pseudo-field", vec![("x-evil", "y"), (":path", "/evil")], END_STREAM, reset),
+        ("capital letters", vec![("X-Evil", "y")], END_STREAM, reset),
+        ("Connection", vec![("connection", "x-evil")], END_STREAM, reset),
+        ("Transfer-Encoding", vec![("transfer-encoding", "chunked")], END_STREAM, reset),
+        ("no end of the stream", vec![("x-evil", "y")], 0, reset),
+    ];
+    for (what, fields, flags, expected) in cases {
+        let mut raw = setting.connect();
+        begun(&mut raw);
+        raw.send(&frame(HEADERS, END_HEADERS | flags, 1, &block(&fields)));
+        let outcome = raw.outcome(1);
+        // h2 takes names that are none for a broken block, which ends the connection.
+        assert!(
+            outcome == expected || (expected == reset && outcome.is_none()),
+            "{what}: {outcome:?}"
+        );
+    }
+    setting.is_well("trailers");
+    for request in setting.origin.requests() {
+        let seen = format!("{request:?}");
+        assert!(!seen.contains("evil"), "{seen}");
+        assert!(
+            !request.complete || request.method() == "GET" || request.body == b"body",
+            "{seen}"
+        );
+    }
+}
+
+/// h2 drops what follows a `#`, before anybody can decide by it.
+#[test]
+fn a_fragment_of_the_path_is_no_part_of_the_request() {
+    let setting = Setting::new();
+    for path in ["/ok#/../bad", "/ok#?x=/bad", "/ok#"] {
+        let mut raw = setting.connect();
+        raw.send(&request_frame(1, &get(path, &[])));
+        assert_eq!(raw.outcome(1), Some(Ok(200)), "{path}");
+    }
+    setting.is_well("fragments");
 }
 
 #[test]
@@ -332,6 +474,120 @@ fn malformed_frames_end_the_connection() {
 }
 
 #[test]
+fn frames_that_do_not_fit_the_state_of_their_stream_are_errors() {
+    let setting = Setting::new();
+    let held = setting.origin.hold("/held");
+    let whole = request_frame(1, &get("/held", &[]));
+    let half = frame(HEADERS, END_HEADERS, 1, &get("/ok", &[]));
+    let reset = frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    let data = frame(DATA, 0, 1, b"evil");
+    let more = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/evil", &[]));
+    let itself = [&[0, 0, 0, 1, 9][..], &get("/evil", &[])].concat();
+    let cases = [
+        // h2 says PROTOCOL_ERROR, where RFC 9113 section 5.1 says STREAM_CLOSED.
+        ("DATA after the end", [&whole[..], &data].concat(), &[PROTOCOL_ERROR, STREAM_CLOSED][..]),
+        ("HEADERS after the end", [&whole[..], &more].concat(), &[PROTOCOL_ERROR, STREAM_CLOSED]),
+        (
+            "CONTINUATION after the end",
+            [&whole[..], &frame(CONTINUATION, END_HEADERS, 1, &get("/evil", &[]))].concat(),
+            &[PROTOCOL_ERROR, STREAM_CLOSED],
+        ),
+        ("a stream that depends on itself", frame(HEADERS, 0x25, 1, &itself), &[PROTOCOL_ERROR]),
+        (
+            "PRIORITY on itself",
+            [&half[..], &frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 9])].concat(),
+            &[PROTOCOL_ERROR],
+        ),
+        (
+            "a window over the bound",
+            [&whole[..], &frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff])].concat(),
+            &[FLOW_CONTROL_ERROR],
+        ),
+        (
+            "a setting that takes a window over the bound",
+            [
+                &whole[..],
+                &frame(WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0, 0]),
+                &frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
+            ]
+            .concat(),
+            &[FLOW_CONTROL_ERROR],
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (what, bytes, codes) in cases {
+        let mut raw = setting.connect();
+        raw.send(&bytes);
+        let end = raw.find(|f| f.kind == GOAWAY || f.kind == RST_STREAM);
+        let code = end.map(|frame| frame.code());
+        if !code.is_some_and(|code| codes.contains(&code)) {
+            wrong.push(format!("{what}: {code:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // Frames that crossed a reset on their way are ignored, or end the connection.
+    for (what, late) in [("DATA", data), ("HEADERS", more), ("RST_STREAM", reset.clone())] {
+        let mut raw = setting.connect();
+        raw.send(&[&half[..], &reset, &late, &frame(PING, 0, 0, b"12345678")].concat());
+        let end = raw.find(|f| f.kind == GOAWAY || (f.kind == PING && f.flags == ACK)).unwrap();
+        let is_error = |frame: &Frame| [PROTOCOL_ERROR, STREAM_CLOSED].contains(&frame.code());
+        assert!(end.kind == PING || is_error(&end), "{what} after a reset: {end:?}");
+    }
+    held.open();
+    drop(held);
+    setting.is_well_but_for(&["/held"], "frames of streams that have ended");
+    let bodies = setting.origin.requests().into_iter().filter(|request| !request.body.is_empty());
+    assert_eq!(bodies.count(), 0, "no body belongs to these requests");
+}
+
+#[test]
+fn windows_shrink_and_grow() {
+    let setting = Setting::new();
+    setting.origin.reply("/ok", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789");
+    let mut raw = setting.connect();
+    let window = |bytes: u8| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, bytes]);
+    raw.send(&[window(3), request_frame(1, &get("/ok", &[]))].concat());
+    let data = |raw: &mut RawH2| raw.find(|frame| frame.kind == DATA).unwrap().payload;
+    assert_eq!(data(&mut raw), b"123");
+    // The window is below zero now.
+    raw.send(&window(1));
+    raw.send(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 2]));
+    raw.send(&frame(PING, 0, 0, b"12345678"));
+    let next = raw.find(|frame| frame.kind == DATA || (frame.kind == PING && frame.flags == ACK));
+    assert_eq!(next.unwrap().kind, PING, "nothing may be sent");
+    raw.send(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 2]));
+    assert_eq!(data(&mut raw), b"45");
+    raw.send(&window(5));
+    assert_eq!(data(&mut raw), b"6789");
+    setting.is_well("windows");
+}
+
+#[test]
+fn broken_compression_ends_the_connection() {
+    let setting = Setting::new();
+    let evil = get("/evil", &[]);
+    let with = |bytes: &[u8]| [&evil[..], bytes].concat();
+    for (what, fields) in [
+        ("index 0", with(&[0x80])),
+        ("an index over the table", with(&[0xc0])),
+        ("a name over the table", with(&[0x7f, 0x20, 1, b'x'])),
+        ("a number without an end", with(&[0xff; 12])),
+        ("a table over its bound", [&[0x3f, 0xe2, 0x1f][..], &evil].concat()),
+        ("a size of the table at the end", with(&[0x20])),
+        ("a text that is cut", with(&[0, 1, b'x', 9, b'y'])),
+        ("padding that is too long", with(&[0, 1, b'x', 0x82, 0x1f, 0xff])),
+        ("padding of zeros", with(&[0, 1, b'x', 0x81, 0x18])),
+        ("the code for the end", with(&[0, 1, b'x', 0x84, 0xff, 0xff, 0xff, 0xff])),
+    ] {
+        let mut raw = setting.connect();
+        raw.send(&request_frame(1, &fields));
+        let code = raw.goaway();
+        assert!(matches!(code, Some(PROTOCOL_ERROR | COMPRESSION_ERROR)), "{what}: {code:?}");
+    }
+    setting.is_well("broken compression");
+}
+
+#[test]
 fn harmless_oddities_are_served() {
     let setting = Setting::new();
     // A frame of an unknown type, an unknown setting, padding, priorities, a head in pieces.
@@ -376,8 +632,6 @@ fn floods_end_the_connection_and_count() {
     let held = setting.origin.hold("/held");
     let begun = frame(HEADERS, END_HEADERS, 1, &get("/ok", &[]));
     let ten = |bytes: Vec<u8>| bytes.repeat(10);
-    let calm = Some(ENHANCE_YOUR_CALM);
-
     let ping = flooded(&setting, b"", |_| ten(frame(PING, 0, 0, &[0; 8])));
     setting.counts("ping", ping);
 
@@ -419,13 +673,14 @@ fn floods_end_the_connection_and_count() {
     });
     setting.counts("rapid_reset", rapid);
 
-    // Streams that the gateway must reset (MadeYouReset).
+    // Streams that the gateway must reset (MadeYouReset): windows over their bound, and bodies after their end.
     let forced = flooded(&setting, b"", |nth| {
         let stream = 2 * nth + 1;
-        [request_frame(stream, &get("/held", &[])), frame(WINDOW_UPDATE, 0, stream, &[0; 4])]
-            .concat()
+        let over = frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff]);
+        [request_frame(stream, &get("/held", &[])), over].concat()
     });
-    assert!(forced == calm || forced == Some(PROTOCOL_ERROR), "{forced:?}");
+    setting.counts("forced_reset", forced);
+    assert_eq!(setting.protected("protocol_error"), 0.0, "each flood has its own name");
 
     held.open();
     drop(held);
@@ -590,4 +845,45 @@ fn a_client_may_say_goodbye() {
     let end = raw.goaway();
     assert!(matches!(end, None | Some(NO_ERROR)), "{end:?}");
     setting.is_well("a goodbye");
+}
+
+/// Work on a request goes on for a moment after its client has reset it: here, while the store does not answer.
+#[test]
+fn requests_that_outlive_their_streams_are_bounded() {
+    const WAVE: u32 = 50;
+    let (redis, origin) = (Redis::start(), Origin::start());
+    let gateway = Gateway::start(&format!(
+        "listeners: [ {{ address: \"127.0.0.1:0\", http2: true }} ]
+redis: {{ url: \"{}\", timeout: 30s }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }}, {{ prefix: /ok, upstream: up, auth: none }} ]",
+        redis.url(),
+        origin.url()
+    ));
+    let setting = Setting { origin, gateway };
+    let token = bearer("alice");
+    let private = get("/private", &[("authorization", &token)]);
+    redis.freeze();
+    let mut raw = setting.connect();
+    for wave in 0..4 {
+        let streams = || (0..WAVE).map(|nth| 2 * (WAVE * wave + nth) + 1);
+        raw.send(&streams().flat_map(|stream| request_frame(stream, &private)).collect::<Vec<_>>());
+        raw.send(&frame(PING, 0, 0, b"12345678"));
+        assert!(raw.find(|f| f.kind == PING && f.flags == ACK).is_some());
+        let reset = |stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+        raw.send(&streams().flat_map(reset).collect::<Vec<_>>());
+    }
+    let next = 8 * WAVE + 1;
+    raw.send(&request_frame(next, &get("/ok", &[])));
+    assert_eq!(raw.outcome(next), Some(Err(REFUSED_STREAM)));
+    assert_eq!(setting.protected("handlers"), 1.0);
+    setting.is_well("requests that outlive their streams");
+    redis.thaw();
+    let mut stream = next;
+    wait_for("the connection to go on", || {
+        stream += 2;
+        raw.send(&request_frame(stream, &get("/ok", &[])));
+        (raw.outcome(stream) == Some(Ok(200))).then_some(())
+    });
+    assert!(setting.origin.requests_for("/private").is_empty());
 }

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::HandshakeKind;
+use support::http2::{H2Client, PREFACE};
 use support::tls::{Authority, Files, Issued, TlsClient, listeners, plain};
 use support::*;
 use tempfile::TempDir;
@@ -687,4 +688,50 @@ routes: [ {{ prefix: /, upstream: up }} ]",
         Some(1.0)
     );
     assert_eq!(gateway.metric("tollgate_token_cache_total{outcome=\"miss\"}"), Some(0.0));
+}
+
+#[test]
+fn a_client_of_http2_is_sent_to_https_too() {
+    let (origin, authority, dir) =
+        (Origin::start(), Authority::new("tests"), TempDir::new().unwrap());
+    let files = authority.issue(&["gateway.test"]).write(dir.path(), "a");
+    let gateway = Gateway::start(&format!(
+        "listeners:
+  - {{ address: \"127.0.0.1:0\", redirect_https: true, http2: true }}
+  - {{ address: \"127.0.0.1:0\", tls: {{ certificates: [ {} ] }} }}
+upstreams: {{ up: {{ endpoints: [ \"{}\" ] }} }}
+routes: [ {{ prefix: /, upstream: up }} ]",
+        files.yaml(),
+        origin.url()
+    ));
+    let encrypted = listeners(&gateway)[1];
+    let mut client = H2Client::connect(listeners(&gateway)[0]);
+    for (method, target, body) in
+        [("GET", "/a/b;v=1/%41?q=%20&x", &b""[..]), ("POST", "/x", b"body"), ("HEAD", "/", b"")]
+    {
+        let fields = [("Authorization", "Bearer none")];
+        let answer = client.call(method, target, &fields, body).unwrap();
+        let location = format!("https://gateway.test:{}{target}", encrypted.port());
+        assert_eq!((answer.status(), answer.header("location")), (308, Some(location)), "{target}");
+    }
+    assert_eq!(client.call("GET", "/%2e%2e/x", &[], b"").unwrap().code(), "bad_request");
+    assert_eq!(client.call("GET", "/health", &[], b"").unwrap().status(), 200);
+    let mut client = H2Client::connect_tls(&authority.client(), encrypted, "gateway.test");
+    assert_eq!(client.call("GET", "/", &[], b"").unwrap().code(), "missing_token");
+    assert!(origin.requests().is_empty());
+}
+
+#[test]
+fn a_client_that_agrees_on_http2_must_begin_in_time() {
+    let edge = Edge::start_with(&[&["a.test"]], "", "timeouts: { header: 500ms, idle: 30s }");
+    let client = edge.client().with(|config| config.alpn_protocols = vec![b"h2".to_vec()]);
+    for begin in [&b""[..], &PREFACE[..10]] {
+        let mut connection = client.connect(edge.address, "a.test");
+        let since = Instant::now();
+        connection.send(begin);
+        // The gateway may have sent its settings.
+        let _ = connection.read_to_end();
+        let lasted = since.elapsed().as_millis();
+        assert!((400..5_000).contains(&lasted), "{begin:?}: {lasted} ms");
+    }
 }

@@ -216,8 +216,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer for Connections<
             let token_end = Arc::clone(&self).token_ends();
             let requests = Arc::clone(requests);
             // Boxed, because the task of a connection of HTTP/1 would be larger.
+            let most = http2::max_streams(open.nth_of_client());
+            let refusal = refusals.http2;
             let served =
-                http2::serve(requests, connection, timeouts, refusals.http2, token_end, shutdown);
+                http2::serve(requests, connection, most, timeouts, refusal, token_end, shutdown);
             return Box::pin(served).await;
         }
         http1::serve(requests, connection, timeouts, refusals.http1, &token_end, shutdown).await;

@@ -38,7 +38,8 @@ impl OpenConnections {
     pub fn admit(&self, client: Option<Network>, bounds: Bounds) -> Option<OpenConnection> {
         METRICS.connections.inc();
         let before = self.all.fetch_add(1, Ordering::Relaxed);
-        let mut connection = OpenConnection { all: Arc::clone(&self.all), _client: None };
+        let mut connection =
+            OpenConnection { all: Arc::clone(&self.all), _client: None, nth_of_client: 1 };
         if before >= bounds.all {
             self.refusals.count_all();
             return None;
@@ -56,6 +57,7 @@ impl OpenConnections {
         let (Some(client), Some(most)) = (client, most) else { return true };
         let (guard, open) = self.clients.incr(client, 1);
         connection._client = Some(guard);
+        connection.nth_of_client = usize::try_from(open).unwrap_or(1);
         if open > most {
             self.refusals.count_client(client);
         }
@@ -73,6 +75,14 @@ impl OpenConnections {
 pub struct OpenConnection {
     all: Arc<AtomicUsize>,
     _client: Option<Guard>,
+    nth_of_client: usize,
+}
+
+impl OpenConnection {
+    /// How many connections its client had open when this one began, with this one; 1 where the client has no bound.
+    pub fn nth_of_client(&self) -> usize {
+        self.nth_of_client
+    }
 }
 
 impl Drop for OpenConnection {
@@ -172,7 +182,8 @@ mod tests {
                 assert!(admit(full).is_none(), "{full}");
             }
         }
-        assert!(admit("10.0.0.2").is_some());
+        assert_eq!(held[1].as_ref().map(OpenConnection::nth_of_client), Some(2));
+        assert_eq!(admit("10.0.0.2").map(|open| open.nth_of_client()), Some(1));
         assert!(admit("2001:db8:0:1::1").is_some());
         assert!(open.admit(None, bounds).is_some(), "a proxy has no bound");
         assert_eq!(open.refusals.of_clients.load(Ordering::Relaxed), 9);

@@ -63,7 +63,7 @@ impl<L> Upload<L> {
 /// true and the request may be left. `token_end` waits for the end of a token.
 pub async fn watch<W: Watched, T>(
     watched: &W,
-    mut processing: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+    mut processing: impl Future<Output = T> + Unpin,
     token_end: &(impl Fn(Principal) -> TokenEnds + ?Sized),
     shutdown: &ShutdownWatch,
 ) -> T {
@@ -98,7 +98,7 @@ pub async fn watch<W: Watched, T>(
             {
                 watched.with(|control| control.set_end(tunnel.reason));
             }
-            if let Poll::Ready(output) = processing.as_mut().poll(cx) {
+            if let Poll::Ready(output) = Pin::new(&mut processing).poll(cx) {
                 return Poll::Ready(output);
             }
             // Pingora may just have said whose token it is, or that there is a tunnel or an upload.

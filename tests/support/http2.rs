@@ -10,11 +10,13 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::PATIENCE;
 use super::http::Message;
+use super::tls::TlsClient;
 
 /// The bytes with which a client begins.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,6 +38,24 @@ impl H2Client {
 
     /// The same with options.
     pub fn connect_with(to: SocketAddr, set: impl FnOnce(&mut h2::client::Builder)) -> Self {
+        Self::over(connect(to), set)
+    }
+
+    /// A connection over TLS with a server of this `name`.
+    pub fn connect_tls(client: &TlsClient, to: SocketAddr, name: &str) -> Self {
+        let client = client.with(|config| config.alpn_protocols = vec![b"h2".to_vec()]);
+        let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
+        let encrypted = async move {
+            let socket = connect(to).await;
+            tokio_rustls::TlsConnector::from(client.0).connect(name, socket).await.unwrap()
+        };
+        Self::over(encrypted, |_| {})
+    }
+
+    fn over<B>(bytes: impl Future<Output = B>, set: impl FnOnce(&mut h2::client::Builder)) -> Self
+    where
+        B: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(1 << 20).initial_connection_window_size(16 << 20);
         set(&mut builder);
@@ -45,9 +65,7 @@ impl H2Client {
             .build()
             .unwrap();
         let (requests, connection) = runtime.block_on(async {
-            let socket = tokio::net::TcpStream::connect(to).await.unwrap();
-            socket.set_nodelay(true).unwrap();
-            let (requests, connection) = builder.handshake(socket).await.unwrap();
+            let (requests, connection) = builder.handshake(bytes.await).await.unwrap();
             (requests, tokio::spawn(connection))
         });
         Self { runtime, requests, connection }
@@ -147,6 +165,12 @@ impl H2Client {
             poll_fn(|cx| requests.poll_ready(cx)).await.is_err()
         })
     }
+}
+
+async fn connect(to: SocketAddr) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpStream::connect(to).await.unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket
 }
 
 async fn send_all(

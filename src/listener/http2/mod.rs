@@ -4,8 +4,8 @@
 //! much it may have in flight, what a flood is, which heads are requests, and how a connection ends. Each request is a
 //! task of its own, in which Pingora serves it through the same hooks as one of HTTP/1.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use h2::{Reason, RecvStream};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
 use parking_lot::Mutex;
-use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
+use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -25,7 +25,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Connection, Facts};
 use super::end::TokenEnds;
-use super::watch::watch;
 use crate::admission::Rejection;
 use crate::auth::Principal;
 use crate::base::task::detach;
@@ -33,25 +32,37 @@ use crate::config::ClientTimeouts;
 
 mod head;
 mod part;
+mod patience;
 pub mod preface;
 mod protection;
 mod session;
 mod stream;
+mod waiting;
 mod watched;
+mod work;
 
 use head::Fault;
 use part::Part;
+use patience::Patience;
 use protection::{Budget, Protection};
 use session::Http2Session;
 use stream::{Shared, Stream};
 use watched::{Verdict, Watched};
+use work::serve_request;
 
 /// Requests that a client may have in flight on one connection: what RFC 9113 section 6.5.2 recommends at least.
 const MAX_STREAMS: u32 = 100;
 
-/// Requests of a connection that are worked on at the same time. Work on a request goes on for a moment after its client
-/// has reset it, so that there may be more of them than streams.
-const MAX_HANDLERS: usize = 2 * MAX_STREAMS as usize;
+/// Requests that a client may have in flight on a connection, however many connections it has.
+const MIN_STREAMS: u32 = 4;
+
+/// Requests that a client may have in flight on its first connections together. Further ones get less and less, because a
+/// client may have a thousand connections.
+const FIRST_STREAMS: u32 = 1_000;
+
+/// Requests of a connection that are worked on at the same time, for each stream. Work on a request goes on for a moment
+/// after its client has reset it, so that there may be more of them than streams.
+const HANDLERS_PER_STREAM: usize = 2;
 
 /// Bytes of one request's body that may wait to be read.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -105,11 +116,19 @@ struct Context<A> {
     shutdown: ShutdownWatch,
 }
 
-/// Serves the requests of `connection`, whose client begins with the preface, with `requests`, until the client or the
-/// gateway ends it.
+/// How many requests a client may have in flight on its `nth` connection. Over a thousand connections, these are 7,059
+/// together.
+pub fn max_streams(nth: usize) -> u32 {
+    let nth = u32::try_from(nth).unwrap_or(u32::MAX).max(1);
+    (FIRST_STREAMS / nth).clamp(MIN_STREAMS, MAX_STREAMS)
+}
+
+/// Serves the requests of `connection`, `max_streams` of them at the same time, with `requests`, until the
+/// client or the gateway ends it. The client begins with the preface.
 pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     requests: Arc<A>,
     connection: Connection,
+    max_streams: u32,
     timeouts: impl Fn() -> ClientTimeouts,
     refusal: RefusalAnswer,
     token_end: TokenEnd,
@@ -119,8 +138,11 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     let shared = Arc::new(Shared::new(facts.entry.clone()));
     let verdict = Arc::new(Mutex::new(Verdict::default()));
     let watched = Watched::new(bytes, ahead, Arc::clone(&shared), Arc::clone(&verdict));
-    // Without a preface, or without settings, there is nobody to answer.
-    let Ok(Ok(h2)) = timeout(timeouts().header, options().handshake(watched)).await else { return };
+    // Without a preface there is nobody to answer.
+    let Ok(Ok(h2)) = timeout(timeouts().header, options(max_streams).handshake(watched)).await
+    else {
+        return;
+    };
     let context = Context {
         requests,
         digest: Arc::new(digest(&facts)),
@@ -131,16 +153,19 @@ pub async fn serve<A: HttpServerApp + Send + Sync + 'static>(
     };
     let malformed = Budget::new(MALFORMED_BURST, MALFORMED_RATE, Instant::now());
     let context = Arc::new(context);
-    Served { h2, context, verdict, malformed, is_spoiled: false }.run(timeouts, shutdown).await;
+    let max_handlers = HANDLERS_PER_STREAM * max_streams as usize;
+    Served { h2, context, verdict, max_handlers, malformed, is_spoiled: false }
+        .run(timeouts, shutdown)
+        .await;
 }
 
 /// h2's options. Those that are not named here have bounds already: the CONTINUATION frames of a head follow from the largest
 /// list of fields, and 100 parts of bodies may be empty. Requests that are reset before they are accepted (CVE-2023-44487)
 /// have the bound of streams.
-fn options() -> Builder {
+fn options(max_streams: u32) -> Builder {
     let mut options = Builder::new();
     options
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(max_streams)
         .max_header_list_size(head::MAX_HEADER_LIST as u32)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -165,6 +190,7 @@ struct Served<A> {
     h2: H2Connection<Watched, Part>,
     context: Arc<Context<A>>,
     verdict: Arc<Mutex<Verdict>>,
+    max_handlers: usize,
     malformed: Budget,
     /// Whether the connection ends because of malformed heads.
     is_spoiled: bool,
@@ -182,6 +208,8 @@ enum Event {
     Close,
     /// The time for a look at whether the connection is idle.
     Look,
+    /// A frame or a head was not whole in time.
+    Slow,
 }
 
 /// Whether a connection rests.
@@ -203,11 +231,13 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
         let mut close = pin!(context.shared.close.notified());
         let mut look = pin!(sleep_until(Instant::now() + timeouts().idle));
         let (mut is_closing, mut was_idle) = (false, false);
+        let mut patience = Patience::default();
         loop {
             let event = {
                 let mut accept = pin!(self.h2.accept());
                 let verdict = &self.verdict;
                 poll_fn(|cx| {
+                    verdict.lock().awaits = None;
                     if let Poll::Ready(accepted) = accept.as_mut().poll(cx) {
                         return Poll::Ready(match accepted {
                             Some(Ok((request, respond))) => Event::Request(request, respond),
@@ -215,8 +245,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
                             None => Event::Ended(None),
                         });
                     }
-                    if let Some(protection) = verdict.lock().flood {
+                    let Verdict { flood, awaits, .. } = *verdict.lock();
+                    if let Some(protection) = flood {
                         return Poll::Ready(Event::Flood(protection));
+                    }
+                    if patience.is_over(awaits, || timeouts().header, cx) {
+                        return Poll::Ready(Event::Slow);
                     }
                     if !is_closing
                         && (shutdown.as_mut().poll(cx).is_ready()
@@ -251,6 +285,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
                     return;
                 }
                 Event::Flood(protection) => return self.end(protection).await,
+                // Requests that have begun have deadlines of their own, and the frame may still come.
+                Event::Slow if context.shared.handlers() > 0 => {}
+                Event::Slow => return self.end(Protection::SlowFrame).await,
                 Event::Close => {
                     is_closing = true;
                     self.h2.graceful_shutdown();
@@ -311,7 +348,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
 
     /// Begins to serve a request; `false` when the client has sent too many malformed heads.
     fn begin(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Part>) -> bool {
-        if self.context.shared.handlers() >= MAX_HANDLERS {
+        if self.context.shared.handlers() >= self.max_handlers {
             Protection::Handlers.count();
             respond.send_reset(Reason::REFUSED_STREAM);
             return true;
@@ -354,25 +391,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Served<A> {
     }
 }
 
-/// Serves the request of `session`, and watches it when it takes long.
-async fn serve_request<A: HttpServerApp + Send + Sync + 'static>(
-    context: &Context<A>,
-    session: Http2Session,
-    stream: &Stream,
-) {
-    let mut processing = process(context, session);
-    if timeout(LONG, &mut processing).await.is_err() {
-        watch(stream, processing, &*context.token_end, &context.shutdown).await;
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Lets Pingora serve the request of `session`. This function is neither inlined nor `async`, so that Pingora's large
-/// future, which is made on the stack before it is boxed, takes no room in the request's task.
-#[inline(never)]
-fn process<A: HttpServerApp + Send + Sync + 'static>(
-    context: &Context<A>,
-    session: Http2Session,
-) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + '_>> {
-    let session = ServerSession::new_custom(Box::new(session));
-    context.requests.process_new_http(session, &context.shutdown)
+    #[test]
+    fn a_client_with_many_connections_has_few_requests_on_each() {
+        for (nth, most) in [(0, 100), (1, 100), (10, 100), (11, 90), (100, 10), (1_000, 4)] {
+            assert_eq!(max_streams(nth), most, "{nth}");
+        }
+        assert_eq!((1..=1_000).map(max_streams).sum::<u32>(), 7_059);
+    }
 }

@@ -32,6 +32,12 @@ const RESET_RATE: u32 = 33;
 /// The length of a frame's header (RFC 9113 section 4.1).
 const FRAME_HEADER: usize = 9;
 
+/// Types of frames, and the flag of a head's last one (RFC 9113 section 6).
+const DATA: u8 = 0x0;
+const HEADERS: u8 = 0x1;
+const CONTINUATION: u8 = 0x9;
+const END_HEADERS: u8 = 0x4;
+
 /// The reason to end a connection, or a stream, against the client's will: a value of the metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
@@ -63,6 +69,8 @@ pub enum Protection {
     Handlers,
     /// A client that takes no more of an answer.
     WindowStall,
+    /// A frame or a head that takes too long.
+    SlowFrame,
 }
 
 impl Protection {
@@ -87,6 +95,7 @@ impl Protection {
             Self::MalformedHeads => "malformed_heads",
             Self::Handlers => "handlers",
             Self::WindowStall => "window_stall",
+            Self::SlowFrame => "slow_frame",
         }
     }
 
@@ -149,6 +158,10 @@ pub struct Frames {
     header: [u8; FRAME_HEADER],
     /// How many bytes of the header have arrived.
     arrived: usize,
+    /// Frames that have begun; those of one head count as one. The number may begin again.
+    begun: u32,
+    /// Whether the frames of a head go on.
+    is_in_head: bool,
     control: Budget,
     resets: Budget,
     /// Window updates so far.
@@ -163,6 +176,8 @@ impl Frames {
             skip,
             header: [0; FRAME_HEADER],
             arrived: 0,
+            begun: 0,
+            is_in_head: false,
             control: Budget::new(CONTROL_BURST, CONTROL_RATE, now),
             resets: Budget::new(RESET_BURST, RESET_RATE, now),
             windows: 0,
@@ -172,6 +187,14 @@ impl Frames {
     /// How many window updates have passed; the number may begin again.
     pub fn windows(&self) -> u32 {
         self.windows
+    }
+
+    /// The number of the frame whose rest must follow, where there is one; the preface and the frames of one head are one frame. The
+    /// payload of DATA may take its time: it is the body of a request, which has a deadline of its own.
+    pub fn unfinished(&self) -> Option<u32> {
+        let has_begun = self.arrived > 0 || self.is_in_head || self.begun == 0;
+        let is_data = self.header[3] == DATA;
+        (has_begun || (self.skip > 0 && !is_data)).then_some(self.begun)
     }
 
     /// Follows the next `bytes`. `answered` tells how many parts of answers were sent since it was asked last.
@@ -188,13 +211,19 @@ impl Frames {
             self.skip -= skipped;
             bytes = &bytes[skipped..];
             let taken = (FRAME_HEADER - self.arrived).min(bytes.len());
+            if self.arrived == 0 && taken > 0 && !self.is_in_head {
+                self.begun = self.begun.wrapping_add(1);
+            }
             self.header[self.arrived..self.arrived + taken].copy_from_slice(&bytes[..taken]);
             self.arrived += taken;
             bytes = &bytes[taken..];
             if self.arrived == FRAME_HEADER {
                 self.arrived = 0;
-                let [high, middle, low, kind, ..] = self.header;
+                let [high, middle, low, kind, flags, ..] = self.header;
                 self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+                if matches!(kind, HEADERS | CONTINUATION) {
+                    self.is_in_head = flags & END_HEADERS == 0;
+                }
                 self.frame(kind, answered)?;
             }
         }
@@ -206,13 +235,13 @@ impl Frames {
         self.windows = self.windows.wrapping_add(u32::from(kind == 0x8));
         let (budget, protection) = match kind {
             // h2 bounds DATA frames that are empty, and their length is known here.
-            0x0 if self.skip == 0 => return Ok(()),
-            0x0 | 0x1 => {
+            DATA if self.skip == 0 => return Ok(()),
+            DATA | HEADERS => {
                 self.control.add(EXCUSED_BY_REQUEST);
                 return Ok(());
             }
             // h2 bounds CONTINUATION.
-            0x9 => return Ok(()),
+            CONTINUATION => return Ok(()),
             0x3 => (&mut self.resets, Protection::RapidReset),
             0x2 => (&mut self.control, Protection::Priority),
             0x4 => (&mut self.control, Protection::Settings),
@@ -273,6 +302,33 @@ mod tests {
         for _ in 0..10 * CONTROL_BURST {
             assert_eq!(frames.pass(&frame(0x6, 8), &|| 1), Ok(()));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_frame_that_stands_open_is_known_by_its_number() {
+        let mut frames = Frames::after(3);
+        let mut open_after = |bytes: &[u8]| {
+            frames.pass(bytes, &|| 0).unwrap();
+            frames.unfinished()
+        };
+        assert_eq!(open_after(b"pr"), Some(0), "the preface");
+        assert_eq!(open_after(b"e"), Some(0), "the first frame is part of it");
+        let settings = frame(0x4, 12);
+        assert_eq!(open_after(&settings[..5]), Some(1));
+        assert_eq!(open_after(&settings[5..20]), Some(1));
+        assert_eq!(open_after(&settings[20..]), None);
+        let data = frame(0x0, 100);
+        assert_eq!(open_after(&data[..5]), Some(2));
+        assert_eq!(open_after(&data[5..50]), None, "a body has another deadline");
+        assert_eq!(open_after(&data[50..]), None);
+        // A head in three frames.
+        let (head, mut last) = (frame(0x1, 10), frame(0x9, 2));
+        assert_eq!(open_after(&head), Some(3));
+        assert_eq!(open_after(&frame(0x9, 1)), Some(3));
+        last[4] = END_HEADERS;
+        assert_eq!(open_after(&last[..10]), Some(3));
+        assert_eq!(open_after(&last[10..]), None);
+        assert_eq!(open_after(&[&frame(0x6, 8)[..], &data[..1]].concat()), Some(5));
     }
 
     #[tokio::test(start_paused = true)]

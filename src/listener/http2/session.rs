@@ -176,8 +176,13 @@ impl Http2Session {
     async fn unless_stalled(&self, sending: impl Future<Output = Result<()>>) -> Result<()> {
         let Some(limit) = self.write_timeout else { return sending.await };
         let mut sending = pin!(sending);
+        // Nearly every part is sent at once, and needs no time.
+        if let Poll::Ready(sent) = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
+            return sent;
+        }
         let mut since = Instant::now();
         loop {
+            self.stream.lock().set_write_due(since + limit);
             match timeout_at(since + limit, &mut sending).await {
                 Ok(sent) => return sent,
                 Err(_elapsed) if self.stream.last_taken() > since => {
@@ -258,6 +263,7 @@ impl Drop for Http2Session {
     /// Tells the client that an answer which did not end is not whole.
     fn drop(&mut self) {
         let mut state = self.stream.lock();
+        state.stop_waiting();
         let reason = match state.control.end() {
             Some(RequestEnd::Token(_) | RequestEnd::TunnelIdle | RequestEnd::Draining) => {
                 Reason::CANCEL

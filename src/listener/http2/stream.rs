@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -15,12 +16,14 @@ use h2::{Reason, SendStream};
 use http::{HeaderMap, Response};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::part::{Part, Unsent};
+use super::waiting::{Waiting, WaitingAnswer, turn};
 use crate::listener::connection::Entry;
 use crate::listener::control::RequestControl;
 use crate::listener::end::RequestEnd;
+use crate::listener::timer::poll_deadline;
 use crate::listener::watch::Watched;
 
 /// What the requests of a connection share with the connection's task.
@@ -37,6 +40,8 @@ pub struct Shared {
     last_taken: AtomicU64,
     /// Parts of answers that were sent since the last look.
     answered: AtomicU32,
+    /// The answers that wait for the client.
+    waiting: Arc<Waiting>,
     /// Wakes the connection's task when the connection must end after its requests.
     pub close: Notify,
 }
@@ -51,6 +56,7 @@ impl Shared {
             last_end: AtomicU64::new(0),
             last_taken: AtomicU64::new(0),
             answered: AtomicU32::new(0),
+            waiting: Arc::default(),
             close: Notify::new(),
         }
     }
@@ -120,6 +126,9 @@ impl Stream {
             respond,
             body: None,
             has_ended: false,
+            waiting: None,
+            write_due: None,
+            rest_timer: None,
             control: RequestControl::default(),
         };
         let unsent = Arc::new(Unsent::new(Arc::clone(&shared)));
@@ -157,7 +166,28 @@ impl Stream {
         let mut state = self.lock();
         let sent = self.poll_send_locked(&mut state, data, last, cx);
         state.control.pace.writes(sent.is_ready());
+        match (&sent, &state.waiting) {
+            (Poll::Pending, None) => {
+                state.waiting = Some(WaitingAnswer::begin(&self.0.shared.waiting));
+                if self.0.shared.waiting.is_full() {
+                    turn::end();
+                }
+            }
+            (Poll::Ready(_), Some(_)) => state.waiting = None,
+            _ => {}
+        }
         sent
+    }
+
+    /// Waits while the request must rest: its answer waits for the client, and so do too many others of the connection.
+    pub fn poll_work(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.shared.waiting.is_full() {
+            if self.lock().must_rest(cx) {
+                return Poll::Pending;
+            }
+            turn::shorten();
+        }
+        Poll::Ready(())
     }
 
     fn poll_send_locked(
@@ -242,6 +272,12 @@ pub struct StreamState {
     body: Option<SendStream<Part>>,
     /// Whether the end of the answer was sent.
     has_ended: bool,
+    /// Present while the answer waits for the client.
+    waiting: Option<WaitingAnswer>,
+    /// When the client must have taken bytes of an answer that waits.
+    write_due: Option<Instant>,
+    /// Wakes a request that rests at that time.
+    rest_timer: Option<Pin<Box<Sleep>>>,
     /// What the hooks of the request and the task that watches it tell each other.
     pub control: RequestControl,
 }
@@ -250,6 +286,16 @@ impl StreamState {
     /// Whether the end of the answer was sent.
     pub fn has_ended(&self) -> bool {
         self.has_ended
+    }
+
+    /// Sets when the client must have taken bytes of an answer that waits.
+    pub fn set_write_due(&mut self, due: Instant) {
+        self.write_due = Some(due);
+    }
+
+    /// Notes that no one sends the answer on.
+    pub fn stop_waiting(&mut self) {
+        self.waiting = None;
     }
 
     /// Sends a header that precedes the answer.
@@ -297,6 +343,28 @@ impl StreamState {
             None => self.respond.poll_reset(cx),
         };
         gone.map(drop)
+    }
+
+    /// Whether the answer waits for the client, and may do so for longer. The task of `cx` is woken otherwise.
+    fn must_rest(&mut self, cx: &mut Context<'_>) -> bool {
+        let (Some(_), Some(body)) = (&self.waiting, &mut self.body) else { return false };
+        self.control.check_deadline(cx);
+        // The turn in which the answer began to wait may have had no budget left for its timer.
+        let is_late =
+            self.write_due.is_some_and(|due| poll_deadline(&mut self.rest_timer, due, cx));
+        if is_late || self.control.end().is_some() {
+            return false;
+        }
+        while body.capacity() == 0 {
+            match body.poll_capacity(cx) {
+                // Woken too early: the next look waits.
+                Poll::Ready(Some(Ok(_))) => {}
+                // The stream has ended.
+                Poll::Ready(_) => return false,
+                Poll::Pending => return true,
+            }
+        }
+        false
     }
 
     fn writer(&mut self) -> Result<&mut SendStream<Part>, SendError> {

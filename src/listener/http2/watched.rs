@@ -21,6 +21,9 @@ pub struct Verdict {
     pub flood: Option<Protection>,
     /// h2 has told the client that it reached a bound.
     pub told: Option<Protection>,
+    /// The number of the frame whose rest h2 waits for. The connection's task clears it before each poll: h2 does not read
+    /// while it must write first, and the client cannot be blamed then.
+    pub awaits: Option<u32>,
 }
 
 /// A client's byte stream. It gives no more bytes once the client has sent too many frames of a kind.
@@ -67,7 +70,11 @@ impl AsyncRead for Watched {
         }
         let before = buf.filled().len();
         if this.ahead.is_empty() {
-            ready!(Pin::new(&mut this.bytes).poll_read(cx, buf))?;
+            let read = Pin::new(&mut this.bytes).poll_read(cx, buf);
+            if read.is_pending() {
+                this.verdict.lock().awaits = this.frames.unfinished();
+            }
+            ready!(read)?;
         } else {
             let taken = this.ahead.len().min(buf.remaining());
             buf.put_slice(&this.ahead[..taken]);
