@@ -10,11 +10,15 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use super::PATIENCE;
 use super::http::Message;
+use super::tls::TlsClient;
 
 /// The bytes with which a client begins.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,6 +40,26 @@ impl H2Client {
 
     /// The same with options.
     pub fn connect_with(to: SocketAddr, set: impl FnOnce(&mut h2::client::Builder)) -> Self {
+        Self::connect_over(to, set, async |socket| socket)
+    }
+
+    /// A connection over TLS to the host `name`.
+    pub fn connect_tls(to: SocketAddr, client: &TlsClient, name: &'static str) -> Self {
+        let client = client.with(|config| config.alpn_protocols = vec![b"h2".to_vec()]);
+        let connector = TlsConnector::from(client.0);
+        let name = ServerName::try_from(name).unwrap();
+        Self::connect_over(
+            to,
+            |_| {},
+            async move |socket| connector.connect(name, socket).await.unwrap(),
+        )
+    }
+
+    fn connect_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        to: SocketAddr,
+        set: impl FnOnce(&mut h2::client::Builder),
+        over: impl AsyncFnOnce(tokio::net::TcpStream) -> S,
+    ) -> Self {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(1 << 20).initial_connection_window_size(16 << 20);
         set(&mut builder);
@@ -47,7 +71,7 @@ impl H2Client {
         let (requests, connection) = runtime.block_on(async {
             let socket = tokio::net::TcpStream::connect(to).await.unwrap();
             socket.set_nodelay(true).unwrap();
-            let (requests, connection) = builder.handshake(socket).await.unwrap();
+            let (requests, connection) = builder.handshake(over(socket).await).await.unwrap();
             (requests, tokio::spawn(connection))
         });
         Self { runtime, requests, connection }
