@@ -300,6 +300,28 @@ fn no_client_sees_that_all_endpoints_are_replaced_one_after_the_other() {
 }
 
 #[test]
+fn no_client_sees_that_an_endpoint_moves_to_another_port() {
+    let mut old = ServerProcess::start();
+    let gateway = Gateway::start(&upstream_config(&[&old.url()], "retries: 0"));
+    let (wrong, requests) = under_load(&gateway, || {
+        for generation in 2..6 {
+            thread::sleep(Duration::from_millis(200));
+            let new = ServerProcess::start();
+            gateway.reload(&upstream_config(&[&new.url()], "retries: 0"));
+            wait_for("the reload", || {
+                (gateway.metric("tollgate_config_generation") == Some(f64::from(generation)))
+                    .then_some(())
+            });
+            // Requests that the old server has are answered meanwhile.
+            thread::sleep(Duration::from_millis(300));
+            old = new;
+        }
+    });
+    assert!(requests > 100, "{requests}");
+    assert!(wrong.is_empty(), "{} of {requests}: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+}
+
+#[test]
 fn one_request_opens_no_breakers() {
     let origins = [Origin::start(), Origin::start(), Origin::start()];
     for origin in &origins {

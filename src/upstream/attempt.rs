@@ -134,7 +134,8 @@ impl Failure {
             | ErrorType::H1Error
             | ErrorType::H2Error
             | ErrorType::H2Downgrade
-            | ErrorType::InvalidH2 => Self::MalformedAnswer,
+            | ErrorType::InvalidH2
+            | ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => Self::MalformedAnswer,
             _ => Self::Other,
         }
     }
@@ -182,6 +183,7 @@ mod tests {
             (ErrorType::WriteTimedout, Failure::WriteTimeout, true),
             (ErrorType::ConnectionClosed, Failure::Closed, false),
             (ErrorType::InvalidHTTPHeader, Failure::MalformedAnswer, false),
+            (ErrorType::new("InvalidChunk"), Failure::MalformedAnswer, false),
             (ErrorType::InternalError, Failure::Other, false),
         ] {
             let error = || Error::new(etype.clone());

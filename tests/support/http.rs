@@ -105,11 +105,15 @@ pub fn read_body(
             let size = line.split(';').next().unwrap_or("").trim();
             let size = u64::from_str_radix(size, 16).map_err(broken)?;
             copy(from, Some(size), sink)?;
-            // After the last chunk an empty line ends the trailers; this origin and client use none.
-            from.read_exact(&mut [0; 2])?;
             if size == 0 {
+                // An empty line ends the trailers, which nobody asks for.
+                while {
+                    line.clear();
+                    from.read_line(&mut line)? > 2
+                } {}
                 return Ok(());
             }
+            from.read_exact(&mut [0; 2])?;
         }
     }
     match head.all("content-length").first() {

@@ -19,6 +19,7 @@ pub mod http;
 pub mod http2;
 pub mod issuer;
 pub mod origin;
+pub mod process;
 pub mod redis;
 pub mod server;
 pub mod tls;

@@ -188,6 +188,11 @@ impl TlsConnection {
         self.session().peer_certificates().unwrap()[0].clone().into_owned()
     }
 
+    /// The connection itself, for what is not HTTP.
+    pub fn stream(&mut self) -> &mut StreamOwned<ClientConnection, TcpStream> {
+        self.0.get_mut()
+    }
+
     pub fn socket(&mut self) -> &mut TcpStream {
         &mut self.0.get_mut().sock
     }
