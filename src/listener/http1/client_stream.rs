@@ -1,6 +1,7 @@
 //! A client's byte stream and its buffer: the bytes that have arrived, and where the present request ends.
 //! This file must not know Pingora's sessions.
 
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -70,6 +71,10 @@ pub struct ClientStream {
 fn is_informational(bytes: &[u8]) -> bool {
     let status = bytes.strip_prefix(b"HTTP/1.").and_then(|bytes| bytes.get(2..5));
     status.is_some_and(|status| status[0] == b'1' && status != b"101")
+}
+
+fn malformed(broken: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, broken)
 }
 
 /// Between requests.
@@ -312,19 +317,29 @@ impl ClientStream {
                 self.control.byte_passes();
                 return Poll::Ready(Ok(()));
             }
-            let read = self.poll_read_more(cx);
-            self.control.pace.reads(read.is_ready());
-            if ready!(read)? == 0 {
-                return Poll::Ready(Ok(()));
-            }
+            return self.poll_read_body(cx, buf);
         }
         let room = buf.remaining().min(self.ahead.len());
-        let shown = self
-            .body
-            .pass(&self.ahead[..room])
-            .map_err(|broken| io::Error::new(io::ErrorKind::InvalidData, broken))?;
+        let shown = self.body.pass(&self.ahead[..room]).map_err(malformed)?;
         buf.put_slice(&self.ahead[..shown]);
         self.ahead.advance(shown);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads a part of the present request's body, past the buffer. Bytes that arrive behind the body go into the buffer.
+    fn poll_read_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut room = ReadBuf::new(buf.initialize_unfilled());
+        let read = Pin::new(&mut self.bytes).poll_read(cx, &mut room);
+        self.control.pace.reads(read.is_ready());
+        ready!(read)?;
+        let arrived = room.filled();
+        let shown = self.body.pass(arrived).map_err(malformed)?;
+        self.ahead.extend_from_slice(&arrived[shown..]);
+        buf.advance(shown);
         Poll::Ready(Ok(()))
     }
 
