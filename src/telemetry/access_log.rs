@@ -89,7 +89,7 @@ impl AccessLine<'_> {
         };
         // An error means that the thread ends.
         let _ = OWN.try_with(|own| {
-            own.lines.push(|out| match format {
+            own.lines.push(false, |out| match format {
                 LogFormat::Json => self.json(out, own.date(Utc::now())),
                 LogFormat::Console => self.console(out, colors),
             });

@@ -120,7 +120,8 @@ struct Queue(Arc<Buffer>);
 
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(|lines| lines.extend_from_slice(line));
+        // These lines are few, and people wait for them.
+        self.0.push(true, |lines| lines.extend_from_slice(line));
         Ok(line.len())
     }
 

@@ -1,7 +1,7 @@
 //! The thread that writes log lines to standard output, so that a slow reader never stops a worker.
 //!
-//! Threads put lines into buffers. The writing thread is woken by the first line, gathers others for [`GATHER`], and writes
-//! each buffer at once: many lines cost one system call, and no line wakes a thread of its own. This file must not know what
+//! Threads put lines into buffers. The writing thread is woken by the first line, gathers others for [`GATHER`] unless a line is
+//! urgent, and writes each buffer at once: many lines cost one system call, and one of many wakes the thread. This file must not know what
 //! a line looks like.
 
 use std::fs::File;
@@ -62,8 +62,8 @@ impl Buffer {
         buffer
     }
 
-    /// Adds the whole lines that `write` appends, or counts a loss.
-    pub(super) fn push(&self, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds the whole line that `write` appends, or counts a loss. An urgent line does not wait for others.
+    pub(super) fn push(&self, is_urgent: bool, write: impl FnOnce(&mut Vec<u8>)) {
         let length = {
             let mut lines = self.0.lock();
             if lines.len() >= FULL {
@@ -73,7 +73,7 @@ impl Buffer {
             write(&mut lines);
             lines.len()
         };
-        QUEUE.tell(length >= LARGE);
+        QUEUE.tell(is_urgent || length >= LARGE);
     }
 }
 
