@@ -376,10 +376,12 @@ fn proxies_of_others_bring_their_clients() {
     let wrong = wrong.into_inner();
     let failed = failures(&edge.gateway);
     assert!(wrong.is_empty(), "{} wrong: {wrong:#?}; {failed:#?}", wrong.len());
-    let clients = edge.gateway.log();
-    let told = clients.iter().filter(|line| line["path"] == "/from");
-    let told: Vec<_> = told.map(|line| line["client_ip"].as_str().unwrap()).collect();
-    assert_eq!(told, ["127.0.0.9"; FRONTS.len()]);
+    wait_for("the line of each proxy's request", || {
+        let lines = edge.gateway.log().into_iter().filter(|line| line["path"] == "/from");
+        let told: Vec<_> = lines.map(|line| line["client_ip"].clone()).collect();
+        assert!(told.iter().all(|client| client == "127.0.0.9"), "{told:?}");
+        (told.len() == FRONTS.len()).then_some(())
+    });
 }
 
 /// curl, which says nothing of its progress.
