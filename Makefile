@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test restricted simulate fuzz bench check
+.PHONY: help run build release test restricted simulate fuzz bench check
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,9 +13,13 @@ run: ## Build the gateway quickly, less optimised, and start the demo (ARGS="--p
 	@scripts/dependencies build
 	cargo run --profile trial --locked -- demo $(ARGS)
 
-build: ## Build the gateway as it is shipped: target/release/tollgate
+build: ## Build the gateway with every optimisation but a profile: target/release/tollgate
 	@scripts/dependencies build
 	cargo build --release --locked
+
+release: ## Build the gateway as it is shipped, with a profile: a tenth faster, and it takes three times as long
+	@scripts/dependencies release
+	scripts/release
 
 test: ## Run every test
 	@scripts/dependencies test

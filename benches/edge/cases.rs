@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -79,6 +80,7 @@ pub struct Bench {
     origin_http2: SocketAddr,
     token: String,
     identity: Identity,
+    gateway: PathBuf,
     _origins: [Process; 2],
     // Last, because fields are dropped in order: the processes write into it.
     directory: TempDir,
@@ -111,11 +113,11 @@ impl fmt::Display for Compared {
 }
 
 impl Bench {
-    /// Starts the origins.
+    /// Starts the origins; `gateway` is the program that is measured.
     ///
     /// # Errors
     /// When a process does not start.
-    pub fn start() -> Result<Self, Failure> {
+    pub fn start(gateway: PathBuf) -> Result<Self, Failure> {
         let placement = Placement::of_this_machine(1)?;
         let directory = tempfile::tempdir()?;
         let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()])?;
@@ -139,7 +141,16 @@ impl Bench {
         let (origin, origin_http2) = (free_address()?, free_address()?);
         let origins = [start(origin, false)?, start(origin_http2, true)?];
         let token = sign()?;
-        Ok(Self { placement, origin, origin_http2, token, identity, _origins: origins, directory })
+        Ok(Self {
+            placement,
+            origin,
+            origin_http2,
+            token,
+            identity,
+            gateway,
+            _origins: origins,
+            directory,
+        })
     }
 
     /// Measures `case` in `rounds`, the bare proxy before and after the gateway.
@@ -180,7 +191,11 @@ impl Bench {
         };
         let mut proxy = Process::start(command, self.directory.path().join("proxy.log"))?;
         let measured = self.observe(case, &mut proxy, address, seconds);
-        measured.map_err(|failure| format!("{failure}\n{}", proxy.last_lines()).into())
+        let measured = measured.map_err(|failure| format!("{failure}\n{}", proxy.last_lines()))?;
+        if !is_bare {
+            proxy.end()?;
+        }
+        Ok(measured)
     }
 
     fn observe(
@@ -241,7 +256,7 @@ impl Bench {
         }
         let scheme = if case.is_grpc() { "h2c" } else { "http" };
         let config = json!({
-            "server": { "threads": 1 },
+            "server": { "threads": 1, "grace_period_seconds": 0 },
             "listeners": [listener],
             "metrics": { "address": free_address()? },
             "log": { "level": "info", "access": false },
@@ -259,7 +274,7 @@ impl Bench {
         });
         let file = self.directory.path().join("tollgate.yaml");
         std::fs::write(&file, serde_json::to_string_pretty(&config)?)?;
-        let mut command = self.placement.command(Side::Proxy, env!("CARGO_BIN_EXE_tollgate"));
+        let mut command = self.placement.command(Side::Proxy, &self.gateway);
         command.arg("run").arg("-c").arg(file);
         // Variables of the environment would override the configuration.
         for (name, _) in std::env::vars_os() {

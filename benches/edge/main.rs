@@ -61,6 +61,9 @@ struct Plan {
     /// Measure this case alone; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = CASES.map(|case| case.name))]
     only: Vec<String>,
+    /// The gateway that is measured, instead of the one that was built for this bench.
+    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_tollgate"))]
+    gateway: PathBuf,
     /// A single round of one second, to see whether everything works.
     #[arg(long, conflicts_with_all = ["seconds", "rounds"])]
     quick: bool,
@@ -94,7 +97,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.role {
         Some(Role::Origin { listen, http2 }) => origin::run(listen, http2).map_err(Failure::from),
         Some(Role::Bare(bare)) => bare.run(),
-        None => drive(&arguments.plan),
+        None => drive(arguments.plan),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,14 +108,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn drive(plan: &Plan) -> Result<(), Failure> {
+fn drive(plan: Plan) -> Result<(), Failure> {
     let missing: Vec<_> =
         ["wrk", "h2load"].into_iter().filter(|program| !processes::is_installed(program)).collect();
     if !missing.is_empty() {
         return Err("needs: sudo apt-get install -y wrk nghttp2-client".into());
     }
     let (rounds, seconds) = if plan.quick { (1, 1) } else { (plan.rounds, plan.seconds) };
-    let bench = Bench::start()?;
+    let bench = Bench::start(plan.gateway)?;
     println!("medians of {rounds} rounds of {seconds} s\n");
     println!("{:<12} {:>12} {:>12} {:>20}  what", "case", "bare", "gateway", "of bare");
     for case in &CASES {

@@ -20,6 +20,9 @@ const NEEDED: [(&str, &str); 4] = [
 /// The kernel's unit of process times towards user space, in hertz (`getconf CLK_TCK`).
 const TICKS_PER_SECOND: u64 = 100;
 
+/// How long a process may take to end when it is asked to.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How long a process may take until it listens.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -155,6 +158,24 @@ impl Process {
     /// When the kernel does not say.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// Asks it to end, and waits: an instrumented build writes its profile then.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end(&mut self) -> Result<(), Failure> {
+        let id = i32::try_from(self.child.id())?;
+        let id = rustix::process::Pid::from_raw(id).ok_or("no process id")?;
+        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        let asked = Instant::now();
+        while self.ended()?.is_none() {
+            if asked.elapsed() > END_DEADLINE {
+                return Err("the process does not end".into());
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Its log so far.

@@ -29,8 +29,8 @@ const LONGEST_WARM_UP_SECONDS: u64 = 64;
 /// How often every token has been used before anything is measured: the first uses verify it, fetch its record and find
 /// out how fast it is.
 const WARM_UP_USES: u64 = 10;
-/// So many requests warm up any number of tokens.
-const ENOUGH_WARM_UP: u64 = 300_000;
+/// So many requests are enough: every token has been used.
+const ENOUGH_WARM_UP: u64 = 150_000;
 
 /// Requests a minute no run reaches.
 const NEVER_REACHED: u64 = 1_000_000_000;
@@ -232,8 +232,12 @@ impl Bench {
         };
         let command = self.proxy_command(variant, limit, address)?;
         let mut proxy = Process::start(command, self.directory.path().join("proxy.log"))?;
-        self.observe(variant, limit, &mut proxy, address, seconds)
-            .map_err(|failure| format!("{failure}\n{}", proxy.last_lines()).into())
+        let observed = self.observe(variant, limit, &mut proxy, address, seconds);
+        let observed = observed.map_err(|failure| format!("{failure}\n{}", proxy.last_lines()))?;
+        if matches!(variant.proxy, Proxy::Tollgate(_)) {
+            proxy.end()?;
+        }
+        Ok(observed)
     }
 
     fn observe(
@@ -252,7 +256,7 @@ impl Bench {
         load::wait_until_ready(proxy, address, &tokens.first)?;
 
         let expected: &[u16] = if variant.flood { &[200, 429] } else { &[200] };
-        // However slow the machine is.
+        // However slow the machine is. Each run begins with the first token, so it is one run that must use all of them.
         let mut warm_up_seconds = 1;
         while load::run(&self.placement, address, tokens, warm_up_seconds, expected)?.requests
             < (variant.tokens * WARM_UP_USES).min(ENOUGH_WARM_UP)
@@ -351,7 +355,7 @@ impl Bench {
         listen: SocketAddr,
     ) -> Result<String, Failure> {
         let mut config = json!({
-            "server": { "threads": self.threads },
+            "server": { "threads": self.threads, "grace_period_seconds": 0 },
             "listeners": [{ "address": listen }],
             "metrics": { "address": free_address()? },
             "log": { "level": "info", "access": matches!(store, Store::Logged(_)) },
