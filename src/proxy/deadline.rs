@@ -45,7 +45,7 @@ impl Forwarding {
                 Some(of(Instant::now() + first, RequestEnd::FirstByteLate))
             }
             // Pingora's timeout is longer then.
-            (Step::Answering, Some(first)) if first > read => {
+            (Step::Answering, Some(first)) if first + LATER > read => {
                 Some(of(Instant::now() + read, RequestEnd::UpstreamSilent))
             }
             _ => None,
@@ -56,7 +56,7 @@ impl Forwarding {
     /// Whether a pause of the answer has a deadline that each part of the answer moves.
     pub fn has_deadline_of_pauses(&self) -> bool {
         let read = self.permit().upstream().rules().timeouts.read;
-        self.deadlines.first_byte.is_some_and(|first| first > read)
+        self.deadlines.first_byte.is_some_and(|first| first + LATER > read)
     }
 
     /// Whether the time for all attempts has not run out.
@@ -68,7 +68,7 @@ impl Forwarding {
     pub(super) fn limit(&self, peer: &mut HttpPeer, now: Instant) {
         let options = &mut peer.options;
         if let (Some(first), Some(read)) = (self.deadlines.first_byte, options.read_timeout) {
-            options.read_timeout = Some(read.max(first));
+            options.read_timeout = Some(read.max(first + LATER));
         }
         let Some(due) = self.due else { return };
         let left = due.saturating_duration_since(now).max(Duration::from_millis(1));
