@@ -182,7 +182,6 @@ fn servers(authority: &Authority) -> Servers {
         [&files.certificate, &files.key].map(|file| std::fs::read_to_string(file).unwrap());
     std::fs::write(dir.path().join("both.pem"), certificate + &key).unwrap();
     std::fs::write(dir.path().join("ca.pem"), &authority.pem).unwrap();
-    std::fs::create_dir(dir.path().join("files")).unwrap();
     let (mut endpoints, mut processes) = (Vec::new(), Vec::new());
     for (program, file) in [
         ("nginx", "nginx.conf"),

@@ -1,4 +1,5 @@
-//! Time, secrets, networks, bytes, files, descriptors, text, weighted hashing: tools that every room may use. They know nothing of the product.
+//! Time, secrets, networks, bytes, files, descriptors, text, weighted hashing: tools that every room may use. They know
+//! nothing of the product.
 
 pub mod class;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! What the hooks of a request and the task of its connection tell each other while the request is served, whatever its
+//! The state that the hooks of a request share with the task of its connection while the request is served, whatever its
 //! protocol is: when it must end, and how its client keeps up.
 
 use std::os::fd::RawFd;
@@ -35,7 +35,7 @@ pub struct RequestControl {
     is_cut: bool,
 }
 
-/// What the hooks tell.
+/// For the hooks.
 impl RequestControl {
     /// Lets the request end when the token of `principal` does not hold any more.
     pub fn ends_with(&mut self, principal: Principal) {
@@ -75,7 +75,7 @@ impl RequestControl {
     }
 }
 
-/// What the stream of the request does.
+/// For the stream of the request.
 impl RequestControl {
     /// Notes that the answer begins.
     pub fn answer_begins(&mut self) {
@@ -119,7 +119,7 @@ impl RequestControl {
     }
 }
 
-/// What the task that watches the request does.
+/// For the task that watches the request.
 impl RequestControl {
     /// Ends the request: Pingora's next read fails, and its next write, too, unless the answer has not begun.
     pub fn set_end(&mut self, end: RequestEnd) {

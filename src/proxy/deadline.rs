@@ -39,13 +39,13 @@ impl Forwarding {
     pub fn deadline(&self, step: Step) -> Option<RequestDeadline> {
         let of = |due: Instant, reason| RequestDeadline { due: due.into(), reason };
         let total = self.due.map(|due| of(due, RequestEnd::Deadline));
-        let read = self.permit().upstream().rules().timeouts.read;
         let own = match (step, self.deadlines.first_byte) {
             (Step::Waiting, Some(first)) => {
                 Some(of(Instant::now() + first, RequestEnd::FirstByteLate))
             }
             // Pingora's timeout is longer then.
-            (Step::Answering, Some(first)) if first + LATER > read => {
+            (Step::Answering, _) if self.has_deadline_of_pauses() => {
+                let read = self.permit().upstream().rules().timeouts.read;
                 Some(of(Instant::now() + read, RequestEnd::UpstreamSilent))
             }
             _ => None,

@@ -229,10 +229,7 @@ impl ProxyHttp for Proxy {
                         HttpUpstreamRequestPolicy::preserve();
                 }
                 let is_upgrade = ctx.seen.upgrade && session.is_upgrade_req();
-                if is_upgrade
-                    && peer.is_tls()
-                    && !Forwarding::of(&mut ctx.forwarding)?.needs_http2()
-                {
+                if is_upgrade && peer.is_tls() && !forwarding.needs_http2() {
                     // Only HTTP/1.1 has upgrades. Pingora remembers the protocol of a peer, so this is another peer.
                     peer.options.set_http_version(1, 1);
                     peer.group_key = !peer.group_key;

@@ -34,8 +34,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Buffer(Mutex<Vec<u8>>);
 
-/// What the threads of the process share.
-#[derive(Default)]
+/// The state that the threads of the process share.
 struct Queue {
     /// Whether a line waits.
     waits: AtomicBool,

@@ -35,8 +35,7 @@ impl Schedule {
     /// Whether a look-up must start now. It counts as running then. A name that has an address is looked up again after
     /// `every`.
     pub fn start(&mut self, every: Duration, now: Instant) -> bool {
-        let is_due = self.ended.is_none_or(|ended| ended + pause(self.failures, every) <= now);
-        let starts = is_due && !self.is_running;
+        let starts = self.wait(every, now) == Some(Duration::ZERO);
         self.is_running |= starts;
         starts
     }

@@ -62,7 +62,7 @@ pub struct ClientStream {
     answered_whole: bool,
     /// Set when the client has closed its side after a complete request: the time left for the answer.
     half_closed: Option<Pin<Box<Sleep>>>,
-    /// What the hooks of the present request and the task of the connection tell each other.
+    /// The state that the hooks of the present request share with the task of the connection.
     control: RequestControl,
 }
 
@@ -233,7 +233,7 @@ impl ClientStream {
         self.answered_whole = true;
     }
 
-    /// What the hooks of the present request and the task of the connection tell each other.
+    /// The state that the hooks of the present request share with the task of the connection.
     pub fn control(&mut self) -> &mut RequestControl {
         &mut self.control
     }

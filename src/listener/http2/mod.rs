@@ -37,6 +37,7 @@ pub mod preface;
 mod protection;
 mod session;
 mod stream;
+mod turn;
 mod waiting;
 mod watched;
 mod work;

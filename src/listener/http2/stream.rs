@@ -19,7 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 use super::part::{Part, Unsent};
-use super::waiting::{Waiting, WaitingAnswer, turn};
+use super::turn;
+use super::waiting::{Waiting, WaitingAnswer};
 use crate::listener::connection::Entry;
 use crate::listener::control::RequestControl;
 use crate::listener::end::RequestEnd;
@@ -278,7 +279,7 @@ pub struct StreamState {
     write_due: Option<Instant>,
     /// Wakes a request that rests at that time.
     rest_timer: Option<Pin<Box<Sleep>>>,
-    /// What the hooks of the request and the task that watches it tell each other.
+    /// The state that the hooks of the request share with the task that watches it.
     pub control: RequestControl,
 }
 
